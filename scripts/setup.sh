@@ -1,0 +1,158 @@
+# Sourced by train.sh, val.sh and test.sh: goes to the repository's root and finds a Python with
+# Paddle, or makes one in .venv. What it says goes to stderr.
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "${0##*/}: $*"; exit 2; }
+
+# Runs at all (a version manager's shim may exist and fail), and is a version Paddle is built for.
+usable() { "$1" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
+
+# imports PYTHON MODULE. Looking costs milliseconds and importing Paddle seconds, so look first.
+imports() {
+    "$1" -c 'import importlib.util, sys
+sys.exit(1) if importlib.util.find_spec(sys.argv[1]) is None else __import__(sys.argv[1])' "$2" >/dev/null 2>&1
+}
+
+nvidia_driver() {
+    local gpus
+    [[ -e /proc/driver/nvidia/version ]] || { gpus=$(nvidia-smi -L 2>/dev/null) && [[ -n $gpus ]]; }
+}
+
+# Sets $python: PYTHON if given, else an activated environment's, else the first on PATH that will do.
+find_python() {
+    if [[ -n ${PYTHON:-} ]]; then
+        usable "$PYTHON" || die "PYTHON=$PYTHON does not run, or is not Python 3.9 to 3.13."
+        python=$PYTHON
+        return
+    fi
+    for python in ${VIRTUAL_ENV:+"$VIRTUAL_ENV/bin/python"} ${CONDA_PREFIX:+"$CONDA_PREFIX/bin/python"} \
+        python3 python3.13 python3.12 python3.11 python3.10 python3.9 python; do
+        if usable "$python"; then return; fi
+    done
+    die "found no Python 3.9 to 3.13: install one, or set PYTHON to its path."
+}
+
+# True where $python is that of our own .venv (activated, or named by PYTHON).
+is_own() {
+    [[ -d .venv ]] && "$python" -c 'import os, sys; sys.exit(not os.path.samefile(sys.prefix, ".venv"))'
+}
+
+# .venv/unfinished stands from the first package to the last: an import alone cannot tell a whole
+# environment from one whose installation was interrupted after Paddle.
+has_runtime() { [[ ! -e .venv/unfinished ]] && imports "$own" paddle; }
+is_complete() { has_runtime && { [[ $1 != tests ]] || imports "$own" pytest; }; }
+
+# Makes or completes .venv. $1 is "tests" where pytest is needed too.
+install() {
+    local files=()
+    # Two set-ups started at once must not write into one .venv. The root itself is the lock file.
+    exec 9<.
+    if command -v flock >/dev/null && ! flock -n 9; then
+        say "Waiting for another set-up in this directory."
+        flock 9 || true
+    fi
+    # The other one may have finished just now.
+    if is_complete "$1"; then exec 9<&-; return; fi
+
+    if ! has_runtime; then
+        files=(-r requirements.txt)
+        if nvidia_driver; then
+            files=(-r requirements-gpu.txt)
+            "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))' ||
+                die "paddlepaddle-gpu 2.6.2 needs Python 3.9 to 3.12 and $python is newer: set PYTHON, or install a newer build into it (see README.md)."
+        fi
+    fi
+    if [[ $1 == tests ]]; then files+=(-r requirements-dev.txt); fi
+
+    if ! "$own" -c '' 2>/dev/null; then
+        "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+            die "$python has no venv or ensurepip module: install it (on Debian and Ubuntu: apt install python3-venv)."
+        say "Making .venv with $("$python" --version)."
+        "$python" -m venv --clear .venv
+    fi
+    "$own" -m pip --version >/dev/null 2>&1 || "$own" -m ensurepip >/dev/null
+
+    say "Installing into .venv, once; the download is large: ${files[*]}"
+    : >.venv/unfinished
+    # pip retries a connection that fails, but not a download that breaks off in the middle.
+    pip_install "${files[@]}" || { say "pip failed; trying once more."; pip_install "${files[@]}"; }
+    "$own" -W ignore -c 'import paddle'
+    rm .venv/unfinished
+    exec 9<&-
+}
+pip_install() { "$own" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+# Leaves in $python an interpreter that has what is needed. $1 is "tests" where pytest is needed too.
+set_up() {
+    own=$PWD/.venv/bin/python
+    find_python
+    if ! is_own && imports "$python" paddle; then
+        [[ ${1:-} != tests ]] || imports "$python" pytest ||
+            die "$python has Paddle but no pytest: $python -m pip install -r requirements-dev.txt"
+        return
+    fi
+    if ! is_complete "${1:-}"; then install "${1:-}"; fi
+    python=$own
+}
+
+# Sorts the command line into $gpus, $nproc and $arguments, which go to the program.
+read_arguments() {
+    local config=''
+    gpus='' nproc='' arguments=(-c config/lit_data.yaml)
+    while (($#)); do
+        case $1 in
+            -h | --help)
+                sed -n '2,/^[^#]/s/^# \{0,1\}//p' "scripts/${0##*/}"
+                exit 0
+                ;;
+            --config=* | --gpus=* | --nproc=*)
+                set -- "${1%%=*}" "${1#*=}" "${@:2}"
+                continue
+                ;;
+            -c | --config | --gpus | --nproc)
+                [[ -n ${2:-} ]] || die "$1 needs a value."
+                case $1 in
+                    --gpus) gpus=$2 ;;
+                    --nproc) nproc=$2 ;;
+                    *) set_config "$2" ;;
+                esac
+                shift 2
+                continue
+                ;;
+            -*) arguments+=("$1") ;;
+            *) if ((${#arguments[@]} == 2)) && [[ -z $config ]]; then set_config "$1"; else arguments+=("$1"); fi ;;
+        esac
+        shift
+    done
+    [[ -z $gpus || $gpus =~ ^[0-9]+(,[0-9]+)*$ ]] || die "--gpus takes numbers with commas between them (0,1,2,3), not '$gpus'."
+    [[ -z $nproc || $nproc =~ ^[1-9][0-9]*$ ]] || die "--nproc takes a number of processes, not '$nproc'."
+    [[ -z $gpus || -z $nproc ]] || die "give --gpus or --nproc, not both."
+}
+set_config() {
+    [[ -z $config ]] || die "two configs given: $config and $1."
+    config=$1 arguments[1]=$1
+}
+
+# Runs tools/NAME.py in place of this shell, so that signals reach it and its exit code is the script's.
+run() {
+    local launch=()
+    if [[ -n $gpus ]]; then
+        "$python" -c 'import sys, paddle; sys.exit(paddle.device.cuda.device_count() == 0)' 2>/dev/null ||
+            die "--gpus $gpus: Paddle sees no GPU here (no driver, or the CPU build). On a CPU use --nproc N."
+        if [[ $gpus == *,* ]]; then launch=(--gpus "$gpus"); else export CUDA_VISIBLE_DEVICES=$gpus; fi
+    elif ((${nproc:-1} > 1)); then
+        launch=(--nproc_per_node "$nproc")
+    fi
+    if ((${#launch[@]} == 0)); then exec "$python" "$1" "${arguments[@]}"; fi
+    # A directory of its own for each run, because launch appends to what it finds.
+    # -u: it copies the first process's output to a pipe only when its buffer is full.
+    local logs
+    logs=log/launch/$(date +%Y%m%d-%H%M%S)-$$
+    say "Each process writes to $logs/workerlog.N; this is the first one's output."
+    exec "$python" -u -W 'ignore:No ccache found' -m paddle.distributed.launch "${launch[@]}" \
+        --log_level ERROR --log_dir "$logs" "$1" "${arguments[@]}"
+}
+
+# PYTHON may be relative to where the caller stands.
+if [[ ${PYTHON:-} == */* && $PYTHON != /* ]]; then PYTHON=$PWD/$PYTHON; fi
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Trains: sets up Python and Paddle where they are missing, then runs tools/train.py.
+#
+#     bash scripts/train.sh [CONFIG] [--gpus 0,1,2,3 | --nproc N] [-o SECTION.KEY=VALUE ...]
+#
+# CONFIG            a YAML file, also as -c FILE (default: config/lit_data.yaml)
+# --gpus 0,1,2,3    one process per GPU
+# --nproc N         N processes, on a CPU too
+# Everything else goes to tools/train.py, whose own --help lists it. Paths are taken from the
+# repository's root. PYTHON=/path/to/python chooses the interpreter.
+#
+# The exit code is that of tools/train.py (2: wrong input). With several processes it is 0 only if all
+# succeed, and else that of the lowest-numbered one: its own, or 241 if it was stopped because
+# another had failed. log/launch/ keeps the output of each.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+read_arguments "$@"
+set_up
+run tools/train.py
