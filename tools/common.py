@@ -145,7 +145,7 @@ def resize_pos_embed(pos_embed, num_positions, num_prefix=1):
     Raises:
         ValueError: where one of the two lengths is no square grid.
     """
-    pos_embed = paddle.to_tensor(pos_embed, dtype='float32')
+    pos_embed = paddle.to_tensor(np.asarray(pos_embed, dtype='float32'))
     old_side = math.isqrt(pos_embed.shape[1] - num_prefix)
     new_side = math.isqrt(num_positions - num_prefix)
     for side, length in ((old_side, pos_embed.shape[1]), (new_side, num_positions)):

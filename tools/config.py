@@ -1,0 +1,399 @@
+"""The configuration: typed sections, filled from a YAML file, then from `-o SECTION.KEY=VALUE`.
+
+    config = load_config('config/t2t_vit_7.yaml', ['TRAIN.TRAIN_BATCH_SIZE=64'])
+    config.TRAIN.TRAIN_BATCH_SIZE
+
+DATA_PATH, MODEL_PATH, TRAIN and SCHEDULER hold the keys of the Paddle repository's
+t2t_vit_7.yaml with their meaning there, and every default is what that repository's code does;
+so that file, unchanged, trains as it did. `BASE: other.yaml` starts from another file. Relative
+paths are relative to the project's folder, wherever a command is started.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LARGEST_FILE = 1 << 20    # bytes; a configuration is a page, not a book
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be used: one line naming file, key and what to do."""
+
+    exit_code = 2
+
+
+def option(default, help, choices=None, low=None, high=None, above=None, below=None):
+    """A key: its default, what it means, and the values that make sense.
+
+    `low` and `high` are included in the range, `above` and `below` are not.
+    """
+    limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below)
+    if isinstance(default, tuple):
+        return field(default_factory=lambda: default, metadata=limits)
+    return field(default=default, metadata=limits)
+
+
+@dataclass
+class DataPath:
+    TRAIN_DATASET_PATH: str = option('lit_data/train', 'folder of the training images')
+    TRAIN_DATASET_LABEL_PATH: str = option(
+        '', 'list of training images, `path label` a line; empty: one folder a class')
+    VAL_DATASET_PATH: str = option('lit_data/val', 'folder of the validation images')
+    VAL_DATASET_LABEL_PATH: str = option('', 'list of validation images, as for training')
+
+
+@dataclass
+class Model:
+    NAME: str = option('t2t_vit_7', 'network, a name of `zoo.MODELS`')
+    NUM_CLASSES: int = option(1000, 'width of the head', low=1)
+    IMAGE_SIZE: int = option(224, 'side of the square input in pixels, a multiple of 16', low=1)
+    TOKENS_TYPE: str = option('', 'token transformer; empty: the one that belongs to NAME',
+                              choices=('', 'performer', 'transformer', 'convolution'))
+    FROZEN: bool = option(False, 'keep pos_embed and the Performers\' w as initialised: true is '
+                          'the official model, false the Paddle repository\'s')
+    DROP_RATE: float = option(0.0, 'dropout of tokens', low=0, below=1)
+    ATTN_DROP_RATE: float = option(0.0, 'dropout of attention maps', low=0, below=1)
+    DROP_PATH_RATE: float = option(0.0, 'stochastic depth of the last block', low=0, below=1)
+    ADAPT: bool = option(False, 'take weights of another image size (pos_embed is interpolated) '
+                         'or number of classes (the head starts afresh)')
+
+
+@dataclass
+class Train:
+    PRE_TRAIN: bool = option(False, 'start from the weights at MODEL_PATH')
+    TRAIN_BATCH_SIZE: int = option(256, 'training images a step on each card', low=1)
+    TRAIN_NUM_WORKS: int = option(8, 'loader processes a card in training', low=0)
+    VAL_BATCH_SIZE: int = option(64, 'validation images a step on each card', low=1)
+    VAL_NUM_WORKS: int = option(4, 'loader processes a card in validation', low=0)
+    SEED: int = option(0, 'seed of weights, order, augmentation and dropout', low=0,
+                       high=2 ** 31 - 1)
+    LABEL_SMOOTHING: float = option(0.0, 'share of the target spread over all classes', low=0,
+                                    below=1)
+    CLIP_NORM: float = option(1.0, 'largest global norm of the gradient; 0: no clipping', low=0)
+    DECAY_ALL: bool = option(True, 'decay every parameter; false leaves out 1-D parameters, '
+                             'biases and the class token, as the official recipe does')
+    VAL_EVERY: int = option(1, 'epochs between validations; the last epoch is always validated',
+                            low=1)
+    LOG_EVERY: int = option(100, 'steps between log lines', low=1)
+    OUTPUT_DIR: str = option('', 'folder of the run; empty: output/NAME_OF_THE_YAML_FILE')
+    VISUALDL: bool = option(True, 'write scalars for VisualDL into OUTPUT_DIR/visualdl')
+
+
+@dataclass
+class Data:
+    DECODER: str = option('pillow', 'library that decodes images', choices=('pillow', 'opencv'))
+    EVAL_TRANSFORM: str = option(
+        'squash', 'center_crop: shorter side to IMAGE_SIZE / EVAL_CROP_RATIO, centre crop (the '
+        '71.7 figures); squash: both sides to IMAGE_SIZE (the 71.56 figure)',
+        choices=('center_crop', 'squash'))
+    EVAL_CROP_RATIO: float = option(0.9, 'share of the resized image that center_crop keeps',
+                                    above=0, high=1)
+    EVAL_INTERPOLATION: str = option(
+        'auto', 'filter of the evaluation resize; auto: bicubic for center_crop, bilinear for '
+        'squash', choices=('auto', 'bilinear', 'bicubic'))
+    TRAIN_SCALE: tuple = option((0.05, 1.0), 'share of the image\'s area in a training crop',
+                                above=0, high=1)
+    TRAIN_RATIO: tuple = option((3 / 4, 4 / 3), 'width / height of a training crop', above=0)
+    TRAIN_INTERPOLATION: str = option('bilinear', 'filter of the training resize; random: one of '
+                                      'the two for each image',
+                                      choices=('bilinear', 'bicubic', 'random'))
+    FLIP: float = option(0.0, 'probability of a horizontal flip in training', low=0, high=1)
+    MEAN: tuple = option((0.485, 0.456, 0.406), 'mean of the channels, of values in 0 to 1')
+    STD: tuple = option((0.229, 0.224, 0.225), 'standard deviation of the channels', above=0)
+    CLASS_NAMES: str = option('', 'file of class names, one a line; empty: folder names, or '
+                              'config/imagenet_classes.txt for 1000 classes')
+    SHARED_MEMORY: bool = option(True, 'loader processes hand batches over in /dev/shm')
+
+
+@dataclass
+class Scheduler:
+    NUM_EPOCHS: int = option(300, 'epochs of training', low=1)
+    LAST_EPOCHS: int = option(-1, 'epoch of the schedule before the first one: -1 starts the '
+                              'schedule at 0; 0 starts it at 1, as the Paddle repository does',
+                              low=-1)
+    WEIGHT_DECAY: float = option(0.3, 'decoupled weight decay of AdamW', low=0)
+    BASE_LR: float = option(0.003, 'highest learning rate', above=0)
+    USE_WARMUP: bool = option(True, 'follow the schedule; false keeps BASE_LR throughout')
+    WARMUP_EPOCHS: float = option(3, 'epochs from WARMUP_START_LR up to BASE_LR, linearly', low=0)
+    WARMUP_START_LR: float = option(1e-6, 'rate at the schedule\'s epoch 0', low=0)
+    END_LR: float = option(5e-4, 'rate at the end', low=0)
+    DECAY: str = option('cosine', 'way from BASE_LR down to END_LR', choices=('cosine', 'linear'))
+    UPDATE: str = option('epoch', 'how often the rate moves', choices=('epoch', 'step'))
+
+
+@dataclass
+class Config:
+    DATA_PATH: DataPath = field(default_factory=DataPath)
+    MODEL_PATH: str = option('', 'weights file: what training starts from with PRE_TRAIN, and '
+                             'what validation and prediction use')
+    MODEL: Model = field(default_factory=Model)
+    TRAIN: Train = field(default_factory=Train)
+    DATA: Data = field(default_factory=Data)
+    SCHEDULER: Scheduler = field(default_factory=Scheduler)
+
+
+def _keys():
+    """Every key by its full name, e.g. {'TRAIN.SEED': Field, 'MODEL_PATH': Field}."""
+    keys = {}
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.type):
+            keys.update({f'{section.name}.{key.name}': key
+                         for key in dataclasses.fields(section.type)})
+        else:
+            keys[section.name] = section
+    return keys
+
+
+KEYS = _keys()
+SECTIONS = sorted({name.split('.')[0] for name in KEYS if '.' in name})
+
+
+def add_arguments(parser):
+    """Give an argparse parser the options `-c/--config` and `-o`."""
+    parser.add_argument('-c', '--config', default='config/lit_data.yaml', metavar='FILE',
+                        help='configuration (default: config/lit_data.yaml)')
+    parser.add_argument('-o', '--override', nargs='+', action='extend', default=[],
+                        metavar='SECTION.KEY=VALUE', help='values over those of the file')
+
+
+def load_config(path, overrides=()):
+    """Read, check and complete a configuration.
+
+    Args:
+        path: YAML file; looked for from the current folder, then from the project's.
+        overrides: texts `SECTION.KEY=VALUE`; the value is read as YAML.
+
+    Raises:
+        ConfigError: for an unreadable file, an unknown key, a wrong type, a value out of its
+            range, or values that can't go together.
+    """
+    path = find(path)
+    # name -> (value, where it was said, for error messages)
+    said = _read(path, ancestors=())
+    said.update(_read_overrides(overrides))
+    config = Config()
+    for name, (value, where) in said.items():
+        section, _, key = name.rpartition('.')
+        target = getattr(config, section) if section else config
+        setattr(target, key, _coerce(name, value, where))
+    if not config.TRAIN.OUTPUT_DIR:
+        config.TRAIN.OUTPUT_DIR = f'output/{path.stem}'
+    _check_together(config, said, path)
+    return config
+
+
+def save_config(config, path):
+    """Write a resolved configuration, every key in it, as YAML that load_config reads again."""
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    text = yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    Path(path).write_text(text, encoding='utf-8')
+
+
+def project_path(path):
+    """A path of the configuration as an absolute one; relative ones start at the project."""
+    return str(ROOT / os.path.expanduser(path))
+
+
+def find(path):
+    """A configuration file named on the command line, as an existing path."""
+    for candidate in (Path(path).expanduser(), ROOT / path):
+        if candidate.is_file():
+            return candidate.resolve()
+    names = sorted(file.name for file in (ROOT / 'config').glob('*.yaml'))
+    nearest = difflib.get_close_matches(Path(path).name, names, n=1)
+    hint = f', did you mean config/{nearest[0]}?' if nearest else ''
+    raise ConfigError(f'{path}: no such configuration file{hint}')
+
+
+def _shown(path):
+    """A file's name for messages: short inside the project."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _read(path, ancestors):
+    """All that a YAML file and its BASE files say: {full name: (value, 'file:line')}."""
+    if path in ancestors:
+        raise ConfigError(f'{_shown(path)}: BASE leads back to this file')
+    said = {}
+    for name, value, line in _yaml_entries(path):
+        where = f'{_shown(path)}:{line}'
+        if name == 'BASE':
+            base = (path.parent / str(value)).resolve()
+            if not base.is_file():
+                raise ConfigError(f'{where}: BASE names {value}, which is no file')
+            # What stands in this file wins over its base, wherever BASE stands in it.
+            said = {**_read(base, ancestors + (path,)), **said}
+        else:
+            _check_known(name, where)
+            said[name] = (value, where)
+    return said
+
+
+def _yaml_entries(path):
+    """The entries of a YAML file as (full name, value, line); refuses a key said twice."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError(f'{_shown(path)}: larger than {LARGEST_FILE} bytes, '
+                              'this is no configuration')
+        loader = yaml.SafeLoader(path.read_text(encoding='utf-8-sig'))
+        root = loader.get_single_node()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'{_shown(path)}: cannot be read: {error}') from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, 'problem_mark', None)
+        line = f':{mark.line + 1}' if mark else ''
+        problem = getattr(error, 'problem', None) or 'unreadable'
+        raise ConfigError(f'{_shown(path)}{line}: is no valid YAML: {problem}') from error
+    if root is None:
+        return []
+    return _entries_of(loader, root, path, section='')
+
+
+def _entries_of(loader, node, path, section):
+    where = f'{_shown(path)}:{node.start_mark.line + 1}'
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f'{where}: {section or "the file"} must hold `KEY: value` lines')
+    entries, lines = [], {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        name = f'{section}.{key_node.value}' if section else str(key_node.value)
+        if name in lines:
+            raise ConfigError(f'{_shown(path)}:{line}: {name} was set in line {lines[name]} '
+                              'already: keep one of the two')
+        lines[name] = line
+        if name in SECTIONS:
+            if value_node.tag != 'tag:yaml.org,2002:null':
+                entries += _entries_of(loader, value_node, path, name)
+            continue
+        try:
+            value = loader.construct_object(value_node, deep=True)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f'{_shown(path)}:{line}: {name}: the value cannot be read: '
+                              f'{getattr(error, "problem", error)}') from error
+        entries.append((name, value, line))
+    return entries
+
+
+def _read_overrides(overrides):
+    said = {}
+    for text in overrides:
+        name, equals, value = text.partition('=')
+        where = f'-o {text}'
+        if not equals:
+            raise ConfigError(f'{where}: write it as SECTION.KEY=VALUE')
+        _check_known(name, where)
+        if KEYS[name].type is not str:
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ConfigError(f'{where}: the value is no valid YAML') from error
+        said[name] = (value, where)
+    return said
+
+
+def _check_known(name, where):
+    if name in KEYS:
+        return
+    if name in SECTIONS:
+        raise ConfigError(f'{where}: {name} is a section: set one of its keys')
+    # A key under a wrong section is nearest to its namesake, whatever the section's name.
+    last = {known.split('.')[-1]: known for known in KEYS}
+    nearest = (difflib.get_close_matches(name, list(KEYS) + SECTIONS, n=1)
+               or difflib.get_close_matches(name.split('.')[-1], last, n=1))
+    same_key = last.get(name.split('.')[-1])
+    known = same_key or (last.get(nearest[0], nearest[0]) if nearest else None)
+    hint = f', did you mean {known}?' if known else f'; sections are {", ".join(SECTIONS)}'
+    raise ConfigError(f'{where}: {name} is an unknown key{hint}')
+
+
+def _coerce(name, value, where):
+    """A value as its key's type; PyYAML reads 1e-6 as text, for one."""
+    key = KEYS[name]
+    wanted = {str: 'text', bool: 'true or false', int: 'a whole number', float: 'a number',
+              tuple: f'a list of {len(key.default_factory())} numbers'
+              if key.type is tuple else ''}[key.type]
+    try:
+        if key.type is tuple:
+            if not isinstance(value, (list, tuple)) or len(value) != len(key.default_factory()):
+                raise TypeError
+            result = tuple(_number(item) for item in value)
+        elif key.type is float:
+            result = _number(value)
+        elif key.type is int:
+            result = _number(value)
+            if result != int(result):
+                raise TypeError
+            result = int(result)
+        elif key.type is str and value is None:
+            result = ''
+        elif not isinstance(value, key.type):
+            raise TypeError
+        else:
+            result = value
+    except (TypeError, ValueError):
+        raise ConfigError(f'{where}: {name} must be {wanted}, not {value!r}') from None
+    _check_range(name, result, where)
+    return result
+
+
+def _number(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _check_range(name, value, where):
+    limits = KEYS[name].metadata
+    if limits['choices'] and value not in limits['choices']:
+        choices = ', '.join(choice or "''" for choice in limits['choices'])
+        nearest = difflib.get_close_matches(str(value), limits['choices'], n=1)
+        hint = f', did you mean {nearest[0]}?' if nearest else ''
+        raise ConfigError(f'{where}: {name} must be one of {choices}, not {value!r}{hint}')
+    for item in value if isinstance(value, tuple) else (value,):
+        for limit, broken, words in (('low', lambda a, b: a < b, 'at least'),
+                                     ('high', lambda a, b: a > b, 'at most'),
+                                     ('above', lambda a, b: a <= b, 'more than'),
+                                     ('below', lambda a, b: a >= b, 'less than')):
+            if limits[limit] is not None and broken(item, limits[limit]):
+                raise ConfigError(f'{where}: {name} must be {words} {limits[limit]}, '
+                                  f'not {value!r}')
+
+
+def _check_together(config, said, path):
+    """Refuse values that are fine alone and impossible together."""
+    def refuse(name, reason):
+        where = said[name][1] if name in said else _shown(path)
+        raise ConfigError(f'{where}: {name} {reason}')
+
+    schedule, data = config.SCHEDULER, config.DATA
+    if schedule.USE_WARMUP:
+        if schedule.WARMUP_EPOCHS > schedule.NUM_EPOCHS:
+            refuse('SCHEDULER.WARMUP_EPOCHS', f'is {schedule.WARMUP_EPOCHS:g}, longer than the '
+                   f'{schedule.NUM_EPOCHS} of SCHEDULER.NUM_EPOCHS')
+        if schedule.END_LR > schedule.BASE_LR:
+            refuse('SCHEDULER.END_LR', f'is {schedule.END_LR:g}, above the {schedule.BASE_LR:g} '
+                   'of SCHEDULER.BASE_LR that it decays from')
+        if schedule.WARMUP_START_LR > schedule.BASE_LR:
+            refuse('SCHEDULER.WARMUP_START_LR', f'is {schedule.WARMUP_START_LR:g}, above the '
+                   f'{schedule.BASE_LR:g} of SCHEDULER.BASE_LR that it warms up to')
+        if schedule.LAST_EPOCHS >= schedule.NUM_EPOCHS:
+            refuse('SCHEDULER.LAST_EPOCHS', f'is {schedule.LAST_EPOCHS}, so the schedule of '
+                   f'{schedule.NUM_EPOCHS} epochs would be over before the first one')
+    if config.TRAIN.PRE_TRAIN and not config.MODEL_PATH:
+        refuse('TRAIN.PRE_TRAIN', 'is true, but MODEL_PATH names no weights: set it')
+    for name, (low, high) in (('TRAIN_SCALE', data.TRAIN_SCALE), ('TRAIN_RATIO', data.TRAIN_RATIO)):
+        if low > high:
+            refuse(f'DATA.{name}', f'is ({low:g}, {high:g}): put the smaller number first')

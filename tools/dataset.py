@@ -1,0 +1,563 @@
+"""Images: from a list or folders on disk to batches of normalised tensors.
+
+Read from top to bottom: which images there are, how one is decoded, how it is cropped and
+resized, how samples become epochs and batches, and how worker processes deliver them.
+"""
+
+import ctypes
+import gc
+import io
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import warnings
+
+import numpy as np
+import paddle
+from paddle.io import DataLoader, Dataset, DistributedBatchSampler
+from paddle.io.dataloader.collate import default_collate_fn
+from PIL import Image, UnidentifiedImageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
+# Pillow knows dozens of formats, and for some it starts other programs. Files may come from
+# strangers, so only these are tried, whatever the name says.
+IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP')
+
+INTERPOLATIONS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+# A strip of 65,000 x 1 pixels, its shorter side scaled to 248, would take 16 GB. No photograph
+# comes near this limit on the longer side.
+LONGEST_SIDE = 100_000
+
+# Some ImageNet files hold broken EXIF data. Nothing here uses EXIF, so Pillow need not complain.
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')
+
+
+class DataError(ValueError):
+    """The data is not what it should be. The one-line message says where, and what to do."""
+
+    exit_code = 2
+
+
+class ImageError(DataError):
+    """One image file cannot be read. The message names it and says why."""
+
+
+def read_image_list(list_file, root, num_classes=None):
+    """Read lines of `path label`, as in ImageNet's train.txt and val.txt.
+
+    The label is the last word, so a path may hold spaces. Blank lines, CRLF line ends and a
+    byte order mark are accepted. Whether an image exists shows only when it is read, because
+    asking for a million files takes minutes.
+
+    Args:
+        list_file: the list, in UTF-8.
+        root: the folder that the paths are relative to.
+        num_classes: if given, labels must be below it.
+
+    Returns:
+        A list of (path including root, label).
+
+    Raises:
+        DataError: with file and line, for a line that is no `path label` or whose path leaves
+            root; for a missing or empty list; for a missing root.
+    """
+    _require_folder(root)
+    try:
+        with open(list_file, 'rb') as file:
+            lines = file.read().splitlines()
+    except OSError as error:
+        raise DataError(f'{list_file}: cannot read the image list ({error.strerror})') from error
+
+    samples = []
+    for number, line in enumerate(lines, start=1):
+        where = f'{list_file}:{number}'
+        try:
+            text = line.decode('utf-8-sig' if number == 1 else 'utf-8').strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f'{where}: not UTF-8; save the list as UTF-8') from error
+        if not text:
+            continue
+        match = re.fullmatch(r'([^\0]*\S)\s+([0-9]{1,9})', text)
+        if not match:
+            raise DataError(f"{where}: expected 'path label', where the label is a class id such "
+                            f'as 7, got {text[:80]!r}')
+        path, label = match[1], int(match[2])
+        # The list may come from a stranger: it must not name files outside root.
+        if os.path.isabs(path) or '..' in path.replace('\\', '/').split('/'):
+            raise DataError(f"{where}: {path!r} leads out of {root}; write it relative to that "
+                            "folder, without '..'")
+        _require_class(label, num_classes, where)
+        samples.append((os.path.join(root, path), label))
+    if not samples:
+        raise DataError(f"{list_file}: the image list is empty; write one 'path label' a line")
+    return samples
+
+
+def scan_class_folders(root, class_ids=None, num_classes=None):
+    """Find the images below root, where every folder in root is a class.
+
+    Images may lie at any depth inside a class folder. Names that begin with a dot are skipped:
+    they are what editors and file managers leave behind.
+
+    Args:
+        root: the folder that holds the class folders.
+        class_ids: a mapping of folder name to class id, such as ImageNet's WordNet ids. If it
+            knows every folder, its ids are the labels, so that a part of ImageNet's classes
+            keeps the true ones. Otherwise classes are numbered in the order of their names.
+        num_classes: if given, labels must be below it.
+
+    Returns:
+        A list of (path, label), ordered by class folder and path, and a dict of class folder
+        name to label.
+
+    Raises:
+        DataError: for a missing root, one without images, and a label out of range.
+    """
+    _require_folder(root)
+    names = sorted(entry.name for entry in os.scandir(root)
+                   if entry.is_dir() and not entry.name.startswith('.'))
+    if class_ids and all(name in class_ids for name in names):
+        class_folders = {name: class_ids[name] for name in names}
+    else:
+        class_folders = {name: number for number, name in enumerate(names)}
+
+    samples = []
+    for name, label in class_folders.items():
+        _require_class(label, num_classes, os.path.join(root, name))
+        paths = [os.path.join(folder, file)
+                 for folder, _, files in os.walk(os.path.join(root, name)) for file in files
+                 if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith('.')]
+        samples.extend((path, label) for path in sorted(paths))
+    if not samples:
+        raise DataError(f'{root}: no images found; expected CLASS/IMAGE in it, with one of the '
+                        f'extensions {" ".join(IMAGE_EXTENSIONS)}')
+    return samples, class_folders
+
+
+def load_samples(root, list_file=None, class_ids=None, num_classes=None):
+    """List the images of a data set: from list_file if one is given, else by class folders.
+
+    Arguments and errors are those of read_image_list and scan_class_folders.
+
+    Returns:
+        A list of (path, label).
+    """
+    if list_file:
+        return read_image_list(list_file, root, num_classes)
+    return scan_class_folders(root, class_ids, num_classes)[0]
+
+
+def _require_folder(root):
+    if not os.path.isdir(root):
+        raise DataError(f'{root}: no such folder; set the data root to where the images are')
+
+
+def _require_class(label, num_classes, where):
+    if num_classes is not None and label >= num_classes:
+        raise DataError(f'{where}: class id {label}, but the network has {num_classes} classes '
+                        f'(0 to {num_classes - 1}); set the number of classes to fit the data')
+
+
+def decode_image(path, decoder='pillow'):
+    """Read an image file of any common kind as RGB.
+
+    Both decoders give the same pixels: OpenCV reads ordinary JPEGs, Pillow everything else.
+    EXIF rotation is ignored and transparency dropped, as by torchvision's loader, with which the
+    published weights were trained and measured.
+
+    Args:
+        path: the file. Its content decides the format, not its name.
+        decoder: 'pillow' or 'opencv'.
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        ImageError: if the file is missing, empty, cut off, not an image, or would be so large
+            once decoded that Pillow takes it for an attack.
+        DataError: if there is no such decoder.
+    """
+    opencv = _import_opencv(decoder)
+    try:
+        with open(path, 'rb') as file:
+            data = file.read()
+    except OSError as error:
+        raise ImageError(f'{path}: cannot be read ({error.strerror})') from error
+    if not data:
+        raise ImageError(f'{path}: the file is empty')
+    # A damaged file makes Pillow raise any of a dozen kinds of exception.
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        if opencv and image.format == 'JPEG' and image.mode in ('L', 'RGB'):
+            return _decode_jpeg(data, opencv) or _to_rgb(image)
+        return _to_rgb(image)
+    except UnidentifiedImageError as error:
+        known = ', '.join(IMAGE_FORMATS)
+        raise ImageError(f'{path}: not an image of a known format ({known})') from error
+    except Exception as error:
+        raise ImageError(f'{path}: damaged or too large an image ({error})') from error
+
+
+def _to_rgb(image):
+    """Convert a PIL image of any mode to RGB; what was transparent shows its hidden colour."""
+    if image.mode.startswith('I'):
+        # 16-bit grey: convert would clip at 255. Of 16-bit colour Pillow keeps the high byte.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image.load()
+    image.info.pop('transparency', None)    # of a palette; convert would warn of it
+    return image.convert('RGB')
+
+
+def _decode_jpeg(data, opencv):
+    """Decode a grey or RGB JPEG, or return None to leave a doubtful one to Pillow."""
+    # Of a file that is cut off, OpenCV 4.5 makes an image with a grey end. Compressed data holds
+    # no markers, so in a whole file an end of image (FFD9) follows the last start of scan (FFDA);
+    # the end of a thumbnail comes before that.
+    if data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
+        return None
+    pixels = opencv.imdecode(np.frombuffer(data, dtype=np.uint8),
+                             opencv.IMREAD_COLOR | opencv.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        return None
+    height, width, _ = pixels.shape    # the third axis is blue, green, red
+    return Image.frombuffer('RGB', (width, height), pixels, 'raw', 'BGR', 0, 1)
+
+
+def _import_opencv(decoder):
+    """Return the module cv2 for 'opencv', None for 'pillow'; servers may lack what cv2 needs."""
+    if decoder == 'pillow':
+        return None
+    if decoder != 'opencv':
+        raise DataError(f"decoder must be 'pillow' or 'opencv', not {decoder!r}")
+    try:
+        import cv2
+    except ImportError as error:
+        raise DataError(f"decoder 'opencv' cannot be used ({error}); install "
+                        "opencv-python-headless or choose the decoder 'pillow'") from error
+    return cv2
+
+
+def normalise(pixels, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+    """Turn uint8 [H, W, 3] into float32 [3, H, W]: (pixels / 255 - mean) / std."""
+    mean, std = np.float32(mean).reshape(3, 1, 1), np.float32(std).reshape(3, 1, 1)
+    image = pixels.transpose(2, 0, 1).astype(np.float32, order='C')    # [3, H, W]
+    image *= 1 / (255 * std)
+    image -= mean / std
+    return image
+
+
+class EvalTransform:
+    """The transform of validation, prediction and export: the same image every time.
+
+    'center_crop' is the official evaluation: the shorter side to floor(image_size / crop_ratio),
+    then the central square. 'squash' scales both sides to image_size, with which the Paddle
+    repository's figures were measured. Pixel by pixel, both equal torchvision's Resize and
+    CenterCrop on PIL images.
+
+    Args:
+        image_size: side of the result, in pixels.
+        mode: 'center_crop' or 'squash'.
+        crop_ratio: the part of the shorter side that center_crop keeps, in (0, 1].
+        interpolation: 'bilinear', 'bicubic', or 'auto': bicubic for center_crop, bilinear for
+            squash.
+        mean, std: one number a channel, for pixels in [0, 1].
+    """
+
+    def __init__(self, image_size=224, mode='center_crop', crop_ratio=0.9, interpolation='auto',
+                 mean=IMAGENET_MEAN, std=IMAGENET_STD):
+        if mode not in ('center_crop', 'squash'):
+            raise ValueError(f"mode must be 'center_crop' or 'squash', not {mode!r}")
+        if not 0 < crop_ratio <= 1:
+            raise ValueError(f'crop_ratio must be in (0, 1], not {crop_ratio}')
+        if interpolation == 'auto':
+            interpolation = 'bicubic' if mode == 'center_crop' else 'bilinear'
+        self.image_size = image_size
+        self.mode = mode
+        self.crop_ratio = crop_ratio
+        self.resampling = INTERPOLATIONS[interpolation]
+        self.mean, self.std = mean, std
+
+    def pixels(self, image, rng=None):
+        """Resize and crop a PIL RGB image to uint8 [image_size, image_size, 3]."""
+        size = self.image_size
+        if self.mode == 'squash':
+            return np.asarray(image.resize((size, size), self.resampling))
+        shorter = math.floor(size / self.crop_ratio)
+        scaled = [min(int(shorter * side / min(image.size)), LONGEST_SIDE) for side in image.size]
+        left, top = (round((side - size) / 2) for side in scaled)
+        resized = image.resize(scaled, self.resampling)
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+    def __call__(self, image, rng=None):
+        """Turn a PIL RGB image into float32 [3, image_size, image_size]; rng is not used."""
+        return normalise(self.pixels(image), self.mean, self.std)
+
+
+class TrainTransform:
+    """Random resized crop and horizontal flip, with torchvision's distributions.
+
+    Args:
+        image_size: side of the result, in pixels.
+        scale: range of the crop's area, as a part of the image's.
+        ratio: range of the crop's width / height.
+        interpolation: 'bilinear', 'bicubic', or 'random': one of the two for each image.
+        flip: probability of a horizontal flip.
+        mean, std: one number a channel, for pixels in [0, 1].
+    """
+
+    def __init__(self, image_size=224, scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3),
+                 interpolation='bilinear', flip=0.0, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+        names = INTERPOLATIONS if interpolation == 'random' else [interpolation]
+        self.resamplings = [INTERPOLATIONS[name] for name in names]
+        self.image_size = image_size
+        self.scale = scale
+        self.ratio = ratio
+        self.flip = flip
+        self.mean, self.std = mean, std
+
+    def crop_box(self, width, height, rng):
+        """Draw the crop of a width x height image: (left, top, right, bottom) in pixels.
+
+        The area is uniform in scale, the logarithm of width / height uniform in ratio. If ten
+        draws do not fit into the image, it is the central part with the nearest ratio.
+        """
+        narrowest, widest = self.ratio
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(narrowest), math.log(widest)))
+            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                left = int(rng.integers(width - crop_width + 1))
+                top = int(rng.integers(height - crop_height + 1))
+                return left, top, left + crop_width, top + crop_height
+        crop_width = min(width, round(height * widest))
+        crop_height = min(height, round(width / narrowest))
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+        return left, top, left + crop_width, top + crop_height
+
+    def pixels(self, image, rng):
+        """Augment a PIL RGB image to uint8 [image_size, image_size, 3]."""
+        # Not resize(box=...), whose filter looks beyond the crop's edges.
+        image = image.crop(self.crop_box(*image.size, rng))
+        resampling = self.resamplings[rng.integers(len(self.resamplings))]
+        image = image.resize((self.image_size, self.image_size), resampling)
+        if rng.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
+
+    def __call__(self, image, rng):
+        """Turn a PIL RGB image into float32 [3, image_size, image_size].
+
+        Every random number comes from rng, a numpy Generator.
+        """
+        return normalise(self.pixels(image, rng), self.mean, self.std)
+
+
+class ImageDataset(Dataset):
+    """Images and labels, where the key (epoch, index) alone decides how an image is augmented.
+
+    Neither the number of workers and processes nor the order of reading changes a sample. Every
+    epoch draws anew, and the same seed draws the same again, so that a resumed run goes on as if
+    it had never stopped.
+
+    Args:
+        samples: a list of (path, label).
+        transform: called with a PIL RGB image and a numpy Generator.
+        decoder: 'pillow' or 'opencv'.
+        seed: an int, not negative.
+
+    Raises:
+        DataError: if there is no such decoder.
+    """
+
+    def __init__(self, samples, transform, decoder='pillow', seed=0):
+        super().__init__()
+        _import_opencv(decoder)    # raises now what would otherwise stop the first image
+        self.samples = samples
+        self.transform = transform
+        self.decoder = decoder
+        self.seed = seed
+
+    def __getitem__(self, key):
+        """Return the image, float32 [3, H, W], and its label, int64, of a key (epoch, index).
+
+        A plain index stands for epoch 0.
+
+        Raises:
+            ImageError: if the file cannot be read.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        path, label = self.samples[index]
+        rng = np.random.default_rng((self.seed, epoch, index))
+        return self.transform(decode_image(path, self.decoder), rng), np.int64(label)
+
+    def __len__(self):
+        return len(self.samples)
+
+
+class EpochBatchSampler(DistributedBatchSampler):
+    """Batches of (epoch, index) keys for one of num_replicas processes.
+
+    The order depends on (seed, epoch) alone. Every step's global batch is cut into equal,
+    consecutive parts, one for each rank. To make the last one divisible the epoch's first
+    samples are repeated at its end, fewer than num_replicas of them. That does no harm in
+    training. An evaluation without shuffling joins the parts in the order of the ranks and cuts
+    them at len(dataset). All ranks get batches of the same number and sizes.
+
+    Args:
+        dataset: anything with a length.
+        batch_size: samples in a batch of one process.
+        num_replicas, rank: how many processes there are, and which this is; None asks Paddle.
+        shuffle: a new order every epoch instead of that of the data set.
+        drop_last: leave out the last batch if it is not full.
+        seed: an int, not negative.
+
+    Raises:
+        DataError: if there is no image, or drop_last leaves none.
+    """
+
+    def __init__(self, dataset, batch_size, num_replicas=None, rank=None, shuffle=False,
+                 drop_last=False, seed=0):
+        super().__init__(dataset, batch_size, num_replicas, rank, shuffle, drop_last)
+        self.seed = seed
+        self.start_batch = 0
+        if len(self) == 0:
+            raise DataError(f'{len(dataset)} image(s) for {self.nranks} process(es) do not fill a '
+                            f'batch of {batch_size}; make the batch smaller or add images')
+
+    def set_epoch(self, epoch, start_batch=0):
+        """Choose the epoch, and the batch to begin with: a resumed run skips those before it.
+
+        The length stays that of the whole epoch.
+        """
+        self.epoch = epoch
+        self.start_batch = start_batch
+
+    def __iter__(self):
+        # The base class's order knows no seed, and every iteration would move on the epoch.
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        order = np.resize(order, self.total_size)    # repeats from the start
+        global_size = self.batch_size * self.nranks
+        for batch in range(self.start_batch, len(self)):
+            global_batch = order[batch * global_size:(batch + 1) * global_size]
+            local_batch = np.split(global_batch, self.nranks)[self.local_rank]
+            yield [(self.epoch, int(index)) for index in local_batch]
+
+
+def make_loader(dataset, batch_sampler, num_workers, use_shared_memory=True):
+    """Return an iterable with a length over the batches of an ImageDataset.
+
+    Args:
+        dataset: an ImageDataset.
+        batch_sampler: an EpochBatchSampler; its set_epoch is called before an iteration.
+        num_workers: worker processes; 0 reads in the calling process.
+        use_shared_memory: hand batches over in /dev/shm if there is room for them.
+
+    Returns:
+        An iterable of [images float32 [B, 3, H, W], labels int64 [B]], as Paddle tensors.
+        Iterating raises ImageError for a file that cannot be read, by whichever process. Worker
+        processes end with the iteration, also when it is left early.
+    """
+    if num_workers == 0:
+        return _Loader(dataset, batch_sampler)
+    # For each worker Paddle keeps two batches in store, on every rank of this machine.
+    batch_bytes = 4 * batch_sampler.batch_size * 3 * dataset.transform.image_size ** 2
+    needed = batch_bytes * 2 * num_workers * batch_sampler.nranks
+    if use_shared_memory and _free_shared_memory() < needed:
+        logging.getLogger(__name__).warning(
+            '/dev/shm lacks the %d MiB that the loader may need: going on without shared memory, '
+            'which is slower (docker run --shm-size gives more)', math.ceil(needed / 2**20))
+        use_shared_memory = False
+    workers = DataLoader(
+        _ErrorsAsSamples(dataset), batch_sampler=batch_sampler, collate_fn=_collate,
+        num_workers=num_workers, use_shared_memory=use_shared_memory,
+        worker_init_fn=_start_worker)
+    return _Loader(dataset, batch_sampler, workers)
+
+
+class _Loader:
+    """The batches of a sampler, read here or, given a Paddle DataLoader, by its workers."""
+
+    def __init__(self, dataset, batch_sampler, workers=None):
+        self.dataset = dataset
+        self.batch_sampler = batch_sampler
+        self.workers = workers
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def __iter__(self):
+        return self._read() if self.workers is None else self._receive()
+
+    def _read(self):
+        # Paddle's loader without workers hangs for ever when a sample raises an exception.
+        for keys in self.batch_sampler:
+            batch = default_collate_fn([self.dataset[key] for key in keys])
+            yield [paddle.to_tensor(field) for field in batch]
+
+    def _receive(self):
+        # A worker must not collect garbage that it inherits: the iterator of a loop left early
+        # would wait in it, for ever, for a thread that only this process has.
+        gc.freeze()
+        batches = iter(self.workers)
+        gc.unfreeze()
+        try:
+            for batch in batches:
+                if len(batch) == 1:
+                    message = batch[0].numpy().tobytes()
+                    raise ImageError(message.decode('utf-8', 'surrogateescape'))
+                yield batch
+        finally:
+            # Paddle's reader thread holds on to its iterator, and with it to the workers, when a
+            # loop is left early.
+            batches._try_shutdown_all()
+
+
+class _ErrorsAsSamples(Dataset):
+    """Return an ImageError instead of raising it: Paddle would lose its message in a worker."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except ImageError as error:
+            return error
+
+    def __len__(self):
+        return len(self.dataset)
+
+
+def _collate(samples):
+    """Stack samples to [images, labels], or give the first error's text as one uint8 array."""
+    for sample in samples:
+        if isinstance(sample, ImageError):
+            return [np.frombuffer(str(sample).encode('utf-8', 'surrogateescape'), dtype=np.uint8)]
+    return default_collate_fn(samples)
+
+
+def _start_worker(worker_id):
+    """Make a worker process leave Ctrl-C to its parent, and not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == 'linux':
+        set_parent_death_signal = 1    # PR_SET_PDEATHSIG in linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _free_shared_memory():
+    """Return the free bytes of /dev/shm, 0 where there is none."""
+    try:
+        status = os.statvfs('/dev/shm')
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize

@@ -1,0 +1,95 @@
+"""Validate: top-1 and top-5 of a network over every validation image, each counted once.
+
+    python tools/val.py -c config/t2t_vit_7.yaml --weights output/t2t_vit_7.pdparams
+"""
+
+import time
+
+from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
+
+# isort: split
+import paddle
+from paddle.nn import functional as F
+
+import build
+import config as configuration
+from runtime import command, distributed
+from runtime.logger import progress, say
+
+
+def evaluate(network, loader, log_every=0):
+    """Score a network on all images of a loader, over all processes together.
+
+    Every step gathers logits and labels of all processes in the order of the data set and cuts
+    off what the sampler repeated to even the processes out; then correct and seen are summed.
+    So the result is the same for any number of processes.
+
+    Args:
+        network: images `[B, 3, S, S]` to logits `[B, num_classes]`.
+        loader: batches in the data set's order, the same many on every process.
+        log_every: steps between the lines on the way; 0 says nothing.
+
+    Returns:
+        dict: top1, top5 and loss as means over the images; images; seconds;
+        images_per_second.
+    """
+    was_training = network.training
+    network.eval()
+    left = len(loader.dataset)    # images not yet counted
+    correct, correct_in_5, loss_sum, seen = 0, 0, 0.0, 0
+    read_time, started = 0.0, time.perf_counter()
+    read_started = started
+    with paddle.no_grad():
+        for step, (images, labels) in enumerate(progress(loader, 'validation'), start=1):
+            read_time += time.perf_counter() - read_started
+            logits = distributed.gather_rows(network(images))[:left]     # (B of all, classes)
+            labels = distributed.gather_rows(labels)[:left]              # (B of all)
+            left -= len(labels)
+            seen += len(labels)
+            hits = top_k_hits(logits, labels)
+            correct += hits[:, 0].sum().item()
+            correct_in_5 += hits.sum().item()
+            loss_sum += F.cross_entropy(logits, labels, reduction='sum').item()
+            if log_every and (step % log_every == 0 or step == len(loader)):
+                steps = step % log_every or log_every
+                say(f'Step [{step}/{len(loader)}], acc: {correct / seen:.4f}, '
+                    f'read_time: {read_time / steps:.4f}')
+                read_time = 0.0
+            read_started = time.perf_counter()
+    if was_training:
+        network.train()
+    seconds = time.perf_counter() - started
+    return dict(top1=correct / seen, top5=correct_in_5 / seen, loss=loss_sum / seen, images=seen,
+                seconds=seconds, images_per_second=seen / seconds)
+
+
+def top_k_hits(logits, labels, k=5):
+    """Whether each of the k best classes is the right one: int `[B, k]`, best class first.
+
+    With fewer than k classes there are as many columns as classes.
+    """
+    best = paddle.topk(logits, min(k, logits.shape[1]), axis=1)[1]       # (B, k)
+    return (best == labels.unsqueeze(1)).astype('int64')
+
+
+def main(arguments):
+    parser = command.parser(__doc__)
+    configuration.add_arguments(parser)
+    parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
+    options = parser.parse_args(arguments)
+    config = configuration.load_config(options.config, options.override)
+    weights = build.weights_path(config, options.weights)
+
+    distributed.init()
+    network, _ = build.trained_network(config, weights)
+    loader = build.eval_loader(config)
+    say(f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, {len(loader.dataset)} images '
+        f'of {config.DATA_PATH.VAL_DATASET_PATH}, {distributed.world_size()} process(es)')
+    scores = evaluate(network, loader, log_every=10)
+    say(f'top-1: {scores["top1"]:.4f}, top-5: {scores["top5"]:.4f}, loss: {scores["loss"]:.4f}, '
+        f'{scores["images"]} images, {scores["images_per_second"]:.1f} images/s')
+    say(f'ImageNet final val acc is:{scores["top1"]:.4f}')
+
+
+if __name__ == '__main__':
+    command.run(main)
