@@ -149,8 +149,3 @@ def test_large_and_binary_files_are_refused(tmp_path):
     path.write_bytes(b'\xff\xfe\x00\x01')
     assert 'cannot be read' in refusal(path)
 
-
-def test_every_key_stands_in_the_readmes_table():
-    readme = (ROOT / 'README.md').read_text()
-    missing = [name for name in KEYS if f'`{name}`' not in readme]
-    assert not missing

@@ -1,0 +1,95 @@
+"""What comes with the project is what it claims to be: weights, configuration, log, README."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+
+import build
+from config import KEYS, load_config
+from dataset import EvalTransform, decode_image
+from runtime.weights import read_weights
+
+WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
+RESOLVED = ROOT / 'output' / 't2t_vit_7_lit_data.yaml'
+FINAL = re.compile(r'ImageNet final val acc is:(\d\.\d{4})')
+
+
+def test_the_shipped_weights_score_what_their_log_says():
+    """A second way: images straight from the list, no loader, no evaluate()."""
+    config = load_config(RESOLVED)
+    network, metadata = build.trained_network(config, WEIGHTS)
+    network.eval()
+    transform = EvalTransform(config.MODEL.IMAGE_SIZE, config.DATA.EVAL_TRANSFORM)
+    lines = (ROOT / 'lit_data' / 'val.txt').read_text().splitlines()
+    images = np.stack([transform(decode_image(ROOT / 'lit_data' / 'val' / line.rsplit(' ', 1)[0]))
+                       for line in lines])
+    labels = np.array([int(line.rsplit(' ', 1)[1]) for line in lines])
+    with paddle.no_grad():
+        logits = network(paddle.to_tensor(images)).numpy()
+    assert logits.shape == (len(lines), 1000)
+    accuracy = (logits.argmax(axis=1) == labels).mean()
+    assert len(lines) >= 64 and accuracy >= 0.95
+    log = (ROOT / 'log' / 'lit_data.log').read_text()
+    assert f'{metadata["top1"]:.4f}' == f'{accuracy:.4f}'
+    assert f'best val acc: {accuracy:.4f}' in log
+
+
+def test_the_log_belongs_to_the_shipped_configuration():
+    records = [json.loads(line)
+               for line in (ROOT / 'log' / 'lit_data.jsonl').read_text().splitlines()]
+    resolved = json.loads(json.dumps(dataclasses.asdict(load_config(RESOLVED))))
+    assert records[0]['config'] == resolved
+    assert resolved == json.loads(json.dumps(dataclasses.asdict(
+        load_config('config/lit_data.yaml')))), 'config/lit_data.yaml has changed since the run'
+    assert records[-1]['event'] == 'end' and records[-1]['elapsed'] < 600
+
+
+@pytest.mark.parametrize('name', ['lit_data', 'tiny_imagenet'])
+def test_the_loss_falls_in_the_shipped_logs(name):
+    records = [json.loads(line)
+               for line in (ROOT / 'log' / f'{name}.jsonl').read_text().splitlines()]
+    losses = [record['loss'] for record in records if record['event'] == 'epoch']
+    assert len(losses) == records[0]['config']['SCHEDULER']['NUM_EPOCHS']
+    assert losses[-1] < losses[len(losses) // 2] < losses[0]
+    assert FINAL.search((ROOT / 'log' / f'{name}.log').read_text())
+
+
+def test_predict_finds_the_plate_and_val_ends_with_its_line():
+    def lines(*command):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True,
+                              cwd=ROOT, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    assert lines('tools/predict.py')[0] == 'class_id is: 923'
+    _, metadata = read_weights(WEIGHTS)
+    assert lines('tools/val.py')[-1] == f'ImageNet final val acc is:{metadata["top1"]:.4f}'
+
+
+def test_the_readme_has_a_row_for_every_key_as_the_code_has_it():
+    readme = (ROOT / 'README.md').read_text()
+
+    def row(name, key):
+        default = ({} if dataclasses.MISSING is key.default_factory else
+                   dict(value=key.default_factory())).get('value', key.default)
+        shown = json.dumps(default) if not isinstance(default, tuple) else ', '.join(
+            f'{item:.4g}' for item in default)
+        return f'| `{name}` | {shown} | {key.metadata["help"]} |'
+
+    missing = [row(name, key) for name, key in KEYS.items() if row(name, key) not in readme]
+    assert not missing, 'rows that README.md lacks:\n' + '\n'.join(missing)
+
+
+def test_the_readme_shows_real_output():
+    readme = (ROOT / 'README.md').read_text()
+    log = (ROOT / 'log' / 'lit_data.log').read_text().splitlines()
+    shown = [line.strip() for line in readme.splitlines()
+             if line.strip().startswith(('Epoch [', 'best val acc'))]
+    assert len(shown) > 3 and set(shown) <= set(log)
