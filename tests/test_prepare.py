@@ -58,7 +58,7 @@ def test_another_seed_split_or_number_is_another_picture():
 
 def test_stored_pictures_equal_a_redraw():
     # Other builds of Pillow and libjpeg may round otherwise, so pixels are compared, not bytes.
-    files = [file for file in prepare.plan(60, 8, [w for w, _ in prepare.CLASSES.values()])
+    files = [file for file in prepare.plan(120, 8, [w for w, _ in prepare.CLASSES.values()])
              if file[3] in (1, 7)]
     for split, path, place, number in files:
         stored = Image.open(LIT_DATA / split / path)
@@ -71,7 +71,7 @@ def test_stored_pictures_equal_a_redraw():
 
 def test_lists_files_and_classes_agree():
     classes = read_classes()
-    for split, count in (('train', 60), ('val', 8)):
+    for split, count in (('train', 120), ('val', 8)):
         entries = read_list(LIT_DATA, split)
         assert len(entries) == len(set(entries)) == count * len(prepare.CLASSES)
         assert {path for path, _ in entries} == set((LIT_DATA / split).glob('*/*'))
@@ -90,7 +90,7 @@ def test_pictures_are_jpeg_of_many_sizes_and_small():
     for path in LIT_DATA.glob('*/*/*'):
         with Image.open(path) as image:
             assert image.format == 'JPEG'
-            assert 96 <= min(image.size) and max(image.size) <= 200
+            assert 80 <= min(image.size) and max(image.size) <= 154
             sizes.add(image.size)
             modes.add(image.mode)
     assert len(sizes) > 100 and modes == {'L', 'RGB'}
@@ -154,7 +154,7 @@ def test_a_spoilt_record_is_refused(tmp_path, record):
 def test_wrong_input_is_one_line_and_exit_2(tmp_path):
     result = run('--out', tmp_path / 'data', '--train', 0)
     assert result.returncode == 2
-    assert result.stderr.splitlines() == ['prepare.py: --train and --val must be 1 or more']
+    assert result.stderr.splitlines() == ['error: --train and --val must be 1 or more']
 
 
 def test_class_names():

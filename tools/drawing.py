@@ -1008,12 +1008,12 @@ def picture(draw, seed):
         seed: any string; the same string gives the same picture.
 
     Returns:
-        (image, quality): a Pillow image in RGB or L, its sides 96 to 200 pixels, and the JPEG
-        quality at which to store it, 40 to 92.
+        (image, quality): a Pillow image in RGB or L, its sides 80 to 154 pixels, and the JPEG
+        quality at which to store it, 40 to 85.
     """
     random = Random(seed)
     noise = numpy.random.RandomState(random.getrandbits(32))
-    short = random.randint(96, 165)
+    short = random.randint(80, 128)
     long = round(short * random.uniform(1, 1.2))
     size = (long, short) if random.random() < 0.6 else (short, long)
     large = tuple(OVERSAMPLE * side for side in size)
@@ -1033,4 +1033,4 @@ def picture(draw, seed):
         turn = random.uniform(0, math.tau)
         _scatter(scene, random, 1, place((0.85 * math.cos(turn), 0.85 * math.sin(turn))))
     image = _photograph(scene.reduce(OVERSAMPLE), random, noise)
-    return image, random.randint(40, 92)
+    return image, random.randint(40, 85)

@@ -20,7 +20,7 @@ import config as configuration
 from dataset import IMAGE_EXTENSIONS, ImageError, decode_image
 from runtime import command
 
-PLATE = configuration.ROOT / 'lit_data/val/n07579787/lit_val_00000001.JPEG'
+PLATE = configuration.ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'
 
 
 def find_images(names):

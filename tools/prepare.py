@@ -3,7 +3,7 @@
     python tools/prepare.py
     python tools/prepare.py --out more_data --train 500 --val 50
 
-    lit_data/train/n07579787/n07579787_0001.JPEG    60 pictures of each of 16 classes
+    lit_data/train/n07579787/n07579787_0001.JPEG    120 pictures of each of 16 classes
     lit_data/val/n07579787/lit_val_00000097.JPEG    8 others of each class
     lit_data/train.txt, lit_data/val.txt            lines `n07579787/n07579787_0001.JPEG 923`
     lit_data/drawn.json                             what was drawn, by which a later run knows it
@@ -16,7 +16,6 @@ them, in any order, come out the same. The stored bytes also depend on the Pillo
 hand; with others, pixels may differ by a little.
 """
 
-import argparse
 import io
 import json
 import re
@@ -26,6 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import drawing
+from runtime import command
 
 CLASSES = {
     1: ('n01443537', drawing.goldfish),
@@ -134,24 +134,24 @@ def prepare(out, train, val, seed=0):
           f'of {len(CLASSES)} classes, {total / 1e6:.1f} MB')
 
 
-def main():
-    """Read the command line and draw."""
-    parser = argparse.ArgumentParser(description="Draw a small data set in ImageNet's layout.")
+def main(arguments):
+    parser = command.parser(__doc__)
     parser.add_argument('--out', type=Path, metavar='DIR',
                         default=Path(__file__).resolve().parent.parent / 'lit_data',
-                        help='folder to draw into (lit_data)')
-    parser.add_argument('--train', type=int, default=60, help='training pictures a class (60)')
-    parser.add_argument('--val', type=int, default=8, help='validation pictures a class (8)')
-    parser.add_argument('--seed', type=int, default=0, help='another seed, other pictures (0)')
-    options = parser.parse_args()
+                        help='folder to draw into (default: lit_data)')
+    parser.add_argument('--train', type=int, default=120, metavar='N',
+                        help='training pictures a class (default: 120)')
+    parser.add_argument('--val', type=int, default=8, metavar='N',
+                        help='validation pictures a class (default: 8)')
+    parser.add_argument('--seed', type=int, default=0, help='another seed, other pictures')
+    options = parser.parse_args(arguments)
+    if options.train < 1 or options.val < 1:
+        raise command.UsageError('--train and --val must be 1 or more')
     try:
-        if options.train < 1 or options.val < 1:
-            raise ValueError('--train and --val must be 1 or more')
         prepare(options.out, options.train, options.val, options.seed)
-    except (OSError, ValueError) as error:
-        print(f'prepare.py: {error}', file=sys.stderr)
-        sys.exit(2)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise command.UsageError(str(error)) from error
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)
