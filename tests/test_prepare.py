@@ -58,7 +58,7 @@ def test_another_seed_split_or_number_is_another_picture():
 
 def test_stored_pictures_equal_a_redraw():
     # Other builds of Pillow and libjpeg may round otherwise, so pixels are compared, not bytes.
-    files = [file for file in prepare.plan(120, 8, [w for w, _ in prepare.CLASSES.values()])
+    files = [file for file in prepare.plan(170, 8, [w for w, _ in prepare.CLASSES.values()])
              if file[3] in (1, 7)]
     for split, path, place, number in files:
         stored = Image.open(LIT_DATA / split / path)
@@ -71,7 +71,7 @@ def test_stored_pictures_equal_a_redraw():
 
 def test_lists_files_and_classes_agree():
     classes = read_classes()
-    for split, count in (('train', 120), ('val', 8)):
+    for split, count in (('train', 170), ('val', 8)):
         entries = read_list(LIT_DATA, split)
         assert len(entries) == len(set(entries)) == count * len(prepare.CLASSES)
         assert {path for path, _ in entries} == set((LIT_DATA / split).glob('*/*'))
@@ -90,7 +90,7 @@ def test_pictures_are_jpeg_of_many_sizes_and_small():
     for path in LIT_DATA.glob('*/*/*'):
         with Image.open(path) as image:
             assert image.format == 'JPEG'
-            assert 80 <= min(image.size) and max(image.size) <= 154
+            assert 64 <= min(image.size) and max(image.size) <= 120
             sizes.add(image.size)
             modes.add(image.mode)
     assert len(sizes) > 100 and modes == {'L', 'RGB'}

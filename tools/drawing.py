@@ -985,7 +985,7 @@ def _photograph(image, random, noise):
     light = 1 + random.uniform(0, 0.3) * (2 * _ramp(random, image.size) - 1)
     cast = [random.uniform(0.93, 1.07) for _ in range(3)]
     if random.random() < 0.6:
-        image = image.filter(ImageFilter.GaussianBlur(random.uniform(0, 0.9)))
+        image = image.filter(ImageFilter.GaussianBlur(min(image.size) * random.uniform(0, 0.007)))
     pixels = numpy.asarray(image).astype('float64')
     pixels = (pixels - 128) * random.uniform(0.8, 1.1) + 128 + random.uniform(-18, 18)
     pixels = pixels * light[:, :, None] * numpy.array(cast)
@@ -1008,12 +1008,12 @@ def picture(draw, seed):
         seed: any string; the same string gives the same picture.
 
     Returns:
-        (image, quality): a Pillow image in RGB or L, its sides 80 to 154 pixels, and the JPEG
-        quality at which to store it, 40 to 85.
+        (image, quality): a Pillow image in RGB or L, its sides 64 to 120 pixels, and the JPEG
+        quality at which to store it, 38 to 80.
     """
     random = Random(seed)
     noise = numpy.random.RandomState(random.getrandbits(32))
-    short = random.randint(80, 128)
+    short = random.randint(64, 100)
     long = round(short * random.uniform(1, 1.2))
     size = (long, short) if random.random() < 0.6 else (short, long)
     large = tuple(OVERSAMPLE * side for side in size)
@@ -1033,4 +1033,4 @@ def picture(draw, seed):
         turn = random.uniform(0, math.tau)
         _scatter(scene, random, 1, place((0.85 * math.cos(turn), 0.85 * math.sin(turn))))
     image = _photograph(scene.reduce(OVERSAMPLE), random, noise)
-    return image, random.randint(40, 85)
+    return image, random.randint(38, 80)

@@ -3,7 +3,7 @@
     python tools/prepare.py
     python tools/prepare.py --out more_data --train 500 --val 50
 
-    lit_data/train/n07579787/n07579787_0001.JPEG    120 pictures of each of 16 classes
+    lit_data/train/n07579787/n07579787_0001.JPEG    170 pictures of each of 16 classes
     lit_data/val/n07579787/lit_val_00000097.JPEG    8 others of each class
     lit_data/train.txt, lit_data/val.txt            lines `n07579787/n07579787_0001.JPEG 923`
     lit_data/drawn.json                             what was drawn, by which a later run knows it
@@ -139,8 +139,8 @@ def main(arguments):
     parser.add_argument('--out', type=Path, metavar='DIR',
                         default=Path(__file__).resolve().parent.parent / 'lit_data',
                         help='folder to draw into (default: lit_data)')
-    parser.add_argument('--train', type=int, default=120, metavar='N',
-                        help='training pictures a class (default: 120)')
+    parser.add_argument('--train', type=int, default=170, metavar='N',
+                        help='training pictures a class (default: 170)')
     parser.add_argument('--val', type=int, default=8, metavar='N',
                         help='validation pictures a class (default: 8)')
     parser.add_argument('--seed', type=int, default=0, help='another seed, other pictures')
