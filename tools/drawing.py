@@ -980,6 +980,13 @@ def _scatter(scene, random, count, center=None):
         _drop(scene, canvas, random)
 
 
+def _out_of_focus(scene, random):
+    """The surroundings as a lens at the thing's distance shows them: soft, with less contrast."""
+    soft = scene.filter(ImageFilter.GaussianBlur(min(scene.size) * random.uniform(0.005, 0.03)))
+    mean = tuple(numpy.asarray(soft).reshape(-1, 3).mean(axis=0).round().astype(int).tolist())
+    return Image.blend(soft, Image.new('RGB', soft.size, mean), random.uniform(0.3, 0.65))
+
+
 def _photograph(image, random, noise):
     """What light and camera do: uneven light, a cast, softness, noise, at times no colour."""
     light = 1 + random.uniform(0, 0.3) * (2 * _ramp(random, image.size) - 1)
@@ -1018,7 +1025,8 @@ def picture(draw, seed):
     size = (long, short) if random.random() < 0.6 else (short, long)
     large = tuple(OVERSAMPLE * side for side in size)
     scene = background(random, noise, large)
-    _scatter(scene, random, random.randint(0, 3))
+    _scatter(scene, random, random.randint(0, 2))
+    scene = _out_of_focus(scene, random)
 
     extent = min(large) * random.uniform(0.86, 1)
     center = [side / 2 + min(large) * random.uniform(-0.05, 0.05) for side in large]

@@ -5,6 +5,7 @@
 
 import glob
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def top_k(probabilities, names, k):
 def main(arguments):
     parser = command.parser(__doc__)
     configuration.add_arguments(parser)
-    parser.add_argument('images', nargs='*', default=[str(PLATE)], metavar='IMAGE',
+    parser.add_argument('images', nargs='*', default=[os.path.relpath(PLATE)], metavar='IMAGE',
                         help='file, folder or glob (default: a plate of lit_data)')
     parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
     parser.add_argument('--top-k', type=int, default=5, metavar='K',
