@@ -26,7 +26,8 @@ def test_the_shipped_weights_score_what_their_log_says():
     config = load_config(RESOLVED)
     network, metadata = build.trained_network(config, WEIGHTS)
     network.eval()
-    transform = EvalTransform(config.MODEL.IMAGE_SIZE, config.DATA.EVAL_TRANSFORM)
+    transform = EvalTransform(config.MODEL.IMAGE_SIZE, config.DATA.EVAL_TRANSFORM,
+                              config.DATA.EVAL_CROP_RATIO)
     lines = (ROOT / 'lit_data' / 'val.txt').read_text().splitlines()
     images = np.stack([transform(decode_image(ROOT / 'lit_data' / 'val' / line.rsplit(' ', 1)[0]))
                        for line in lines])
