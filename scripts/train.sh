@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Trains: sets up Python and Paddle where they are missing, then runs tools/train.py.
 #
-#     bash scripts/train.sh [CONFIG] [--gpus 0,1,2,3 | --nproc N] [-o SECTION.KEY=VALUE ...]
+#     bash scripts/train.sh [CONFIG] [--gpus 0,1,2,3 | --nproc N] [--restarts N]
+#         [--nnodes N --master HOST:PORT] [-o SECTION.KEY=VALUE ...]
 #
 # CONFIG            a YAML file, also as -c FILE (default: config/lit_data.yaml)
 # --gpus 0,1,2,3    one process per GPU
 # --nproc N         N processes, on a CPU too
+# --restarts N      start again from the last checkpoint after a failure, up to N times
+# --nnodes N        machines; run the same command on each, with the first one's --master HOST:PORT
 # Everything else goes to tools/train.py, whose own --help lists it. Paths are taken from the
 # repository's root. PYTHON=/path/to/python chooses the interpreter.
 #
@@ -16,4 +19,6 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 read_arguments "$@"
 set_up
+# Started again, it goes on where it stopped; -o TRAIN.RESUME=false starts afresh.
+arguments=("${arguments[@]:0:2}" -o TRAIN.RESUME=auto "${arguments[@]:2}")
 run tools/train.py

@@ -7,7 +7,7 @@ from official import GOLDEN, LABELS, VARIANTS, fill, image_batch
 from paddle.nn import functional as F
 
 import zoo
-from recipe.optimizer import build_optimizer
+from recipe.optimizer import build_optimizer, clip_gradients
 
 FORWARDS = sorted(path.stem[len('forward_'):] for path in GOLDEN.glob('forward_t2t*.npz'))
 
@@ -85,11 +85,13 @@ def test_six_steps_of_adamw(recipe):
     options = dict(RECIPES[recipe])
     network, _ = build('t2t_vit_7', frozen=options.pop('frozen'))
     network.eval()
+    clip_norm = options.pop('clip_norm')
     optimizer = build_optimizer(network, learning_rate=1e-4, **options)
     images, losses = image_batch(), []
     for _ in range(6):
         loss = F.cross_entropy(network(images), LABELS)
         loss.backward()
+        clip_gradients(network.parameters(), clip_norm)
         optimizer.step()
         optimizer.clear_grad()
         losses.append(loss.item())

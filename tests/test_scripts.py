@@ -60,6 +60,7 @@ case "$1 $2" in
 esac
 '''
 
+RESUME = '<-o> <TRAIN.RESUME=auto>'    # what train.sh puts before the caller's overrides
 BROKEN = '#!/usr/bin/env bash\necho "shim: no version is set" >&2\nexit 127\n'
 
 
@@ -101,10 +102,12 @@ class Machine:
         return process
 
     def lines(self):
-        """What the stubs were asked for, in order, without the folder of this test."""
+        """What the stubs were asked for, in order, without this test's folder and RESUME."""
         if not self.journal.exists():
             return []
-        text = self.journal.read_text().replace(f'{self.repo}/', '').replace(f'{self.path}/', '')
+        text = self.journal.read_text()
+        for left_out in (f' {RESUME}', f'{self.repo}/', f'{self.path}/'):
+            text = text.replace(left_out, '')
         return text.splitlines()
 
     def installs(self):
@@ -390,6 +393,44 @@ def test_signals_reach_the_program(machine, number):
     process.send_signal(number)
     process.communicate(timeout=10)
     assert process.returncode == -number
+
+
+def test_training_resumes_unless_the_caller_says_otherwise(machine):
+    machine.add('python3', 'has_paddle')
+    machine.run('train.sh', 'x.yaml', '-o', 'TRAIN.RESUME=false')
+    assert machine.journal.read_text().strip().endswith(f'{RESUME} <-o> <TRAIN.RESUME=false>')
+    machine.run('val.sh', 'x.yaml')
+    assert machine.journal.read_text().count(RESUME) == 1
+
+
+@pytest.mark.parametrize('code, runs', [(1, 3), (241, 3), (0, 1), (2, 1), (75, 1)])
+def test_restarts_follow_failures_only(machine, code, runs):
+    machine.add('python3', 'has_paddle')
+    result = machine.run('train.sh', '--restarts', '2', STUB_EXIT=str(code))
+    assert result.returncode == code
+    assert len(machine.lines()) == runs
+    assert result.err.count('starting again') == runs - 1
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_no_failure_to_restart_after(machine, number):
+    machine.add('python3', 'has_paddle')
+    process = machine.start('train.sh', '--restarts', '2', STUB_WAIT='1')
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM and 'starting again' not in said
+    assert len(machine.lines()) == 1
+
+
+def test_several_machines_need_a_meeting_point(machine):
+    machine.add('python3', 'has_paddle')
+    result = machine.run('train.sh', '--nnodes', '2')
+    assert result.returncode == 2 and '--master HOST:PORT' in result.err
+    given = ['--nnodes', '2', '--master', 'a:1', '--nproc', '4']
+    assert machine.run('train.sh', *given).returncode == 0
+    assert '<--nproc_per_node> <4> <--nnodes> <2> <--master> <a:1> ' in machine.lines()[0]
 
 
 def requirements(name):

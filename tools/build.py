@@ -4,6 +4,8 @@ The only place where keys of the configuration meet the code that they steer; ev
 takes plain arguments.
 """
 
+import hashlib
+import os
 from pathlib import Path
 
 import dataset
@@ -34,6 +36,9 @@ def network(config):
 def trained_network(config, weights_path):
     """The network of MODEL with the weights of a file; returns (network, the file's metadata)."""
     state, metadata = read_weights(weights_path)
+    if metadata.get('layout') == 'pytorch':
+        state = {name: array.T if name.endswith('weight') and array.ndim == 2 else array
+                 for name, array in state.items()}    # a Linear's [out, in] to [in, out]
     built = network(config)
     zoo.load_state(built, state, weights_path, adapt=config.MODEL.ADAPT)
     return built, metadata
@@ -70,26 +75,37 @@ def train_loader(config):
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH,
                    train_transform(config), train.TRAIN_BATCH_SIZE, train.TRAIN_NUM_WORKS,
-                   shuffle=True)
+                   shuffle=True, bad_images='replace')
 
 
 def eval_loader(config):
-    """Validation batches in the order of the list."""
+    """Validation batches in the order of the list; an image that can't be read has label -1."""
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH,
                    eval_transform(config), train.VAL_BATCH_SIZE, train.VAL_NUM_WORKS,
-                   shuffle=False)
+                   shuffle=False, bad_images='blank')
 
 
-def _loader(config, folder, list_file, transform, batch_size, num_workers, shuffle):
+def _loader(config, folder, list_file, transform, batch_size, num_workers, shuffle, bad_images):
+    folder = project_path(folder)
     samples = dataset.load_samples(
-        project_path(folder), project_path(list_file) if list_file else None,
+        folder, project_path(list_file) if list_file else None,
         imagenet_ids() if config.MODEL.NUM_CLASSES == 1000 else None, config.MODEL.NUM_CLASSES)
-    images = dataset.ImageDataset(samples, transform, config.DATA.DECODER, config.TRAIN.SEED)
+    images = dataset.ImageDataset(samples, transform, config.DATA.DECODER, config.TRAIN.SEED,
+                                  folder, bad_images)
     sampler = dataset.EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         shuffle=shuffle, seed=config.TRAIN.SEED)
-    return dataset.make_loader(images, sampler, num_workers, config.DATA.SHARED_MEMORY)
+    return dataset.Loader(images, sampler, num_workers, config.DATA.SHARED_MEMORY)
+
+
+def fingerprint(loader):
+    """A hash of a loader's images in their order, by name below their folder, and labels."""
+    samples, root = loader.dataset.samples, loader.dataset.root
+    digest = hashlib.sha256()
+    for path, label in samples:
+        digest.update(f'{os.path.relpath(path, root)} {label}\n'.encode('utf-8', 'replace'))
+    return f'{len(samples)} images, {digest.hexdigest()[:16]}'
 
 
 def schedule(config):
@@ -105,9 +121,8 @@ def schedule(config):
 
 
 def optimizer(config, bare_network, rate):
-    train = config.TRAIN
-    return build_optimizer(bare_network, rate, config.SCHEDULER.WEIGHT_DECAY, train.DECAY_ALL,
-                           train.CLIP_NORM)
+    return build_optimizer(bare_network, rate, config.SCHEDULER.WEIGHT_DECAY,
+                           config.TRAIN.DECAY_ALL)
 
 
 def class_names(config, metadata=None):

@@ -78,10 +78,23 @@ class Train:
     CLIP_NORM: float = option(1.0, 'largest global norm of the gradient; 0: no clipping', low=0)
     DECAY_ALL: bool = option(True, 'decay every parameter; false leaves out 1-D parameters, '
                              'biases and the class token, as the official recipe does')
+    MAX_BAD_IMAGES: float = option(0.01, 'largest share of training images that may be unreadable: '
+                                   'they are replaced by the next of their class', low=0, high=1)
     VAL_EVERY: int = option(1, 'epochs between validations; the last epoch is always validated',
                             low=1)
     LOG_EVERY: int = option(100, 'steps between log lines', low=1)
     OUTPUT_DIR: str = option('', 'folder of the run; empty: output/NAME_OF_THE_YAML_FILE')
+    RESUME: str = option('false', 'auto: go on from the newest whole checkpoint in OUTPUT_DIR, if '
+                         'there is one; a checkpoint\'s path; false: start afresh')
+    SAVE_STEPS: int = option(0, 'steps between checkpoints inside an epoch; 0: by time only',
+                             low=0)
+    SAVE_MINUTES: float = option(10.0, 'minutes between checkpoints inside an epoch; 0: none',
+                                 low=0)
+    KEEP_CHECKPOINTS: int = option(2, 'newest checkpoints to keep', low=1)
+    TIME_LIMIT_HOURS: float = option(0.0, 'save and stop before the job has run this long; '
+                                     '0: no limit', low=0)
+    MAX_BAD_STEPS: int = option(10, 'steps in a row with a gradient that is not finite, each of '
+                                'them skipped, before the run stops', low=1)
     VISUALDL: bool = option(True, 'write scalars for VisualDL into OUTPUT_DIR/visualdl')
 
 
@@ -334,8 +347,8 @@ def _coerce(name, value, where):
             if result != int(result):
                 raise TypeError
             result = int(result)
-        elif key.type is str and value is None:
-            result = ''
+        elif key.type is str and value in (None, False):    # YAML's null, and RESUME: false
+            result = '' if value is None else 'false'
         elif not isinstance(value, key.type):
             raise TypeError
         else:

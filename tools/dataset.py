@@ -6,19 +6,24 @@ resized, how samples become epochs and batches, and how worker processes deliver
 
 import ctypes
 import gc
+import glob
 import io
+import itertools
+import json
 import logging
 import math
 import os
 import re
 import signal
+import stat
 import sys
+import threading
 import warnings
+from contextlib import closing
 
 import numpy as np
 import paddle
 from paddle.io import DataLoader, Dataset, DistributedBatchSampler
-from paddle.io.dataloader.collate import default_collate_fn
 from PIL import Image, UnidentifiedImageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +38,7 @@ INTERPOLATIONS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resamp
 # A strip of 65,000 x 1 pixels, its shorter side scaled to 248, would take 16 GB. No photograph
 # comes near this limit on the longer side.
 LONGEST_SIDE = 100_000
+LARGEST_FILE = 1 << 28    # bytes; ImageNet's largest file has 15 MB
 
 # Some ImageNet files hold broken EXIF data. Nothing here uses EXIF, so Pillow need not complain.
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')
@@ -53,7 +59,8 @@ def read_image_list(list_file, root, num_classes=None):
 
     The label is the last word, so a path may hold spaces. Blank lines, CRLF line ends and a
     byte order mark are accepted. Whether an image exists shows only when it is read, because
-    asking for a million files takes minutes.
+    asking for a million files takes minutes. A path that leads out of root is an image that
+    cannot be read, like any other.
 
     Args:
         list_file: the list, in UTF-8.
@@ -64,8 +71,8 @@ def read_image_list(list_file, root, num_classes=None):
         A list of (path including root, label).
 
     Raises:
-        DataError: with file and line, for a line that is no `path label` or whose path leaves
-            root; for a missing or empty list; for a missing root.
+        DataError: with file and line, for a line that is no `path label`; for a missing or empty
+            list; for a missing root.
     """
     _require_folder(root)
     try:
@@ -88,10 +95,6 @@ def read_image_list(list_file, root, num_classes=None):
             raise DataError(f"{where}: expected 'path label', where the label is a class id such "
                             f'as 7, got {text[:80]!r}')
         path, label = match[1], int(match[2])
-        # The list may come from a stranger: it must not name files outside root.
-        if os.path.isabs(path) or '..' in path.replace('\\', '/').split('/'):
-            raise DataError(f"{where}: {path!r} leads out of {root}; write it relative to that "
-                            "folder, without '..'")
         _require_class(label, num_classes, where)
         samples.append((os.path.join(root, path), label))
     if not samples:
@@ -164,7 +167,18 @@ def _require_class(label, num_classes, where):
                         f'(0 to {num_classes - 1}); set the number of classes to fit the data')
 
 
-def decode_image(path, decoder='pillow'):
+def printable(text):
+    """Escape what a file's name can do to a terminal or a log: control characters, broken UTF-8."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def name_bad_images(messages, most=20):
+    """List the messages of ImageErrors in one line, the first `most` of them."""
+    more = f'; and {len(messages) - most} more' if len(messages) > most else ''
+    return '; '.join(messages[:most]) + more
+
+
+def decode_image(path, decoder='pillow', root=None):
     """Read an image file of any common kind as RGB.
 
     Both decoders give the same pixels: OpenCV reads ordinary JPEGs, Pillow everything else.
@@ -174,17 +188,29 @@ def decode_image(path, decoder='pillow'):
     Args:
         path: the file. Its content decides the format, not its name.
         decoder: 'pillow' or 'opencv'.
+        root: if given, a path that is written so that it leads out of this folder is refused.
+            Symbolic links are followed: the folder's owner has set them, not the author of a
+            list, and ImageNet is often a folder of them.
 
     Returns:
         A PIL image of mode RGB.
 
     Raises:
-        ImageError: if the file is missing, empty, cut off, not an image, or would be so large
-            once decoded that Pillow takes it for an attack.
+        ImageError: if the file is missing, empty, cut off, not an image, no regular file, or
+            would be so large once decoded that Pillow takes it for an attack.
         DataError: if there is no such decoder.
     """
     opencv = _import_opencv(decoder)
+    if root is not None and _leads_out(path, root):
+        raise ImageError(f"{path}: leads out of {root}; write it relative to that folder, without "
+                         "'..'")
     try:
+        # Looked at before it is opened: a named pipe would be waited for, a device set to work.
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f'{path}: cannot be read (not a regular file)')
+        if status.st_size > LARGEST_FILE:
+            raise ImageError(f'{path}: too large an image file ({status.st_size} bytes)')
         with open(path, 'rb') as file:
             data = file.read()
     except OSError as error:
@@ -202,6 +228,12 @@ def decode_image(path, decoder='pillow'):
         raise ImageError(f'{path}: not an image of a known format ({known})') from error
     except Exception as error:
         raise ImageError(f'{path}: damaged or too large an image ({error})') from error
+
+
+def _leads_out(path, root):
+    prefix = os.path.join(root, '')
+    listed = path[len(prefix):].replace('\\', '/')
+    return not path.startswith(prefix) or '..' in listed.split('/')
 
 
 def _to_rgb(image):
@@ -371,18 +403,29 @@ class ImageDataset(Dataset):
         transform: called with a PIL RGB image and a numpy Generator.
         decoder: 'pillow' or 'opencv'.
         seed: an int, not negative.
+        root: the folder that no path may lead out of; None allows all.
+        bad_images: what to do about a file that cannot be read. 'raise' raises its ImageError.
+            'replace' takes the next image of the same class in the order of samples, beginning
+            anew at their end. 'blank' gives an image of zeros with the label -1, so that a batch
+            keeps its size and order.
 
     Raises:
         DataError: if there is no such decoder.
     """
 
-    def __init__(self, samples, transform, decoder='pillow', seed=0):
+    def __init__(self, samples, transform, decoder='pillow', seed=0, root=None,
+                 bad_images='raise'):
         super().__init__()
         _import_opencv(decoder)    # raises now what would otherwise stop the first image
+        choices = ('raise', 'replace', 'blank')
+        if bad_images not in choices:
+            raise ValueError(f'bad_images must be one of {choices}, not {bad_images!r}')
         self.samples = samples
         self.transform = transform
         self.decoder = decoder
         self.seed = seed
+        self.root = root
+        self.bad_images = bad_images
 
     def __getitem__(self, key):
         """Return the image, float32 [3, H, W], and its label, int64, of a key (epoch, index).
@@ -390,12 +433,46 @@ class ImageDataset(Dataset):
         A plain index stands for epoch 0.
 
         Raises:
-            ImageError: if the file cannot be read.
+            ImageError: if the file cannot be read, or with 'replace' none of its class.
         """
+        image, (label, _) = self.read(key)
+        return image, np.int64(label)
+
+    def read(self, key):
+        """Return (image, (label, bad)), where bad maps paths that cannot be read to messages."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        label = self.samples[index][1]
+        bad = {}
+        for path in self._candidates(index):
+            try:
+                image = decode_image(path, self.decoder, self.root)
+            except ImageError as error:
+                if self.bad_images == 'raise':
+                    raise
+                bad[path] = printable(str(error))
+                continue
+            # The key alone decides on the augmentation, whichever image it falls on.
+            rng = np.random.default_rng((self.seed, epoch, index))
+            return self.transform(image, rng), (label, bad)
+        if self.bad_images == 'replace':
+            raise ImageError(f'no image of class {label} can be read: '
+                             f'{name_bad_images(list(bad.values()), 3)}')
+        size = self.transform.image_size
+        return np.zeros((3, size, size), np.float32), (-1, bad)
+
+    def _candidates(self, index):
+        """The paths to try for a sample, its own first."""
         path, label = self.samples[index]
-        rng = np.random.default_rng((self.seed, epoch, index))
-        return self.transform(decode_image(path, self.decoder), rng), np.int64(label)
+        yield path
+        if self.bad_images == 'replace':
+            for offset in range(1, len(self.samples)):
+                path, other = self.samples[(index + offset) % len(self.samples)]
+                if other == label:
+                    yield path
+
+    def path_of(self, key):
+        """The path of a key (epoch, index), fit to be printed."""
+        return printable(self.samples[key[1]][0])
 
     def __len__(self):
         return len(self.samples)
@@ -440,20 +517,31 @@ class EpochBatchSampler(DistributedBatchSampler):
         self.start_batch = start_batch
 
     def __iter__(self):
+        return self.batches(self.start_batch)
+
+    def batches(self, start):
+        """The epoch's batches from number `start` on."""
         # The base class's order knows no seed, and every iteration would move on the epoch.
         order = np.arange(len(self.dataset))
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         order = np.resize(order, self.total_size)    # repeats from the start
         global_size = self.batch_size * self.nranks
-        for batch in range(self.start_batch, len(self)):
+        for batch in range(start, len(self)):
             global_batch = order[batch * global_size:(batch + 1) * global_size]
             local_batch = np.split(global_batch, self.nranks)[self.local_rank]
             yield [(self.epoch, int(index)) for index in local_batch]
 
 
-def make_loader(dataset, batch_sampler, num_workers, use_shared_memory=True):
-    """Return an iterable with a length over the batches of an ImageDataset.
+class LoaderError(RuntimeError):
+    """A loader process died, or a transform failed. The message names it and its images."""
+
+
+class Loader:
+    """The batches of an ImageDataset, in the order of a sampler, read by a paddle.io.DataLoader.
+
+    Iterating yields [images float32 [B, 3, H, W], labels int64 [B]], as Paddle tensors. Worker
+    processes end with the iteration, also when it is left early.
 
     Args:
         dataset: an ImageDataset.
@@ -461,47 +549,58 @@ def make_loader(dataset, batch_sampler, num_workers, use_shared_memory=True):
         num_workers: worker processes; 0 reads in the calling process.
         use_shared_memory: hand batches over in /dev/shm if there is room for them.
 
-    Returns:
-        An iterable of [images float32 [B, 3, H, W], labels int64 [B]], as Paddle tensors.
-        Iterating raises ImageError for a file that cannot be read, by whichever process. Worker
-        processes end with the iteration, also when it is left early.
+    Attributes:
+        bad_images: what this iteration, or the last one, could not read so far: path to message.
+
+    Raises:
+        ImageError: while iterating, for a file that cannot be read and is not to be replaced.
+        LoaderError: while iterating, for a worker that died and for an error in a transform.
     """
-    if num_workers == 0:
-        return _Loader(dataset, batch_sampler)
-    # For each worker Paddle keeps two batches in store, on every rank of this machine.
-    batch_bytes = 4 * batch_sampler.batch_size * 3 * dataset.transform.image_size ** 2
-    needed = batch_bytes * 2 * num_workers * batch_sampler.nranks
-    if use_shared_memory and _free_shared_memory() < needed:
-        logging.getLogger(__name__).warning(
-            '/dev/shm lacks the %d MiB that the loader may need: going on without shared memory, '
-            'which is slower (docker run --shm-size gives more)', math.ceil(needed / 2**20))
-        use_shared_memory = False
-    workers = DataLoader(
-        _ErrorsAsSamples(dataset), batch_sampler=batch_sampler, collate_fn=_collate,
-        num_workers=num_workers, use_shared_memory=use_shared_memory,
-        worker_init_fn=_start_worker)
-    return _Loader(dataset, batch_sampler, workers)
 
-
-class _Loader:
-    """The batches of a sampler, read here or, given a Paddle DataLoader, by its workers."""
-
-    def __init__(self, dataset, batch_sampler, workers=None):
+    def __init__(self, dataset, batch_sampler, num_workers, use_shared_memory=True):
         self.dataset = dataset
         self.batch_sampler = batch_sampler
-        self.workers = workers
+        self.bad_images = {}
+        self.delivered = 0
+        self.workers = None
+        if num_workers == 0:
+            return
+        # For each worker Paddle keeps two batches in store, on every rank of this machine.
+        batch_bytes = 4 * batch_sampler.batch_size * 3 * dataset.transform.image_size ** 2
+        needed = batch_bytes * 2 * num_workers * batch_sampler.nranks
+        if use_shared_memory and _free_shared_memory() < needed:
+            logging.getLogger(__name__).warning(
+                '/dev/shm lacks the %d MiB that the loader may need: going on without shared '
+                'memory, which is slower (docker run --shm-size gives more)',
+                math.ceil(needed / 2**20))
+            use_shared_memory = False
+        self.workers = DataLoader(
+            _Reader(dataset), batch_sampler=batch_sampler, collate_fn=_collate,
+            num_workers=num_workers, use_shared_memory=use_shared_memory,
+            worker_init_fn=_start_worker)
 
     def __len__(self):
         return len(self.batch_sampler)
 
     def __iter__(self):
-        return self._read() if self.workers is None else self._receive()
+        self.bad_images, self.delivered = {}, self.batch_sampler.start_batch
+        batches = self._read() if self.workers is None else self._receive()
+        with closing(batches):
+            for batch in batches:
+                news = json.loads(batch[-1].numpy().tobytes())
+                if 'image_error' in news:
+                    raise ImageError(news['image_error'])
+                if 'error' in news:
+                    raise LoaderError(news['error'])
+                self.bad_images.update(news)
+                self.delivered += 1
+                yield batch[:2]
 
     def _read(self):
         # Paddle's loader without workers hangs for ever when a sample raises an exception.
+        reader = _Reader(self.dataset)
         for keys in self.batch_sampler:
-            batch = default_collate_fn([self.dataset[key] for key in keys])
-            yield [paddle.to_tensor(field) for field in batch]
+            yield [paddle.to_tensor(field) for field in _collate([reader[key] for key in keys])]
 
     def _receive(self):
         # A worker must not collect garbage that it inherits: the iterator of a loop left early
@@ -510,19 +609,52 @@ class _Loader:
         batches = iter(self.workers)
         gc.unfreeze()
         try:
-            for batch in batches:
-                if len(batch) == 1:
-                    message = batch[0].numpy().tobytes()
-                    raise ImageError(message.decode('utf-8', 'surrogateescape'))
-                yield batch
+            yield from batches
+        except Exception as error:
+            raise LoaderError(self.obituary(error) or str(error)) from error
         finally:
-            # Paddle's reader thread holds on to its iterator, and with it to the workers, when a
-            # loop is left early.
-            batches._try_shutdown_all()
+            _end_workers(batches)
+
+    def obituary(self, error):
+        """What a dead worker was about to read, if `error` is of one; else None.
+
+        Paddle notices a death in a signal handler, so its exception may come up anywhere in the
+        main process, and not only where a batch is waited for.
+        """
+        if 'DataLoader' not in str(error):
+            return None
+        number = re.search(r'pid\s+(\d+)', str(error))
+        following = itertools.islice(
+            self.batch_sampler.batches(min(self.delivered, len(self) - 1)),
+            2 * self.workers.num_workers)
+        names = [self.dataset.path_of(key) for keys in following for key in keys]
+        more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+        return (f'loader worker {"pid " + number[1] if number else "process"} died, on one of '
+                f'{", ".join(names[:3])}{more}; memory or /dev/shm may have run out: fewer workers '
+                'take less')
 
 
-class _ErrorsAsSamples(Dataset):
-    """Return an ImageError instead of raising it: Paddle would lose its message in a worker."""
+def _end_workers(batches):
+    """End the workers of a Paddle iterator, which holds on to them when a loop is left early."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # Paddle's handler reports a dead worker anew with every one that ends, in the middle of this.
+    reporter = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main_thread else None
+    try:
+        batches._try_shutdown_all(timeout=5)
+        for worker in batches._workers:
+            if worker.is_alive():    # it waits for a lock that a dead one took with it
+                worker.kill()
+                worker.join()
+            if worker.exitcode:    # killed: its files in /dev/shm would stay for ever
+                for file in glob.glob(f'/dev/shm/paddle_{worker.pid}_*'):
+                    os.unlink(file)
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGCHLD, reporter)
+
+
+class _Reader(Dataset):
+    """Read samples for _collate, errors included: Paddle would lose their messages in a worker."""
 
     def __init__(self, dataset):
         super().__init__()
@@ -530,28 +662,50 @@ class _ErrorsAsSamples(Dataset):
 
     def __getitem__(self, key):
         try:
-            return self.dataset[key]
+            image, (label, bad) = self.dataset.read(key)
+            return image, np.int64(label), bad
         except ImageError as error:
-            return error
+            return None, None, {'image_error': str(error)}
+        except Exception as error:
+            return None, None, {'error': f'a loader worker (pid {os.getpid()}) failed on '
+                                f'{self.dataset.path_of(key)}: {type(error).__name__}: {error}'}
 
     def __len__(self):
         return len(self.dataset)
 
 
 def _collate(samples):
-    """Stack samples to [images, labels], or give the first error's text as one uint8 array."""
-    for sample in samples:
-        if isinstance(sample, ImageError):
-            return [np.frombuffer(str(sample).encode('utf-8', 'surrogateescape'), dtype=np.uint8)]
-    return default_collate_fn(samples)
+    """Stack samples to [images, labels, news]; news is JSON in a uint8 array.
+
+    News maps the paths that could not be read to messages. The first error of all, if there is
+    one, comes alone.
+    """
+    for image, _, news in samples:
+        if image is None:
+            return [_as_bytes(news)]
+    images, labels, news = zip(*samples)
+    return [np.stack(images), np.stack(labels),
+            _as_bytes({path: said for bad in news for path, said in bad.items()})]
+
+
+def _as_bytes(news):
+    return np.frombuffer(json.dumps(news).encode(), dtype=np.uint8)
 
 
 def _start_worker(worker_id):
-    """Make a worker process leave Ctrl-C to its parent, and not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make a worker process leave signals to the whole group to its parent, and not outlive it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == 'linux':
+        signal.signal(signal.SIGUSR2, _follow_parent)
         set_parent_death_signal = 1    # PR_SET_PDEATHSIG in linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGUSR2)
+
+
+def _follow_parent(*_):
+    """End a worker whose parent is dead, with its files in /dev/shm, which nobody will read."""
+    paddle.base.core._cleanup_mmap_fds()
+    os._exit(1)
 
 
 def _free_shared_memory():

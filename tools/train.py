@@ -3,10 +3,13 @@
     python tools/train.py -c config/lit_data.yaml -o TRAIN.SEED=1
 
 The run's folder, output/NAME_OF_THE_YAML_FILE, gets best.pdparams and last.pdparams, the
-resolved config.yaml, train.log, log.jsonl and visualdl/.
+resolved config.yaml, train.log, log.jsonl, visualdl/ and checkpoints/. SIGTERM, SIGINT and
+SIGUSR1 let the run finish its step, save and leave with exit code 75; with TRAIN.RESUME=auto the
+same command then goes on, and ends with the same weights and log as a run that never stopped.
 """
 
 import dataclasses
+import functools
 import math
 import platform
 import time
@@ -20,151 +23,425 @@ from paddle.nn import functional as F
 
 import build
 import config as configuration
+from dataset import DataError, LoaderError, name_bad_images
+from recipe.optimizer import clip_gradients
 from runtime import command, distributed
+from runtime.checkpoint import (
+    Checkpoints,
+    capture,
+    compare_runs,
+    read_checkpoint,
+    restore,
+    step_seed,
+)
 from runtime.logger import RunLog, progress
+from runtime.signals import Stopped, StopRequest
 from runtime.weights import write_weights
 from scheduler import format_rate
 from val import evaluate
+
+STARTED = time.monotonic()    # of the job, for TRAIN.TIME_LIMIT_HOURS
+STEPS_BETWEEN_AGREEMENTS = 10    # with several processes, which must stop at the same step
 
 
 class TrainingError(RuntimeError):
     """A run that can't go on."""
 
 
-def train(config):
-    """Run the whole training of a configuration; returns the last validation's scores."""
-    distributed.init()
-    paddle.seed(config.TRAIN.SEED)
-    if config.TRAIN.PRE_TRAIN:
-        network, _ = build.trained_network(config, build.weights_path(config))
-    else:
-        network = build.network(config)
-    # From here on every process draws its own dropout; weights come from the first one.
-    paddle.seed(config.TRAIN.SEED + distributed.rank())
-    schedule = build.schedule(config)
-    optimizer = build.optimizer(config, network, schedule)
-    model = paddle.DataParallel(network) if distributed.world_size() > 1 else network
-    train_loader, eval_loader = build.train_loader(config), build.eval_loader(config)
+@dataclasses.dataclass
+class Position:
+    """Where a run stands; with the weights and the optimizer, all that the next step needs."""
 
-    folder = Path(configuration.project_path(config.TRAIN.OUTPUT_DIR))
-    if distributed.is_main():
-        prepare_folder(folder)
-        configuration.save_config(config, folder / 'config.yaml')
-    log = RunLog(folder, config.TRAIN.VISUALDL)
-    log.say(describe(config, network, train_loader, eval_loader))
-    log.record('start', 0, config=dataclasses.asdict(config), **environment())
-
-    names, epochs = build.class_names(config), config.SCHEDULER.NUM_EPOCHS
-    best, scores = -1.0, {}
-    for epoch in range(epochs):
-        train_epoch(model, optimizer, schedule, train_loader, epoch, config, log)
-        step = (epoch + 1) * len(train_loader)
-        last_epoch = epoch == epochs - 1
-        validated = last_epoch or (epoch + 1) % config.TRAIN.VAL_EVERY == 0
-        if validated:
-            scores = evaluate(network, eval_loader)
-            log.say(f'ImageNet val acc is:{scores["top1"]:.4f}')
-            log.record('validation', step, epoch=epoch, **scores)
-        if distributed.is_main():
-            metadata = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
-                            class_names=names, epoch=epoch)
-            state = network.state_dict()
-            write_weights(folder / 'last.pdparams', state, metadata)
-            if validated and scores['top1'] > best:
-                write_weights(folder / 'best.pdparams', state,
-                              dict(metadata, top1=scores['top1'], top5=scores['top5']))
-        if validated:
-            best = max(best, scores['top1'])
-    log.record('end', epochs * len(train_loader), best=best, **scores)
-    log.say(f'best val acc: {best:.4f}, weights in {config.TRAIN.OUTPUT_DIR}/')
-    log.say(f'ImageNet final val acc is:{scores["top1"]:.4f}')
-    log.close()
-    return scores
+    epoch: int = 0
+    step: int = 0               # steps done in this epoch
+    best: float = -1.0          # highest top-1 of a validation
+    loss_sum: float = 0.0       # over the epoch's images so far, of all processes
+    correct: float = 0.0
+    seen: float = 0.0
+    skipped_steps: int = 0      # of the whole run
+    bad_images: dict = dataclasses.field(default_factory=dict)    # of the whole run: path: why
 
 
-def train_epoch(model, optimizer, schedule, loader, epoch, config, log):
-    """One pass over the training images.
+class Run:
+    """A training run: what it works on, and where it stands.
 
-    Loss and accuracy of the log lines are means over the epoch's images so far, of all
-    processes; read_time and train_time are means over the steps since the line before. Values
-    stay on the device until a line is due, so nothing waits for it on the way.
+    Args:
+        config: the resolved configuration.
+        force: resume also where the result would differ from that of one run.
     """
-    train, epochs, steps = config.TRAIN, config.SCHEDULER.NUM_EPOCHS, len(loader)
-    first_progress = config.SCHEDULER.LAST_EPOCHS + 1 + epoch
-    schedule.step(first_progress)
-    loader.batch_sampler.set_epoch(epoch)
-    model.train()
-    total, since_line = Tally(), Tally()
-    read_started = time.perf_counter()
-    for step, (images, labels) in enumerate(progress(loader, f'epoch {epoch}'), start=1):
-        since_line.read_time += time.perf_counter() - read_started
+
+    def __init__(self, config, force=False):
+        self.config = config
+        self.rank = distributed.rank()
+        paddle.seed(config.TRAIN.SEED)
+        if config.TRAIN.PRE_TRAIN:
+            self.network, _ = build.trained_network(config, build.weights_path(config))
+        else:
+            self.network = build.network(config)
+        self.trainable = [p for p in self.network.parameters() if not p.stop_gradient]
+        self.schedule = build.schedule(config)
+        self.optimizer = build.optimizer(config, self.network, self.schedule)
+        self.train_loader, self.eval_loader = build.train_loader(config), build.eval_loader(config)
+        self.steps = len(self.train_loader)
+        self.position = Position()
+        self.pending = []    # (loss, correct, images) of steps not yet in the position's sums
+        self.bad_steps_in_a_row = 0
+        self.restored = None    # what a checkpoint gave, until the optimizer's first step
+
+        self.folder = Path(configuration.project_path(config.TRAIN.OUTPUT_DIR))
+        self.checkpoints = Checkpoints(self.folder / 'checkpoints', config.TRAIN.KEEP_CHECKPOINTS)
+        self.saved_at = time.monotonic()
+        log_position, notes = self.resume(force)
+        # Every process must have looked for a checkpoint before one of them makes the folder.
+        distributed.wait_for_all()
+        if distributed.is_main():
+            if log_position is None:
+                prepare_folder(self.folder)
+            configuration.save_config(config, self.folder / 'config.yaml')
+        self.log = RunLog(self.folder, config.TRAIN.VISUALDL, log_position)
+        for note in notes:
+            self.log.warn(note)
+        if log_position is None:
+            self.log.say(self.describe())
+            self.log.record('start', 0, config=dataclasses.asdict(config), **environment())
+        self.model = (paddle.DataParallel(self.network) if distributed.world_size() > 1
+                      else self.network)
+
+    # ---- checkpoints
+
+    @functools.cached_property
+    def identity(self):
+        """What must be the same for two processes to be parts of one run."""
+        return dict(config=dataclasses.asdict(self.config),
+                    training_images=build.fingerprint(self.train_loader),
+                    validation_images=build.fingerprint(self.eval_loader),
+                    **environment())
+
+    def resume(self, force):
+        """Go to where a checkpoint says; returns (the log's position there or None, notes)."""
+        wanted = self.config.TRAIN.RESUME
+        if wanted == 'false':
+            return None, []
+        if wanted == 'auto':
+            path, arrays, state, damaged = self.checkpoints.latest()
+            notes = [f'passed over a checkpoint: {problem}' for problem in damaged]
+        else:
+            path, notes = configuration.project_path(wanted), []
+            arrays, state = read_checkpoint(path)
+        if path is None:
+            return None, notes
+        notes += compare_runs(state['identity'], self.identity, path, force)
+        restore(self.network, self.optimizer, arrays, path)
+        self.restored = arrays
+        self.position = Position(**state['position'])
+        if state['steps'] != self.steps and self.position.step:
+            notes.append(f'an epoch has {self.steps} steps now and had {state["steps"]}: epoch '
+                         f'{self.position.epoch} starts again')
+            self.position = Position(epoch=self.position.epoch, best=self.position.best)
+        notes.append(f'going on from {path}: epoch {self.position.epoch}, '
+                     f'step {self.position.step} of {self.steps}')
+        same_folder = Path(path).parent.parent.resolve() == self.folder.resolve()
+        return (state['log'] if same_folder else None), notes
+
+    def save(self):
+        """Write a checkpoint; a disk that is full or read-only costs a warning, not the run."""
+        self.add_pending()
+        if distributed.is_main():
+            state = dict(position=dataclasses.asdict(self.position), identity=self.identity,
+                         steps=self.steps, log=self.log.position())
+            step = self.position.epoch * self.steps + self.position.step
+            try:
+                self.checkpoints.save(step, capture(self.network, self.optimizer, self.restored),
+                                      state)
+            except OSError as error:
+                self.log.warn(f'no checkpoint was saved: {error}; training goes on, and the '
+                              'checkpoint before is whole')
+        distributed.wait_for_all()
+        self.saved_at = time.monotonic()
+
+    # ---- training
+
+    def train(self):
+        """Run to the end of the last epoch; returns the last validation's scores.
+
+        Raises:
+            Stopped: saved, because that was asked for.
+            LoaderError, TrainingError, DataError: what ended the run.
+        """
+        try:
+            return self.train_epochs()
+        except LoaderError:
+            raise
+        except Exception as error:
+            obituary = self.train_loader.obituary(error)
+            if obituary is None:
+                raise
+            raise LoaderError(obituary) from error
+
+    def train_epochs(self):
+        epochs, scores = self.config.SCHEDULER.NUM_EPOCHS, None
+        limit = self.config.TRAIN.TIME_LIMIT_HOURS
+        with StopRequest(limit, STARTED) as self.stop_request:
+            while self.position.epoch < epochs:
+                if self.position.step < self.steps:
+                    self.train_epoch()
+                    self.save()    # so that a signal during validation costs no step
+                scores = self.finish_epoch() or scores
+                self.save()
+                if self.position.epoch < epochs:
+                    self.leave_if_asked()
+        if scores is None:    # a finished run was started again
+            scores = evaluate(self.network, self.eval_loader)
+        self.log.record('end', epochs * self.steps, best=self.position.best, **scores)
+        self.log.say(f'best val acc: {self.position.best:.4f}, weights in '
+                     f'{self.config.TRAIN.OUTPUT_DIR}/')
+        self.log.say(f'ImageNet final val acc is:{scores["top1"]:.4f}')
+        self.log.close()
+        return scores
+
+    def train_epoch(self):
+        """The steps of an epoch that are still to be done.
+
+        Loss and accuracy of the log lines are means over the epoch's images so far, of all
+        processes; read_time and train_time are means over the steps since the line before.
+        """
+        config, position = self.config, self.position
+        self.schedule.step(self.progress())
+        self.train_loader.batch_sampler.set_epoch(position.epoch, position.step)
+        self.model.train()
+        clock = Clock()
+        for images, labels in progress(self.train_loader, f'epoch {position.epoch}',
+                                       total=self.steps, done=position.step):
+            clock.has_read()
+            self.step(images, labels)
+            position.step += 1
+            clock.has_trained(len(labels))
+            if position.step % config.TRAIN.LOG_EVERY == 0 or position.step == self.steps:
+                skipped = report_bad_images(self.train_loader, position.bad_images, config,
+                                            self.log)
+                self.log_step(clock)
+                clock = Clock()
+            if position.step < self.steps:
+                self.save_or_leave_if_due()
+        epoch, loss, accuracy = position.epoch, *self.means()
+        self.log.say(f'Epoch [{epoch}/{config.SCHEDULER.NUM_EPOCHS}], avg_Loss: {loss:.4f}, '
+                     f'avg_acc: {accuracy:.4f}')
+        if skipped:
+            self.log.say(f'bad images in epoch {epoch}: {skipped}, each replaced by the next of '
+                         'its class')
+        self.log.record('epoch', (epoch + 1) * self.steps, epoch=epoch, loss=loss, acc=accuracy,
+                        skipped_steps=position.skipped_steps, bad_images=skipped)
+
+    def step(self, images, labels):
+        """One optimizer step on images `[B, 3, S, S]` and labels `[B]`."""
+        config = self.config
         if config.SCHEDULER.UPDATE == 'step':
-            schedule.step(first_progress + (step - 1) / steps)
-        logits = model(images)                                  # (B, num_classes)
-        loss = cross_entropy(logits, labels, train.LABEL_SMOOTHING)
+            self.schedule.step(self.progress())
+        paddle.seed(step_seed(config.TRAIN.SEED, self.rank,
+                              self.position.epoch * self.steps + self.position.step))
+        logits = self.model(images)                             # (B, num_classes)
+        loss = cross_entropy(logits, labels, config.TRAIN.LABEL_SMOOTHING)
         loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        since_line.add(loss.detach(), logits.detach(), labels)
+        # A loss that is not finite leaves no finite norm; processes share their gradients, so
+        # all of them come to the same decision. The norm is the one number a step that the host
+        # waits for.
+        norm = clip_gradients(self.trainable, config.TRAIN.CLIP_NORM)
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.restored = None
+            correct = (logits.detach().argmax(axis=1) == labels).astype('float64').sum()
+            self.pending.append((loss.detach(), correct, len(labels)))
+            self.bad_steps_in_a_row = 0
+        else:
+            self.position.skipped_steps += 1
+            self.bad_steps_in_a_row += 1
+            self.give_up_after_bad_steps(norm, loss)
+        self.optimizer.clear_grad()
 
-        if step % train.LOG_EVERY == 0 or step == steps:
-            read_time, train_time = since_line.times()
-            images_per_second = since_line.seen * distributed.world_size() / (
-                (read_time + train_time) * since_line.steps)
-            total.merge(since_line)
-            since_line = Tally()
-            loss_mean, accuracy = total.means()
-            if not math.isfinite(loss_mean):
-                raise TrainingError(
-                    f'the loss is {loss_mean} in epoch {epoch}, step {step}, at learning rate '
-                    f'{format_rate(optimizer.get_lr())}: the rate may be too high; the weights '
-                    f'of the epoch before are in {train.OUTPUT_DIR}/last.pdparams')
-            if step % train.LOG_EVERY == 0:
-                log.say(f'Epoch [{epoch}/{epochs}], Step [{step}/{steps}], Loss: {loss_mean:.4f},'
-                        f'acc: {accuracy:.4f}, read_time: {read_time:.4f}, '
-                        f'train_time: {train_time:.4f}, lr: {format_rate(optimizer.get_lr())}')
-            log.record('step', epoch * steps + step, epoch=epoch, loss=loss_mean, acc=accuracy,
-                       lr=optimizer.get_lr(), read_time=read_time, train_time=train_time,
-                       images_per_second=images_per_second)
-        read_started = time.perf_counter()
-    log.say(f'Epoch [{epoch}/{epochs}], avg_Loss: {loss_mean:.4f}, avg_acc: {accuracy:.4f}')
-    log.record('epoch', (epoch + 1) * steps, epoch=epoch, loss=loss_mean, acc=accuracy)
+    def progress(self):
+        """Where the schedule stands, in epochs."""
+        done = self.position.step / self.steps if self.config.SCHEDULER.UPDATE == 'step' else 0
+        return self.config.SCHEDULER.LAST_EPOCHS + 1 + self.position.epoch + done
+
+    def add_pending(self):
+        """Take the steps since the last time into the position's sums.
+
+        One after the other, in float64: so the sums don't depend on when this is called, and a
+        run that was stopped anywhere logs the same figures.
+        """
+        if not self.pending:
+            return
+        flat = [float(value) for loss, correct, images in self.pending
+                for value in (float(loss) * images, float(correct), images)]
+        totals = iter(distributed.all_reduce_sum(flat))
+        for loss_sum, correct, seen in zip(totals, totals, totals):
+            self.position.loss_sum += loss_sum
+            self.position.correct += correct
+            self.position.seen += seen
+        self.pending = []
+
+    def means(self):
+        """Mean loss and accuracy of the epoch so far."""
+        self.add_pending()
+        seen = self.position.seen or math.nan    # every step was skipped
+        return self.position.loss_sum / seen, self.position.correct / seen
+
+    def log_step(self, clock):
+        loss, accuracy = self.means()
+        read_time, train_time, images_per_second = clock.means()
+        position, rate = self.position, self.optimizer.get_lr()
+        if position.step % self.config.TRAIN.LOG_EVERY == 0:
+            self.log.say(
+                f'Epoch [{position.epoch}/{self.config.SCHEDULER.NUM_EPOCHS}], '
+                f'Step [{position.step}/{self.steps}], Loss: {loss:.4f},acc: {accuracy:.4f}, '
+                f'read_time: {read_time:.4f}, train_time: {train_time:.4f}, '
+                f'lr: {format_rate(rate)}')
+        self.log.record('step', position.epoch * self.steps + position.step,
+                        epoch=position.epoch, loss=loss, acc=accuracy, lr=rate,
+                        read_time=read_time, train_time=train_time,
+                        images_per_second=images_per_second)
+
+    def finish_epoch(self):
+        """Validate where it is due, write weights, move on to the next epoch."""
+        config, position = self.config, self.position
+        epoch, scores = position.epoch, None
+        metadata = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
+                        class_names=build.class_names(config), epoch=epoch)
+        self.write_weights('last', metadata)    # first: validation may find a bad image and end
+        due = (epoch + 1) % config.TRAIN.VAL_EVERY == 0
+        if due or epoch == config.SCHEDULER.NUM_EPOCHS - 1:
+            scores = evaluate(self.network, self.eval_loader)
+            self.log.say(f'ImageNet val acc is:{scores["top1"]:.4f}')
+            self.log.record('validation', (epoch + 1) * self.steps, epoch=epoch, **scores)
+        if scores and scores['top1'] > position.best:
+            position.best = scores['top1']
+            self.write_weights('best', dict(metadata, top1=scores['top1'], top5=scores['top5']))
+        self.position = Position(epoch=epoch + 1, best=position.best,
+                                 skipped_steps=position.skipped_steps,
+                                 bad_images=position.bad_images)
+        return scores
+
+    def write_weights(self, name, metadata):
+        if not distributed.is_main():
+            return
+        try:
+            write_weights(self.folder / f'{name}.pdparams', self.network.state_dict(), metadata)
+        except OSError as error:
+            self.log.warn(f'{name}.pdparams was not saved: {error}; training goes on')
+
+    # ---- stopping
+
+    def save_or_leave_if_due(self):
+        """Save a checkpoint where one is due, and leave where that was asked for."""
+        train, step = self.config.TRAIN, self.position.step
+        several = distributed.world_size() > 1
+        if several and step % STEPS_BETWEEN_AGREEMENTS:
+            leave = late = False
+        else:
+            late = train.SAVE_MINUTES and (
+                time.monotonic() - self.saved_at > 60 * train.SAVE_MINUTES)
+            leave, late = distributed.any_of(bool(self.stop_reason()), bool(late))
+        if leave or late or (train.SAVE_STEPS and step % train.SAVE_STEPS == 0):
+            self.save()
+        if leave:
+            self.leave()
+
+    def leave_if_asked(self):
+        if distributed.any_of(bool(self.stop_reason()))[0]:
+            self.leave()
+
+    def stop_reason(self):
+        return self.stop_request.reason(5 * self.checkpoints.save_seconds)
+
+    def leave(self):
+        reason = self.stop_reason() or 'another process was asked to stop'
+        raise Stopped(f'{reason}: saved in epoch {self.position.epoch}, step '
+                      f'{self.position.step} of {self.steps}; the same command with '
+                      'TRAIN.RESUME=auto goes on')
+
+    def give_up_after_bad_steps(self, norm, loss):
+        """End the run once too many steps in a row had gradients that are not finite."""
+        if self.bad_steps_in_a_row < self.config.TRAIN.MAX_BAD_STEPS:
+            return
+        position, sampler = self.position, self.train_loader.batch_sampler
+        sampler.set_epoch(position.epoch, position.step)
+        samples = self.train_loader.dataset.samples
+        files = [samples[index][0] for _, index in next(iter(sampler))]
+        inspection = self.folder / 'not_finite.pdparams'
+        self.write_weights('not_finite', dict(epoch=position.epoch, step=position.step))
+        good = next(iter(self.checkpoints.paths()), 'none was saved yet')
+        raise TrainingError(
+            f'{self.bad_steps_in_a_row} steps in a row had gradients that are not finite (norm '
+            f'{norm}, loss {float(loss)}) up to epoch {position.epoch}, step {position.step}, at '
+            f'learning rate {format_rate(self.optimizer.get_lr())}, loss scale 1; the last good '
+            f'checkpoint is {good}, the weights of now are in {inspection}, the last batch was '
+            f'{", ".join(files[:4])}{" ..." if len(files) > 4 else ""}: lower the rate, or look '
+            'at these images')
+
+    def describe(self):
+        sizes = [(math.prod(p.shape), p.stop_gradient) for p in self.network.parameters()]
+        trainable = sum(size for size, frozen in sizes if not frozen)
+        config = self.config
+        return (f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
+                f'{sum(size for size, _ in sizes):,} parameters ({trainable:,} trainable); '
+                f'{len(self.train_loader.dataset):,} training and '
+                f'{len(self.eval_loader.dataset):,} validation images; '
+                f'{distributed.world_size()} process(es) of {config.TRAIN.TRAIN_BATCH_SIZE} '
+                f'images a step, {cpu.threads()} thread(s) each')
 
 
-class Tally:
-    """Sums over steps: loss and hits (kept on the device), images, and time."""
+def report_bad_images(loader, known, config, log):
+    """Name the training images that could not be read, each once in a run.
+
+    All processes call this together and learn what the others found.
+
+    Args:
+        loader: its `bad_images` are those of the epoch so far, in this process.
+        known: those of the run so far, in all processes, path to message; is added to.
+
+    Returns:
+        How many images of the epoch have been replaced so far, in all processes.
+
+    Raises:
+        DataError: on every process, if they are more than TRAIN.MAX_BAD_IMAGES allows.
+    """
+    found = {}
+    for part in distributed.gather_objects(loader.bad_images):
+        found.update(part)
+    for path in sorted(found.keys() - known.keys()):
+        log.say(f'skipped image {found[path]}')
+    known.update(found)
+    count, limit = len(loader.dataset), config.TRAIN.MAX_BAD_IMAGES
+    if known and len(known) / count > limit:
+        raise DataError(f'{len(known)} of {count} training images cannot be read, more than the '
+                        f'share of {limit:g} that TRAIN.MAX_BAD_IMAGES allows (repair them, or '
+                        f'raise it): {name_bad_images([known[path] for path in sorted(known)], 3)}')
+    return len(found)
+
+
+class Clock:
+    """Where the time of some steps goes: reading or training."""
 
     def __init__(self):
-        self.loss_sum = self.correct = 0.0
-        self.seen = self.steps = 0
+        self.started = self.waiting_since = time.perf_counter()
         self.read_time = 0.0
-        self.started = time.perf_counter()
+        self.steps = self.images = 0
 
-    def add(self, loss, logits, labels):
-        """Count a batch with its mean loss, logits `[B, num_classes]` and labels `[B]`."""
-        self.loss_sum = self.loss_sum + loss * len(labels)
-        self.correct = self.correct + (logits.argmax(axis=1) == labels).astype('float32').sum()
-        self.seen += len(labels)
+    def has_read(self):
+        self.read_time += time.perf_counter() - self.waiting_since
+
+    def has_trained(self, images):
         self.steps += 1
+        self.images += images
+        self.waiting_since = time.perf_counter()
 
-    def times(self):
-        """Mean (read_time, train_time) of a step in seconds, after the device has finished."""
+    def means(self):
+        """(read_time, train_time) a step in seconds, and images per second of all processes."""
         if paddle.device.is_compiled_with_cuda():
             paddle.device.cuda.synchronize()
         elapsed = time.perf_counter() - self.started
-        return self.read_time / self.steps, (elapsed - self.read_time) / self.steps
-
-    def merge(self, other):
-        """Take over another tally's sums, as plain numbers over all processes."""
-        loss_sum, correct, seen = distributed.all_reduce_sum(
-            [float(other.loss_sum), float(other.correct), other.seen])
-        self.loss_sum += loss_sum
-        self.correct += correct
-        self.seen += seen
-
-    def means(self):
-        """Mean loss and accuracy over the images counted."""
-        return self.loss_sum / self.seen, self.correct / self.seen
+        return (self.read_time / self.steps, (elapsed - self.read_time) / self.steps,
+                self.images * distributed.world_size() / elapsed)
 
 
 def cross_entropy(logits, labels, smoothing=0.0):
@@ -186,17 +463,6 @@ def prepare_folder(folder):
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def describe(config, network, train_loader, eval_loader):
-    sizes = [(math.prod(p.shape), p.stop_gradient) for p in network.parameters()]
-    trainable = sum(size for size, frozen in sizes if not frozen)
-    return (f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
-            f'{sum(size for size, _ in sizes):,} parameters ({trainable:,} trainable); '
-            f'{len(train_loader.dataset):,} training and {len(eval_loader.dataset):,} validation '
-            f'images; {distributed.world_size()} process(es) of '
-            f'{config.TRAIN.TRAIN_BATCH_SIZE} images a step, '
-            f'{cpu.threads()} thread(s) each')
-
-
 def environment():
     """What a log must name for its figures to mean something."""
     return dict(paddle=paddle.__version__, python=platform.python_version(),
@@ -207,8 +473,12 @@ def environment():
 def main(arguments):
     parser = command.parser(__doc__)
     configuration.add_arguments(parser)
+    parser.add_argument('--force', action='store_true',
+                        help='resume even where the result would differ from that of one run')
     options = parser.parse_args(arguments)
-    train(configuration.load_config(options.config, options.override))
+    config = configuration.load_config(options.config, options.override)
+    distributed.init()
+    Run(config, options.force).train()
 
 
 if __name__ == '__main__':

@@ -13,11 +13,12 @@ from paddle.nn import functional as F
 
 import build
 import config as configuration
+from dataset import DataError, name_bad_images
 from runtime import command, distributed
 from runtime.logger import progress, say
 
 
-def evaluate(network, loader, log_every=0):
+def evaluate(network, loader, log_every=0, skip_bad=False):
     """Score a network on all images of a loader, over all processes together.
 
     Every step gathers logits and labels of all processes in the order of the data set and cuts
@@ -26,12 +27,17 @@ def evaluate(network, loader, log_every=0):
 
     Args:
         network: images `[B, 3, S, S]` to logits `[B, num_classes]`.
-        loader: batches in the data set's order, the same many on every process.
+        loader: batches in the data set's order, the same many on every process; an image that
+            cannot be read has the label -1.
         log_every: steps between the lines on the way; 0 says nothing.
+        skip_bad: score the other images where some cannot be read.
 
     Returns:
-        dict: top1, top5 and loss as means over the images; images; seconds;
-        images_per_second.
+        dict: top1, top5 and loss as means over the images that were read; images, their number;
+        bad_images, one message for each of the others; seconds; images_per_second.
+
+    Raises:
+        DataError: with the names of all images that cannot be read, unless skip_bad.
     """
     was_training = network.training
     network.eval()
@@ -45,22 +51,31 @@ def evaluate(network, loader, log_every=0):
             logits = distributed.gather_rows(network(images))[:left]     # (B of all, classes)
             labels = distributed.gather_rows(labels)[:left]              # (B of all)
             left -= len(labels)
-            seen += len(labels)
-            hits = top_k_hits(logits, labels)
+            seen += (labels >= 0).sum().item()
+            hits = top_k_hits(logits, labels)    # none where the label is -1
             correct += hits[:, 0].sum().item()
             correct_in_5 += hits.sum().item()
-            loss_sum += F.cross_entropy(logits, labels, reduction='sum').item()
+            loss_sum += F.cross_entropy(logits, labels, reduction='sum', ignore_index=-1).item()
             if log_every and (step % log_every == 0 or step == len(loader)):
                 steps = step % log_every or log_every
-                say(f'Step [{step}/{len(loader)}], acc: {correct / seen:.4f}, '
+                say(f'Step [{step}/{len(loader)}], acc: {correct / max(seen, 1):.4f}, '
                     f'read_time: {read_time / steps:.4f}')
                 read_time = 0.0
             read_started = time.perf_counter()
     if was_training:
         network.train()
     seconds = time.perf_counter() - started
+    found = {}
+    for part in distributed.gather_objects(loader.bad_images):
+        found.update(part)
+    bad = [found[path] for path in sorted(found)]
+    if bad and not (skip_bad and seen):
+        images = len(loader.dataset)
+        raise DataError(f'{images - seen} of {images} validation images cannot be read '
+                        f'(repair them, or score the others with tools/val.py --skip-bad): '
+                        f'{name_bad_images(bad)}')
     return dict(top1=correct / seen, top5=correct_in_5 / seen, loss=loss_sum / seen, images=seen,
-                seconds=seconds, images_per_second=seen / seconds)
+                bad_images=bad, seconds=seconds, images_per_second=seen / seconds)
 
 
 def top_k_hits(logits, labels, k=5):
@@ -76,6 +91,8 @@ def main(arguments):
     parser = command.parser(__doc__)
     configuration.add_arguments(parser)
     parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
+    parser.add_argument('--skip-bad', action='store_true',
+                        help='score the other images where some cannot be read')
     options = parser.parse_args(arguments)
     config = configuration.load_config(options.config, options.override)
     weights = build.weights_path(config, options.weights)
@@ -85,9 +102,13 @@ def main(arguments):
     loader = build.eval_loader(config)
     say(f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, {len(loader.dataset)} images '
         f'of {config.DATA_PATH.VAL_DATASET_PATH}, {distributed.world_size()} process(es)')
-    scores = evaluate(network, loader, log_every=10)
+    scores = evaluate(network, loader, log_every=10, skip_bad=options.skip_bad)
     say(f'top-1: {scores["top1"]:.4f}, top-5: {scores["top5"]:.4f}, loss: {scores["loss"]:.4f}, '
         f'{scores["images"]} images, {scores["images_per_second"]:.1f} images/s')
+    if scores['bad_images']:
+        images = len(loader.dataset)
+        say(f'left out {images - scores["images"]} of {images} images: '
+            f'{name_bad_images(scores["bad_images"])}')
     say(f'ImageNet final val acc is:{scores["top1"]:.4f}')
 
 

@@ -1,5 +1,7 @@
 """AdamW as the recipes use it: which parameters decay, and gradient clipping."""
 
+import math
+
 import paddle
 
 
@@ -9,7 +11,7 @@ def is_matrix(name, parameter):
             and name.split('.')[-1] != 'cls_token')
 
 
-def build_optimizer(network, learning_rate, weight_decay, decay_all=True, clip_norm=1.0):
+def build_optimizer(network, learning_rate, weight_decay, decay_all=True):
     """AdamW (betas 0.9 and 0.999, epsilon 1e-8, decoupled decay) over what is trainable.
 
     Args:
@@ -18,13 +20,27 @@ def build_optimizer(network, learning_rate, weight_decay, decay_all=True, clip_n
         weight_decay: the decay, multiplied by the rate at every step.
         decay_all: True decays every parameter, as the Paddle repository does; False leaves out
             1-D parameters, biases and the class token, as the official recipe does.
-        clip_norm: the global gradient norm is cut to this; 0 leaves gradients as they are.
     """
     trainable = [(name, p) for name, p in network.named_parameters() if not p.stop_gradient]
     # Paddle asks by automatic names (linear_0.w_0), hence the detour.
     decayed = {p.name for name, p in trainable if decay_all or is_matrix(name, p)}
-    clip = paddle.nn.ClipGradByGlobalNorm(clip_norm) if clip_norm else None
     return paddle.optimizer.AdamW(
         learning_rate=learning_rate, parameters=[p for _, p in trainable],
         beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=float(weight_decay),
-        apply_decay_param_fun=decayed.__contains__, grad_clip=clip)
+        apply_decay_param_fun=decayed.__contains__)
+
+
+@paddle.no_grad()
+def clip_gradients(parameters, max_norm=0.0):
+    """Scale all gradients so that their common norm is at most `max_norm`; 0 leaves them.
+
+    Returns:
+        The norm before, a float: inf or nan where any gradient is not finite. Clipping here and
+        not in the optimizer lets a step with such gradients be skipped.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = math.sqrt(paddle.add_n([gradient.square().sum() for gradient in gradients]).item())
+    if max_norm and max_norm < norm < math.inf:
+        for gradient in gradients:
+            gradient.scale_(max_norm / norm)
+    return norm

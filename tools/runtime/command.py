@@ -1,7 +1,8 @@
 """What every command shares: errors for people and exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted. An exception class says that it is
-about wrong input by an attribute `exit_code = 2`.
+Exit codes: 0 done, 1 failed, 2 wrong input, 75 stopped and saved (the same command goes on), 130
+interrupted. An exception class may name its own by an attribute `exit_code`, and the word that
+its line begins with by `kind`.
 """
 
 import argparse
@@ -43,6 +44,6 @@ def run(main, arguments=None):
             traceback.print_exc()
         code = getattr(error, 'exit_code', 1)
         said = ' '.join(str(error).split()) or 'no message'
-        kind = 'error' if code == 2 else f'failed: {type(error).__name__}'
+        kind = 'error' if code == 2 else getattr(error, 'kind', f'failed: {type(error).__name__}')
         print(f'{kind}: {said}', file=sys.stderr)
     sys.exit(code)

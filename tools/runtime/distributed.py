@@ -1,13 +1,24 @@
 """Processes: the same calls work with one process and with many (one a card)."""
 
+import ctypes
+import itertools
+import signal
+import sys
+
 import paddle
 import paddle.distributed as dist
 
 
 def init():
     """Join the processes that paddle.distributed.launch started; nothing to do for one."""
-    if world_size() > 1:
-        dist.init_parallel_env()
+    if world_size() == 1:
+        return
+    if sys.platform == 'linux':
+        # A launcher that has ended, or was killed, must not leave its processes behind, and a
+        # stopped or stuck one hears no other signal.
+        set_parent_death_signal = 1    # PR_SET_PDEATHSIG in linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    dist.init_parallel_env()
 
 
 def rank():
@@ -51,3 +62,36 @@ def gather_rows(tensor):
     parts = []
     dist.all_gather(parts, tensor)
     return paddle.concat(parts, axis=0)
+
+
+def gather_objects(value):
+    """Every process's value, a small object of any kind, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values = []
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_of(*wishes):
+    """For each wish (a bool) whether any process has it; all processes get the same answer."""
+    return tuple(total > 0 for total in all_reduce_sum(wishes))
+
+
+_meetings = itertools.count()
+
+
+def wait_for_all():
+    """Wait until every process is here, however long it takes.
+
+    A collective would do, were it not for gloo's fixed limit of 30 seconds, within which the
+    main process may not have saved a large checkpoint. The store that the processes met through
+    knows no such limit.
+    """
+    if world_size() == 1:
+        return
+    store = paddle.base.core.create_or_get_global_tcp_store()
+    meeting = next(_meetings)
+    store.set(f'meeting/{meeting}/{rank()}', b'here')
+    for other in range(world_size()):
+        store.wait(f'meeting/{meeting}/{other}')

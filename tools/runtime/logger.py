@@ -22,11 +22,16 @@ def say(line):
         sys.stdout.flush()
 
 
-def progress(iterable, description, total=None):
-    """Wrap an iterable in a progress bar on a terminal; elsewhere it stays silent."""
+def progress(iterable, description, total=None, done=0):
+    """Wrap an iterable in a progress bar on a terminal; elsewhere it stays silent.
+
+    Args:
+        total: length of the whole, where the iterable doesn't know it.
+        done: how much of it was done before.
+    """
     silent = not (sys.stderr.isatty() and distributed.is_main())
-    return tqdm(iterable, desc=description, total=total, disable=silent, leave=False,
-                dynamic_ncols=True)
+    return tqdm(iterable, desc=description, total=total, initial=done, disable=silent,
+                leave=False, dynamic_ncols=True)
 
 
 class RunLog:
@@ -35,16 +40,19 @@ class RunLog:
     Args:
         folder: the run's folder, which exists.
         visualdl: whether to write scalars for VisualDL.
+        position: where a resumed run goes on, as `position()` gave it; what was written after
+            that is cut off, because it will be written again.
     """
 
-    def __init__(self, folder, visualdl=True):
-        self.started = time.time()
+    def __init__(self, folder, visualdl=True, position=None):
+        position = position or dict(text=0, records=0, elapsed=0.0)
+        self.started = time.time() - position['elapsed']
         self.scalars = None
         self.text = self.records = contextlib.nullcontext()
         if not distributed.is_main():
             return
-        self.text = open(Path(folder) / 'train.log', 'a', encoding='utf-8')
-        self.records = open(Path(folder) / 'log.jsonl', 'a', encoding='utf-8')
+        self.text = _open_at(Path(folder) / 'train.log', position['text'])
+        self.records = _open_at(Path(folder) / 'log.jsonl', position['records'])
         if visualdl:
             from visualdl import LogWriter  # slow to import, and not every run wants it
 
@@ -55,6 +63,10 @@ class RunLog:
         say(line)
         if distributed.is_main():
             print(line, file=self.text, flush=True)
+
+    def warn(self, line):
+        """Print a line that is about this process and not about the run: not in train.log."""
+        say(line)
 
     def record(self, event, step, **values):
         """Add one line to log.jsonl, and the numbers among `values` to VisualDL.
@@ -74,7 +86,22 @@ class RunLog:
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     self.scalars.add_scalar(f'{event}/{name}', value, step)
 
+    def position(self):
+        """Where the log stands: what a checkpoint must hold to go on in it."""
+        if not distributed.is_main():
+            return None
+        return dict(text=self.text.tell(), records=self.records.tell(),
+                    elapsed=time.time() - self.started)
+
     def close(self):
         for stream in (self.text, self.records, self.scalars):
             if hasattr(stream, 'close'):
                 stream.close()
+
+
+def _open_at(path, position):
+    """Open a log for writing at a byte position, which a new or shortened file may not reach."""
+    file = open(path, 'a', encoding='utf-8')
+    file.truncate(min(position, path.stat().st_size))
+    file.seek(0, 2)
+    return file

@@ -1,22 +1,33 @@
-"""Reading and writing weight files (.pdparams), which come from strangers.
+"""Reading and writing weight files, which come from strangers.
 
-A .pdparams file is a pickle of {parameter name: array}. paddle.load and pickle.load would run
-whatever code such a file asks for; the reader here admits nothing but arrays. Next to the
-weights the files of this project hold a JSON text with class names and the network's name,
-under a key that Paddle's own loader skips over.
+Read are .pdparams and .pdopt (pickles of paddle.save), .pth and .pth.tar (PyTorch's zip archives
+and their predecessor) and .safetensors, told apart by their content. paddle.load, torch.load and
+pickle.load would run whatever code such a file asks for; runtime/unpickle.py can't.
+
+Written is .pdparams. Next to the weights the files of this project hold a JSON text with class
+names and the network's name, under a key that Paddle's own loader skips over.
 """
 
-import collections
 import json
+import mmap
 import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 
+from runtime.torch_file import LEGACY_MAGIC, Tensor, read_legacy, read_zip
+from runtime.unpickle import Damaged, Refused, StoredArray, shown, unpickle
+
 METADATA_KEY = 'metadata@@'
 NAME_TABLE_KEY = 'StructuredToParameterName@@'
+SPLIT_KEY = 'UnpackBigParamInfor@@'
+LONGEST_METADATA = 4_000_000     # characters
+LONGEST_HEADER = 4_000_000       # bytes of a .safetensors file that describe its tensors
 NUMBER_KINDS = 'fiub'    # float, int, unsigned, bool
+# bfloat16 travels as its 16 bits, in Paddle's files and here; no weights are unsigned numbers.
+SAFETENSORS_TYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': '<u2', 'I64': '<i8',
+                     'I32': '<i4', 'I16': '<i2', 'I8': 'i1', 'U8': 'u1', 'BOOL': '?'}
 
 
 class WeightsError(ValueError):
@@ -26,11 +37,15 @@ class WeightsError(ValueError):
 
 
 def read_weights(path):
-    """Read a .pdparams file without running any code of it.
+    """Read a weights file or a training checkpoint without running any code of it.
 
     Returns:
-        (state, metadata): {parameter name: ndarray}, and a dict that is empty for files of
-        other origin.
+        (state, metadata). State is {parameter name: ndarray}, names and shapes as found, except
+        that a `module.` before every name is dropped and that bfloat16 comes as float32. Of a
+        training checkpoint it is the part `state_dict_ema`, `state_dict` or `model`, the first
+        that is there. Metadata is what `write_weights` was given; besides, `layout` is 'pytorch'
+        for files of PyTorch (a Linear's weight is `[out, in]` there, not `[in, out]`), `part`
+        names the part of a checkpoint, and `LR_Scheduler` is that of a .pdopt file.
 
     Raises:
         WeightsError: for a missing, damaged, foreign or hostile file.
@@ -39,18 +54,34 @@ def read_weights(path):
     if not path.is_file():
         raise WeightsError(f'{path}: no such weights file')
     try:
-        with open(path, 'rb') as file:
-            content = _ArrayUnpickler(file).load()
+        content = _look_at(path)
+        if content[8:9] == b'{' and (content[:1] != b'\x80' or content[2:8] == bytes(6)):
+            entries, metadata = _read_safetensors(path, content)
+        elif content[:4] in (b'PK\3\4', b'PK\5\6'):
+            entries, metadata = _entries_of(read_zip(content), {'layout': 'pytorch'})
+        elif content[:1] == b'\x80':
+            value, position = unpickle(content)
+            if value == LEGACY_MAGIC:
+                entries, metadata = _entries_of(read_legacy(content, position),
+                                                {'layout': 'pytorch'})
+            else:
+                entries, metadata = _entries_of(value, {})
+        else:
+            raise Damaged('it begins like no format of weights')
+        return _state_of(entries, 4 * len(content) + 2 ** 26), metadata
     except OSError as error:
         raise WeightsError(f'{path}: cannot be read: {error.strerror}') from error
-    except _Refused as error:
+    except Refused as error:
         raise WeightsError(f'{path}: refused, {error}; a weights file holds arrays only') from error
-    except Exception as error:    # a damaged pickle can raise nearly anything
-        raise WeightsError(f'{path}: is damaged or no .pdparams file '
-                           f'({type(error).__name__}: {error})') from error
-    if not isinstance(content, dict):
-        raise WeightsError(f'{path}: holds a {type(content).__name__} instead of named weights')
-    return _state_of(content, path), _metadata_of(content, path)
+    except MemoryError as error:
+        raise WeightsError(f'{path}: needs more memory than there is') from error
+    except WeightsError as error:
+        raise WeightsError(f'{path}: {error}') from error
+    except Damaged as error:
+        raise WeightsError(f'{path}: is damaged or no weights file ({error})') from error
+    except Exception as error:    # nobody foresees all that a damaged file can hold
+        raise WeightsError(f'{path}: is damaged or no weights file '
+                           f'({type(error).__name__}: {shown(str(error))})') from error
 
 
 def write_weights(path, state, metadata):
@@ -74,84 +105,121 @@ def write_weights(path, state, metadata):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)    # the new name, too, outlives a power cut
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
-def _state_of(content, path):
+def _look_at(path):
+    """The file's content, of which only what is used comes into memory."""
+    with open(path, 'rb') as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise Damaged('it is empty')
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _read_safetensors(path, content):
+    try:
+        import safetensors
+    except ImportError as error:
+        raise WeightsError('is a .safetensors file; pip install safetensors') from error
+    length = int.from_bytes(content[:8], 'little')
+    if length > min(LONGEST_HEADER, len(content) - 8):
+        raise Damaged(f'its header claims {length} bytes of a file of {len(content)}')
+    try:
+        with safetensors.safe_open(path, 'np') as file:
+            metadata = file.metadata() or {}
+        tensors = safetensors.deserialize(bytes(content))
+    except safetensors.SafetensorError as error:
+        raise Damaged(shown(str(error), 200)) from error
     state = {}
-    for name, value in content.items():
+    for name, tensor in tensors:
+        if tensor['dtype'] not in SAFETENSORS_TYPES:
+            raise Refused(f'{shown(name)} holds values of type {tensor["dtype"]}')
+        state[name] = np.ndarray(tensor['shape'], SAFETENSORS_TYPES[tensor['dtype']],
+                                 tensor['data'])
+    layout = {'layout': 'pytorch'} if metadata.get('format') == 'pt' else {}
+    return _without_prefix(state), {**_parsed(metadata.get(METADATA_KEY, '{}')), **layout}
+
+
+def _entries_of(content, metadata):
+    """(named entries, metadata) of what a pickle held."""
+    if not isinstance(content, dict):
+        raise WeightsError(f'holds a {type(content).__name__} instead of named weights')
+    metadata = {**_parsed(content.get(METADATA_KEY, '{}')), **metadata}
+    for part in ('state_dict_ema', 'state_dict', 'model'):
+        if content.get(part) and isinstance(content[part], dict):
+            content, metadata = content[part], {**metadata, 'part': part}
+            break
+    # What Paddle's optimizers keep beside their arrays: numbers, and a dict of more arrays.
+    content = dict(content)
+    if isinstance(content.get('LR_Scheduler'), dict):
+        metadata['LR_Scheduler'] = {name: value
+                                    for name, value in content.pop('LR_Scheduler').items()
+                                    if type(value) in (int, float, bool)}
+    if isinstance(content.get('master_weights'), dict):
+        content.update((f'master_weights.{name}', value)
+                       for name, value in content.pop('master_weights').items())
+    return _without_prefix(content), metadata
+
+
+def _without_prefix(entries, prefix='module.'):
+    """Names as before torch's DataParallel put its prefix before each of them."""
+    if not all(isinstance(name, str) and name.startswith(prefix) for name in entries):
+        return entries
+    return {name[len(prefix):]: value for name, value in entries.items()}
+
+
+def _state_of(entries, most_bytes):
+    """{name: ndarray}; `most_bytes` ends what repeats one stored array under many names."""
+    state = {}
+    for name, value in entries.items():
         if not isinstance(name, str):
-            raise WeightsError(f'{path}: holds a key that is no name: {name!r}')
+            raise WeightsError(f'holds a key that is no name: {shown(str(name))}')
         if name.endswith('@@'):
             continue
         if isinstance(value, tuple) and len(value) == 2:    # (automatic name, array)
             value = value[1]
-        if not isinstance(value, (np.ndarray, np.generic)):
-            raise WeightsError(f'{path}: {name} is a {type(value).__name__}, not an array')
-        if value.dtype.kind not in NUMBER_KINDS:
-            raise WeightsError(f'{path}: {name} holds {value.dtype} instead of numbers')
-        state[name] = np.asarray(value)
+        if not isinstance(value, (StoredArray, Tensor, np.ndarray, np.generic)):
+            raise WeightsError(f'{shown(name)} is a {type(value).__name__}, not an array')
+        most_bytes -= value.nbytes
+        if most_bytes < 0:
+            raise Refused('its arrays are much larger than the file')
+        array = value.read() if isinstance(value, (StoredArray, Tensor)) else np.asarray(value)
+        state[name] = _widened(array) if array.dtype == np.uint16 else array
+    _join_split(state, entries.get(SPLIT_KEY))
     if not state:
-        raise WeightsError(f'{path}: holds no weights')
+        raise WeightsError('holds no weights')
     return state
 
 
-def _metadata_of(content, path):
+def _widened(bits):
+    """bfloat16, given as its 16 bits, to float32, whose upper half it is."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _join_split(state, table):
+    """Put together what paddle.save split, in protocols 2 and 3, for being over 1 GiB."""
+    if table is None:
+        return
     try:
-        metadata = json.loads(content.get(METADATA_KEY, '{}'))
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f'{path}: its metadata is damaged ({error})') from error
+        for name, entry in table.items():
+            # A part that is taken is gone, so that no table can multiply it.
+            parts = [state.pop(part) for part in entry['slices']]
+            state[name] = np.concatenate(parts).reshape(entry['OriginShape'])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Damaged(f'its table of split weights makes no sense ({type(error).__name__})'
+                      ) from error
+
+
+def _parsed(text):
+    """Metadata from its JSON text."""
+    if type(text) is not str or len(text) > LONGEST_METADATA:
+        raise WeightsError('its metadata is damaged (no text, or a very long one)')
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f'its metadata is damaged ({shown(str(error))})') from error
     return metadata if isinstance(metadata, dict) else {}
-
-
-class _Refused(pickle.UnpicklingError):
-    """A pickle that asks for something other than arrays."""
-
-
-class _ArrayType:
-    """Stands where a pickle names numpy.ndarray, so that it can't be called with any shape."""
-
-
-def _empty_array(kind, shape, code):
-    """Stands for numpy's _reconstruct: the real shape arrives with the data."""
-    return np.ndarray((0,), 'b')
-
-
-def _number_type(code, *_):
-    if not isinstance(code, str) or code.lstrip('<>|=')[:1] not in NUMBER_KINDS:
-        raise _Refused(f'it holds values of type {code!r}')
-    return np.dtype(code, False, True)
-
-
-def _latin1(text, encoding='latin1'):
-    """Stands for _codecs.encode, through which old pickles carry bytes."""
-    if encoding not in ('latin1', 'latin-1'):
-        raise _Refused(f'it asks for the encoding {encoding!r}')
-    return text.encode('latin1')
-
-
-def _scalar(dtype, data):
-    if not isinstance(dtype, np.dtype):
-        raise _Refused('it holds a number of no type')
-    return np.frombuffer(data, dtype, count=1)[0]
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    admitted = {
-        ('builtins', 'tuple'): tuple,
-        ('collections', 'OrderedDict'): collections.OrderedDict,
-        ('numpy', 'ndarray'): _ArrayType,
-        ('numpy', 'dtype'): _number_type,
-        ('_codecs', 'encode'): _latin1,
-        **{(f'numpy.{core}.multiarray', name): stand_in
-           for core in ('core', '_core')
-           for name, stand_in in (('_reconstruct', _empty_array), ('scalar', _scalar))},
-    }
-
-    def find_class(self, module, name):
-        try:
-            return self.admitted[module, name]
-        except KeyError:
-            raise _Refused(f'it asks for {module}.{name}') from None
-
-    def persistent_load(self, identifier):
-        raise _Refused('it refers to data outside of itself')

@@ -1,0 +1,139 @@
+"""Several processes do what one does: gradients, weights, validation, and ends that are ends."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_resume import assert_same_run, command, recipe, run  # noqa: F401
+
+
+def launch(count, folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, '-m', 'paddle.distributed.launch', '--nproc_per_node', str(count),
+         '--log_level', 'ERROR', '--log_dir', str(folder / f'launch{count}'), *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_two_ranks_with_half_the_batch_are_one_with_the_whole(tmp_path):
+    subprocess.run([sys.executable, 'tests/two_ranks.py', tmp_path / 'one', '16'], cwd=ROOT,
+                   check=True, timeout=300)
+    launch(2, tmp_path, 'tests/two_ranks.py', tmp_path / 'two', '8')
+    one, two, other = (np.load(tmp_path / name)
+                       for name in ('one.0.npz', 'two.0.npz', 'two.1.npz'))
+    gradients = [name for name in one.files if name.startswith('gradient/')]
+    weights = [name for name in one.files if name not in gradients and name != 'norms']
+    assert len(gradients) == 108 and len(weights) == 111
+    for name in weights:
+        np.testing.assert_array_equal(two[name], other[name], err_msg=f'ranks differ: {name}')
+
+    def relative_difference(names):
+        first, second = (np.concatenate([file[name].astype('float64').ravel() for name in names])
+                         for file in (one, two))
+        return np.linalg.norm(first - second) / np.linalg.norm(first)
+
+    assert relative_difference(gradients) <= 1e-6
+    assert relative_difference(weights) <= 1e-6
+    # Each by itself as well, but for biases: they began at zero, so theirs is that of a gradient
+    # divided by its own size.
+    for name in weights:
+        assert name.endswith('bias') or relative_difference([name]) <= 1e-6, name
+
+
+@pytest.mark.parametrize('images', [1, 13])
+def test_scores_are_bit_equal_for_one_to_four_processes(tmp_path, images):
+    lines = (ROOT / 'lit_data' / 'val.txt').read_text().splitlines()[::9]
+    (tmp_path / 'val.txt').write_text('\n'.join(lines[:images]) + '\n')
+    arguments = ['tools/val.py', '-o', f'DATA_PATH.VAL_DATASET_LABEL_PATH={tmp_path}/val.txt',
+                 'TRAIN.VAL_BATCH_SIZE=3', 'TRAIN.VAL_NUM_WORKS=0']
+    found = set()
+    for count in (1, 2, 3, 4):
+        text = launch(count, tmp_path, *arguments)
+        found.add(re.search(r'top-1: \S+ top-5: \S+', text)[0])
+        assert f', {images} images, ' in text
+    assert len(found) == 1
+
+
+def started(recipe, folder, *overrides):  # noqa: F811
+    """Two processes that train for long, once they have begun."""
+    process = subprocess.Popen(
+        command(recipe, folder, 'SCHEDULER.NUM_EPOCHS=1000', *overrides, processes=2),
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    log, deadline = folder / 'train.log', time.monotonic() + 60
+    while not log.exists() or 'Step [3/' not in log.read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    return process
+
+
+def below(pid):
+    """All processes that descend from one."""
+    children = [int(child) for path in Path(f'/proc/{pid}/task').glob('*/children')
+                for child in path.read_text().split()]
+    return children + [other for child in children for other in below(child)]
+
+
+def ranks_of(process):
+    return [pid for pid in below(process.pid)
+            if b'tools/train.py' in Path(f'/proc/{pid}/cmdline').read_bytes()
+            and b'distributed.launch' not in Path(f'/proc/{pid}/cmdline').read_bytes()]
+
+
+def assert_gone(pids, seconds=40):
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if Path(f'/proc/{pid}').exists()]:
+        assert time.monotonic() < deadline, f'left behind: {left}'
+        time.sleep(0.1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('number, limit', [(signal.SIGKILL, 60), (signal.SIGSTOP, 60)],
+                         ids=['killed', 'hung'])
+def test_a_rank_that_dies_or_hangs_ends_the_job(recipe, tmp_path, number, limit):  # noqa: F811
+    process = started(recipe, tmp_path / 'run')
+    family = below(process.pid)
+    os.kill(ranks_of(process)[-1], number)
+    try:
+        assert process.wait(timeout=limit) != 0
+        assert_gone(family)
+    finally:
+        for pid in family:    # only where the test has failed is there anyone left
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.faults
+def test_a_launcher_that_is_killed_leaves_nobody_behind(recipe, tmp_path):  # noqa: F811
+    process = started(recipe, tmp_path / 'run')
+    family = below(process.pid)
+    process.kill()
+    process.wait()
+    assert_gone(family)
+
+
+@pytest.mark.faults
+def test_two_nodes_are_two_processes(recipe, tmp_path):  # noqa: F811
+    """Two launchers, as on two machines, that meet at --master."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    start = ['bash', 'scripts/train.sh', str(recipe), '--nnodes', '2', '--master',
+             f'127.0.0.1:{port}', '--nproc', '1', '-o', f'TRAIN.OUTPUT_DIR={tmp_path}/nodes',
+             'TRAIN.TRAIN_BATCH_SIZE=4']
+    nodes = [subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, env={**os.environ, 'PYTHON': sys.executable})
+             for _ in range(2)]
+    said = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    run(recipe, tmp_path / 'one', processes=2)
+    assert_same_run(tmp_path / 'one', tmp_path / 'nodes')

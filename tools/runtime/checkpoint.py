@@ -1,0 +1,301 @@
+"""Checkpoints: all that the next step of a run depends on, in files that are whole or not there.
+
+A checkpoint is a NumPy .npz archive (arrays only, never code) followed by its SHA-256: weights,
+the optimizer's state by structured parameter names, and one JSON text with everything else.
+No random state needs saving: every draw of a run follows from its seed and the number of the
+epoch, step, image or process (see `step_seed` and dataset.ImageDataset), which also holds on
+Paddle 2.6.2, where a saved random state is silently empty.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+FOOTER = b'T2TCKPT1'    # behind it the 32 bytes of the SHA-256
+NAME = re.compile(r'step-(\d+)\.ckpt')
+STATE = 'state.json'
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used: one line naming the file and what to do."""
+
+    exit_code = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run: `folder/step-000001234.ckpt`, the newest `keep` of them.
+
+    Args:
+        folder: made when the first one is saved.
+        keep: how many of the newest stay; older ones are removed after a new one is safe.
+    """
+
+    def __init__(self, folder, keep=2):
+        self.folder = Path(folder)
+        self.keep = keep
+        self.save_seconds = 0.0
+
+    def save(self, step, arrays, state):
+        """Write the checkpoint of a step; returns its path.
+
+        Raises:
+            OSError: for a full disk or a read-only folder; earlier checkpoints are untouched.
+        """
+        started = time.perf_counter()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f'step-{step:09d}.ckpt'
+        write_checkpoint(path, arrays, state)
+        for older in self.paths()[self.keep:]:
+            older.unlink(missing_ok=True)
+        for left in self.folder.glob('.*.tmp'):    # of a process that was killed while saving
+            left.unlink(missing_ok=True)
+        self.save_seconds = time.perf_counter() - started
+        return path
+
+    def paths(self):
+        """The checkpoints that are there, newest first."""
+        found = [path for path in self.folder.glob('step-*.ckpt') if NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True)
+
+    def latest(self):
+        """The newest checkpoint that is whole.
+
+        Returns:
+            (path, arrays, state, damaged): path is None where there is none; damaged lists what
+            is wrong with those that were passed over.
+        """
+        damaged = []
+        for path in self.paths():
+            try:
+                return (path, *read_checkpoint(path), damaged)
+            except CheckpointError as error:
+                damaged.append(str(error))
+        return None, {}, {}, damaged
+
+
+def write_checkpoint(path, arrays, state):
+    """Write {name: array} and a JSON-able dict as one file, atomically and durably."""
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    text = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
+    try:
+        with open(temporary, 'w+b') as file:
+            np.savez(file, **{STATE: text}, **arrays)
+            file.seek(0)
+            digest = _digest(file)
+            file.write(FOOTER + digest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path):
+    """Read what write_checkpoint wrote; returns ({name: array}, state).
+
+    Raises:
+        CheckpointError: for a file that is missing, cut off, changed, or something else.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, 'rb') as file:
+            length = size - len(FOOTER) - 32
+            if length < 0:
+                raise CheckpointError(f'{path}: is cut off ({size} bytes)')
+            digest = _digest(file, length)
+            footer = file.read()
+            if footer[:len(FOOTER)] != FOOTER:
+                raise CheckpointError(f'{path}: is cut off or no checkpoint of this project')
+            if footer[len(FOOTER):] != digest:
+                raise CheckpointError(f'{path}: is damaged, its checksum does not match')
+            file.seek(0)
+            return _unpack(file, size, path)
+    except OSError as error:
+        raise CheckpointError(f'{path}: cannot be read: {error.strerror}') from error
+
+
+def _unpack(file, size, path):
+    # The checksum guards against accidents, not against strangers, who can compute one.
+    try:
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+        if claimed > size:
+            raise ValueError(f'it claims {claimed} bytes and has {size}')
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        state = json.loads(arrays.pop(STATE).tobytes())
+        if not isinstance(state, dict):
+            raise ValueError('its state is no dict')
+    except Exception as error:    # an archive made to hurt can raise nearly anything
+        raise CheckpointError(f'{path}: is no checkpoint of this project ({error})') from error
+    return arrays, state
+
+
+def _digest(file, length=None):
+    """SHA-256 of the next `length` bytes of a file, or of all that is left."""
+    sha256, left = hashlib.sha256(), length
+    while left is None or left > 0:
+        part = file.read(1 << 20 if left is None else min(1 << 20, left))
+        if not part:
+            break
+        sha256.update(part)
+        left = None if left is None else left - len(part)
+    return sha256.digest()
+
+
+def sync_folder(folder):
+    """Make a rename in a folder survive a power cut, where the system lets us."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass    # some network file systems refuse it for folders
+    finally:
+        os.close(descriptor)
+
+
+def step_seed(seed, rank, step):
+    """The seed of Paddle's generator for one step of one process, below 2 ** 31."""
+    return int(np.random.SeedSequence((seed, rank, step)).generate_state(1)[0] >> 1)
+
+
+def capture(network, optimizer, restored=None):
+    """Weights and optimizer state as {name: array}, by structured parameter names.
+
+    Paddle names optimizer state by automatic names (linear_0.w_0_moment1_0), which change with
+    whatever else a process has built; here it is `optimizer/moment1/head.weight`.
+
+    Args:
+        restored: the arrays that the optimizer was restored from, until its first step. Paddle
+            makes an optimizer's state in that step, and before it has none to show.
+    """
+    arrays = {f'network/{name}': value.numpy() for name, value in network.state_dict().items()}
+    names = _structured_names(network)
+    for key, value in optimizer.state_dict().items():
+        if key == 'LR_Scheduler':    # follows from the epoch and step
+            continue
+        if key == 'master_weights':
+            arrays.update({f'optimizer/master_weights/{names[name]}': np.asarray(weight)
+                           for name, weight in value.items()})
+            continue
+        automatic, kind = _split_key(key, names)
+        arrays[f'optimizer/{kind}/{names[automatic]}'] = np.asarray(value)
+    if restored:
+        arrays.update({name: array for name, array in restored.items()
+                       if name.startswith('optimizer/')})
+    return arrays
+
+
+def restore(network, optimizer, arrays, path):
+    """Put what `capture` took back.
+
+    Raises:
+        CheckpointError: where it belongs to another network or optimizer.
+    """
+    state = network.state_dict()
+    stored = {name[len('network/'):]: array for name, array in arrays.items()
+              if name.startswith('network/')}
+    wrong = sorted(set(stored) ^ set(state)) or sorted(
+        name for name in state if tuple(state[name].shape) != stored[name].shape)
+    if wrong:
+        raise CheckpointError(f'{path}: belongs to another network ({", ".join(wrong[:5])})')
+    for name, value in state.items():
+        value.set_value(stored[name])
+
+    automatic = {structured: name for name, structured in _structured_names(network).items()}
+    existing = {_split_key(key, automatic.values()): key for key in optimizer.state_dict()
+                if key not in ('LR_Scheduler', 'master_weights')}
+    # Paddle insists on a schedule's state; ours is set by the caller, from epoch and step.
+    loaded = {key: value for key, value in optimizer.state_dict().items() if key == 'LR_Scheduler'}
+    for name, array in arrays.items():
+        if not name.startswith('optimizer/'):
+            continue
+        _, kind, structured = name.split('/', 2)
+        if structured not in automatic:
+            raise CheckpointError(f'{path}: has optimizer state for {structured}, which does not '
+                                  'train here')
+        if kind == 'master_weights':
+            loaded.setdefault(kind, {})[automatic[structured]] = array
+            continue
+        key = (automatic[structured], kind)
+        loaded[existing.get(key, f'{key[0]}_{kind}_0')] = array
+    optimizer.set_state_dict(loaded)
+
+
+def _structured_names(network):
+    """{automatic name: structured name} of what trains."""
+    return {parameter.name: name for name, parameter in network.named_parameters()
+            if not parameter.stop_gradient}
+
+
+def _split_key(key, automatic_names):
+    """linear_0.w_0_moment1_0 as ('linear_0.w_0', 'moment1')."""
+    name = max((name for name in automatic_names if key.startswith(name + '_')), key=len)
+    return name, re.sub(r'_\d+$', '', key[len(name) + 1:])
+
+
+# Keys that don't change what a run computes, so that a resumed run may have others.
+FREE_KEYS = {
+    'MODEL_PATH', 'DATA_PATH.TRAIN_DATASET_PATH', 'DATA_PATH.TRAIN_DATASET_LABEL_PATH',
+    'DATA_PATH.VAL_DATASET_PATH', 'DATA_PATH.VAL_DATASET_LABEL_PATH', 'DATA.SHARED_MEMORY',
+    'DATA.CLASS_NAMES', 'TRAIN.PRE_TRAIN', 'TRAIN.TRAIN_NUM_WORKS', 'TRAIN.VAL_BATCH_SIZE',
+    'TRAIN.VAL_NUM_WORKS', 'TRAIN.LOG_EVERY', 'TRAIN.OUTPUT_DIR', 'TRAIN.VISUALDL',
+    'TRAIN.RESUME', 'TRAIN.SAVE_STEPS', 'TRAIN.SAVE_MINUTES', 'TRAIN.KEEP_CHECKPOINTS',
+    'TRAIN.TIME_LIMIT_HOURS', 'TRAIN.MAX_BAD_STEPS', 'TRAIN.MAX_BAD_IMAGES', 'MODEL.ADAPT'}
+BITS_ONLY = ('paddle', 'python', 'device', 'threads')
+
+
+def compare_runs(before, now, path, force):
+    """Say how a resumed run differs from the one that a checkpoint is from.
+
+    Args:
+        before, now: `identity` dicts of the two: config, processes, data lists, environment.
+        force: accept what would change the result.
+
+    Returns:
+        Lines for the person.
+
+    Raises:
+        CheckpointError: where the result would silently be another one, without `force`.
+    """
+    now = json.loads(json.dumps(now))    # lists for tuples, as in the checkpoint
+    pairs = {name: (before.get(name), now[name]) for name in now if name != 'config'}
+    for name in sorted(set(flat_keys(before['config'])) | set(flat_keys(now['config']))):
+        pairs[name] = (flat_keys(before['config']).get(name), flat_keys(now['config']).get(name))
+    differing = {name: f'{name} was {old} and is {new}'
+                 for name, (old, new) in pairs.items() if old != new}
+    notes = [f'{line}: results may differ in their last bits' for name, line in differing.items()
+             if name in BITS_ONLY]
+    notes += [line for name, line in differing.items() if name in FREE_KEYS]
+    serious = [line for name, line in differing.items()
+               if name not in FREE_KEYS and name not in BITS_ONLY]
+    if serious and not force:
+        raise CheckpointError(f'{path}: is from a run whose result would differ: '
+                              f'{"; ".join(serious)}; give it back its values, start afresh with '
+                              'TRAIN.RESUME=false, or go on with --force')
+    return notes + [f'{line}: with --force; the result is no longer that of one run'
+                    for line in serious]
+
+
+def flat_keys(config):
+    """A nested configuration as {'SECTION.KEY': value}."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat.update({f'{name}.{key}': item for key, item in value.items()})
+        else:
+            flat[name] = value
+    return flat

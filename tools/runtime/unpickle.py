@@ -1,0 +1,348 @@
+"""A pickle reader that builds arrays and plain data, and can do nothing else.
+
+A pickle is a program for a small stack machine, and Python's own machine imports and calls
+whatever the program names. The machine here knows the instructions that weight files use, and a
+short table of names. Behind each name stands a function of this project. Nothing is imported,
+no attribute is set, no method of a foreign object is called, so there is nothing to escape from.
+
+What bounds time and memory: an item has to lie in the file before it is looked at, bytes stay in
+the file until an array is asked for, the number of instructions is limited, and no instruction
+costs more than what it takes from the file or from the stack.
+"""
+
+import math
+import pickle
+import pickletools
+import struct
+
+import numpy as np
+
+MOST_STEPS = 500_000    # a checkpoint of T2T-ViT-24 with its optimizer needs about 50,000
+MOST_DIMENSIONS = 16
+LONGEST_KEY = 1000      # comparing equal keys costs their length
+LONG_TEXT = 1_000_000   # bytes; text beyond it is bytes in disguise, see _latin1
+NUMBER_CODES = {kind + size for kind in 'fiu' for size in '1248'} - {'f1'} | {'b1'}
+
+
+class Refused(Exception):
+    """A file that asks for something other than arrays and plain data."""
+
+
+class Damaged(Exception):
+    """A file that contradicts itself or ends too early."""
+
+
+def unpickle(content, position=0, admitted=None, persistent=None):
+    """Read one pickle of protocol 2 to 4.
+
+    Args:
+        content: memoryview of the file.
+        position: where in it the pickle starts.
+        admitted: {(module, name): value}, further names that it may use; one that it may call is
+            a `Call`.
+        persistent: from a persistent id to its value, where the format has such.
+
+    Returns:
+        (value, position behind the pickle). Bytes come as views on the content, an ndarray as a
+        `StoredArray`, an OrderedDict as a dict.
+
+    Raises:
+        Refused, Damaged: saying what is wrong in words that fit behind the file's name.
+    """
+    machine = _Machine(content, position, {**ADMITTED, **(admitted or {})}, persistent)
+    return machine.run(), machine.position
+
+
+def shown(text, most=60):
+    """Text of a stranger, fit for one line of a message."""
+    text = text if isinstance(text, str) else type(text).__name__
+    text = text if len(text) <= most else text[:most] + '...'
+    return text if text.isprintable() else ascii(text)
+
+
+def checked_shape(shape):
+    """A tuple of a few sizes, or Damaged."""
+    if (type(shape) is not tuple or len(shape) > MOST_DIMENSIONS
+            or not all(type(size) is int and 0 <= size < 2 ** 48 for size in shape)):
+        raise Damaged('it holds an array of an impossible shape')
+    return shape
+
+
+class Call:
+    """A name that a pickle may call, and the function of this project that answers."""
+
+    def __init__(self, function):
+        self.function = function
+
+
+class NumberType:
+    """Stands for a numpy.dtype of numbers."""
+
+    def __init__(self, code, *_):
+        if type(code) is not str or code not in NUMBER_CODES:
+            raise Refused(f'it holds values of type {shown(code)}')
+        self.code, self.order = code, '='
+
+    def build(self, state):
+        # (version, byte order, sub-array, names, fields, ...)
+        if not (type(state) is tuple and len(state) >= 5 and state[1] in ('<', '>', '=', '|')
+                and state[2:5] == (None, None, None)):
+            raise Refused('it holds values of a structured type')
+        self.order = state[1]
+
+    @property
+    def dtype(self):
+        return np.dtype(self.order + self.code)
+
+
+class StoredArray:
+    """Stands for a numpy.ndarray whose bytes are still in the file."""
+
+    def __init__(self, *_):    # the (type, shape, code) of numpy's _reconstruct mean nothing
+        self.shape, self.type, self.order, self.data = (0,), NumberType('f4'), 'C', b''
+
+    def build(self, state):
+        if type(state) is not tuple or len(state) != 5 or type(state[2]) is not NumberType:
+            raise Damaged('it holds an array without shape or type')
+        _, shape, self.type, fortran, data = state
+        self.shape, self.order = checked_shape(shape), 'F' if fortran is True else 'C'
+        if not isinstance(data, (bytes, memoryview)):
+            raise Refused('it holds an array of objects')
+        self.data = data
+        if self.nbytes != len(data):
+            raise Damaged(f'it holds an array that claims {self.nbytes} bytes and has {len(data)}')
+
+    @property
+    def nbytes(self):
+        return math.prod(self.shape) * int(self.type.code[1:])
+
+    def read(self):
+        array = np.ndarray(self.shape, self.type.dtype, self.data, order=self.order)
+        return array.astype(array.dtype.newbyteorder('='), order='C')
+
+
+def _scalar(number_type, data):
+    if type(number_type) is not NumberType or not isinstance(data, (bytes, memoryview)):
+        raise Damaged('it holds a number of no type')
+    if len(data) != number_type.dtype.itemsize:
+        raise Damaged('it holds a number of another size than its type')
+    return np.ndarray((), number_type.dtype, data)[()]
+
+
+def _tuple(items=()):
+    if type(items) is not tuple:
+        raise Refused('it makes a tuple of something else')
+    return items
+
+
+def _latin1(text, encoding='latin1'):
+    """Stands for _codecs.encode, through which protocol 2 carries bytes."""
+    if type(text) is not str or encoding not in ('latin1', 'latin-1'):
+        raise Refused('it asks for another encoding than latin1')
+    return text.encode('latin1')
+
+
+ADMITTED = {
+    ('collections', 'OrderedDict'): Call(lambda: {}),
+    ('numpy', 'ndarray'): None,    # only ever named, as an argument of _reconstruct
+    ('numpy', 'dtype'): Call(NumberType),
+    ('_codecs', 'encode'): Call(_latin1),
+    **{(module, name): Call(function)
+       for module in ('builtins', '__builtin__')    # Python 3's name, and protocol 2's
+       for name, function in (('tuple', _tuple), ('bytes', lambda: b''))},
+    **{(f'numpy.{core}.multiarray', name): Call(function)
+       for core in ('core', '_core')    # before and from numpy 2 on
+       for name, function in (('_reconstruct', StoredArray), ('scalar', _scalar))},
+}
+
+
+class _Machine:
+    def __init__(self, content, position, admitted, persistent):
+        self.content, self.position = content, position
+        self.admitted, self.persistent = admitted, persistent
+        self.stack, self.below, self.memo = [], [], {}
+        self.text_left = len(content) - position
+
+    def run(self):
+        steps = self.instructions()
+        for _ in range(MOST_STEPS):
+            start = self.position
+            code = self.take(1)[0]
+            if code == pickle.STOP[0]:
+                return self.stack.pop()
+            step = steps.get(code)
+            if step is None:
+                known = pickletools.code2op.get(chr(code))
+                if known is None:
+                    raise Damaged(f'byte {start} is no pickle instruction')
+                raise Refused(f'it uses the pickle instruction {known.name}')
+            try:
+                step()
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+                    struct.error) as error:
+                raise Damaged(f'the pickle instruction at byte {start} makes no sense '
+                              f'({type(error).__name__})') from error
+        raise Refused(f'it has more than {MOST_STEPS} pickle instructions')
+
+    def take(self, count):
+        start, self.position = self.position, self.position + count
+        if self.position > len(self.content):
+            raise Damaged(f'at byte {start} it claims {count} more bytes, '
+                          f'and {len(self.content) - start} are left')
+        return self.content[start:self.position]
+
+    def number(self, form):
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def line(self):
+        text, end, _ = bytes(self.content[self.position:self.position + 256]).partition(b'\n')
+        if not end:
+            raise Damaged(f'at byte {self.position} a name has no end')
+        self.position += len(text) + 1
+        return text.decode()
+
+    def push(self, value):
+        self.stack.append(value)
+
+    def pop_to_mark(self):
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def instructions(self):
+        """{byte: what it does}. What is missing here is refused: INST, OBJ, EXT1, DUP, ..."""
+        push, pop, number, take = self.push, lambda: self.stack.pop(), self.number, self.take
+
+        def text(form):
+            return lambda: push(self.text(take(number(form))))
+
+        def raw(form):
+            return lambda: push(take(number(form)))
+
+        def last(count):
+            def step():
+                items = tuple(self.stack[-count:])
+                if len(items) < count:
+                    raise IndexError
+                self.stack[-count:] = [items]
+            return step
+
+        def remember(form):
+            return lambda: self.memo.__setitem__(number(form), self.stack[-1])
+
+        def recall(form):
+            return lambda: push(self.memo[number(form)])
+
+        return {code[0]: step for code, step in {
+            pickle.PROTO: lambda: take(1),
+            pickle.FRAME: lambda: self.check_frame(number('<Q')),
+            pickle.MARK: self.mark,
+            pickle.NONE: lambda: push(None),
+            pickle.NEWTRUE: lambda: push(True),
+            pickle.NEWFALSE: lambda: push(False),
+            pickle.BININT: lambda: push(number('<i')),
+            pickle.BININT1: lambda: push(number('<B')),
+            pickle.BININT2: lambda: push(number('<H')),
+            pickle.LONG1: lambda: push(self.long(number('<B'))),
+            pickle.BINFLOAT: lambda: push(number('>d')),
+            pickle.SHORT_BINUNICODE: text('<B'),
+            pickle.BINUNICODE: text('<I'),
+            pickle.BINUNICODE8: text('<Q'),
+            pickle.SHORT_BINBYTES: raw('<B'),
+            pickle.BINBYTES: raw('<I'),
+            pickle.BINBYTES8: raw('<Q'),
+            pickle.EMPTY_TUPLE: lambda: push(()),
+            pickle.TUPLE1: last(1),
+            pickle.TUPLE2: last(2),
+            pickle.TUPLE3: last(3),
+            pickle.TUPLE: lambda: push(tuple(self.pop_to_mark())),
+            pickle.EMPTY_LIST: lambda: push([]),
+            pickle.APPEND: lambda: self.append([pop()]),
+            pickle.APPENDS: lambda: self.append(self.pop_to_mark()),
+            pickle.EMPTY_DICT: lambda: push({}),
+            pickle.SETITEM: lambda: self.set_items([pop(), pop()][::-1]),
+            pickle.SETITEMS: lambda: self.set_items(self.pop_to_mark()),
+            pickle.BINPUT: remember('<B'),
+            pickle.LONG_BINPUT: remember('<I'),
+            pickle.MEMOIZE: lambda: self.memo.__setitem__(len(self.memo), self.stack[-1]),
+            pickle.BINGET: recall('<B'),
+            pickle.LONG_BINGET: recall('<I'),
+            pickle.GLOBAL: lambda: push(self.find(self.line(), self.line())),
+            pickle.STACK_GLOBAL: lambda: push(self.find(*[pop(), pop()][::-1])),
+            pickle.REDUCE: self.call,
+            pickle.NEWOBJ: self.call,
+            pickle.BUILD: self.build,
+            pickle.BINPERSID: lambda: push(self.load_persistent(pop())),
+        }.items()}
+
+    @staticmethod
+    def text(data):
+        # One character beyond latin1 would make all of them take two or four bytes.
+        if len(data) > LONG_TEXT and np.frombuffer(data, np.uint8).max() > 0xc3:
+            raise Refused('it holds a long text')
+        return str(data, 'utf-8', 'surrogatepass')
+
+    def mark(self):
+        self.below.append(self.stack)
+        self.stack = []
+
+    def check_frame(self, size):
+        left = len(self.content) - self.position
+        if size > left:
+            raise Damaged(f'at byte {self.position} it claims a frame of {size} bytes, '
+                          f'and {left} are left')
+
+    def long(self, size):
+        if size > 16:
+            raise Refused(f'it holds a whole number of {size} bytes')
+        return int.from_bytes(self.take(size), 'little', signed=True)
+
+    def append(self, items):
+        if type(self.stack[-1]) is not list:
+            raise TypeError
+        self.stack[-1].extend(items)
+
+    def set_items(self, items):
+        target = self.stack[-1]
+        if type(target) is not dict or len(items) % 2:
+            raise TypeError
+        for key in items[::2]:
+            # Hashing a nested tuple, or numbers made to collide, can take for ever.
+            if not (type(key) is str and len(key) <= LONGEST_KEY
+                    or type(key) is int and abs(key) < 2 ** 63):
+                raise Refused('it holds a dictionary key that is '
+                              + ('too long' if type(key) in (str, int) else
+                                 f'neither text nor number ({type(key).__name__})'))
+        target.update(zip(items[::2], items[1::2]))
+
+    def find(self, module, name):
+        if type(module) is not str or type(name) is not str:
+            raise TypeError
+        try:
+            return self.admitted[module, name]
+        except KeyError:
+            raise Refused(f'it asks for {shown(f"{module}.{name}")}') from None
+
+    def call(self):
+        """Functions and classes alike: `Call` stands for both."""
+        arguments, callee = self.stack.pop(), self.stack.pop()
+        if type(callee) is not Call:
+            raise Refused(f'it calls a {type(callee).__name__}')
+        if type(arguments) is not tuple or len(arguments) > 16:
+            raise TypeError
+        if callee.function is _latin1:    # the same text again and again would fill the memory
+            self.text_left -= len(arguments[0])
+            if self.text_left < 0:
+                raise Refused('it encodes more text than it holds')
+        self.push(callee.function(*arguments))
+
+    def build(self):
+        state, target = self.stack.pop(), self.stack[-1]
+        if hasattr(type(target), 'build'):
+            target.build(state)
+        elif type(target) is not dict:    # a dict's attributes, as torch adds them, are left out
+            raise Refused(f'it sets attributes of a {type(target).__name__}')
+
+    def load_persistent(self, identifier):
+        if self.persistent is None:
+            raise Refused('it refers to data outside of itself')
+        return self.persistent(identifier)
