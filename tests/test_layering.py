@@ -18,7 +18,7 @@ ALLOWED = {
     'config': set(), 'common': set(), 'scheduler': set(), 'drawing': set(), 'recipe': set(),
     'runtime': {'runtime'},
     't2t': {'common'},
-    'dataset': {'recipe.augment', 'runtime.distributed'},
+    'dataset': {'recipe.augment', 'runtime'},
     'zoo.t2t_variants': {'t2t', 'common'},
     'zoo': {'t2t', 'common', 'zoo', 'runtime.weights'},
     'build': {'config', 'dataset', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},

@@ -4,7 +4,6 @@ Read from top to bottom: which images there are, how one is decoded, how it is c
 resized, how samples become epochs and batches, and how worker processes deliver them.
 """
 
-import ctypes
 import gc
 import glob
 import io
@@ -16,7 +15,6 @@ import os
 import re
 import signal
 import stat
-import sys
 import threading
 import warnings
 from contextlib import closing
@@ -25,6 +23,8 @@ import numpy as np
 import paddle
 from paddle.io import DataLoader, Dataset, DistributedBatchSampler
 from PIL import Image, UnidentifiedImageError
+
+from runtime import follow_parent
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -696,13 +696,11 @@ def _start_worker(worker_id):
     """Make a worker process leave signals to the whole group to its parent, and not outlive it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == 'linux':
-        signal.signal(signal.SIGUSR2, _follow_parent)
-        set_parent_death_signal = 1    # PR_SET_PDEATHSIG in linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, _end_with_parent)
+    follow_parent(signal.SIGUSR2)
 
 
-def _follow_parent(*_):
+def _end_with_parent(*_):
     """End a worker whose parent is dead, with its files in /dev/shm, which nobody will read."""
     paddle.base.core._cleanup_mmap_fds()
     os._exit(1)

@@ -29,6 +29,7 @@ from runtime import command, distributed
 from runtime.checkpoint import (
     Checkpoints,
     capture,
+    claim,
     compare_runs,
     read_checkpoint,
     restore,
@@ -91,6 +92,9 @@ class Run:
         self.folder = Path(configuration.project_path(config.TRAIN.OUTPUT_DIR))
         self.checkpoints = Checkpoints(self.folder / 'checkpoints', config.TRAIN.KEEP_CHECKPOINTS)
         self.saved_at = time.monotonic()
+        if distributed.is_main():
+            self.lock = claim(self.folder)
+        distributed.wait_for_all()
         log_position, notes = self.resume(force)
         # Every process must have looked for a checkpoint before one of them makes the folder.
         distributed.wait_for_all()
