@@ -267,7 +267,10 @@ def auto_augment(text, image_size=224, mean=(0.485, 0.456, 0.406), interpolation
         known = (*POLICIES, 'rand')
         raise ValueError(f'{text!r}: {policy!r} is unknown{_hint(policy, known)}: a text begins '
                          f'with {", ".join(known)}')
-    weighting = next((part for part in parts if policy == 'rand' and part in RAND_WEIGHTS), None)
+    weightings = [part for part in parts if policy == 'rand' and part in RAND_WEIGHTS]
+    if len(weightings) > 1:
+        raise ValueError(f'{text!r}: it has {" and ".join(weightings)}: keep one of them')
+    weighting = weightings[0] if weightings else None
     said = _read_parts(text, [part for part in parts if part != weighting],
                        tuple(PARTS) if policy == 'rand' else ('mstd',))
     noise = said.get('mstd', 0.0)
@@ -277,34 +280,37 @@ def auto_augment(text, image_size=224, mean=(0.485, 0.456, 0.406), interpolation
         canvas=Canvas(fill=tuple(min(max(round(255 * channel), 0), 255) for channel in mean),
                       translate=int(image_size * 0.45)),
         resamplings=[Image.Resampling[name.upper()] for name in names])
-    if policy != 'rand':
-        return AutoAugment(POLICIES[policy], **options)
+    if policy == 'rand':
+        return AutoAugment(*_rand_augment(text, said, weighting), **options)
+    return AutoAugment(POLICIES[policy], **options)
 
-    magnitude, count = said.get('m', FULL_MAGNITUDE), said.get('n', 2)
-    if magnitude > options['largest']:
-        raise ValueError(f'{text!r}: m is {magnitude:g}, above {options["largest"]:g}: lower it, '
-                         f'or raise the limit with mmax{magnitude:g}')
-    increasing = said.get('inc') or weighting == 'tweights'
-    choices = [[(_increasing(name) if increasing else name, said.get('p', 0.5), magnitude)]
-               for name in RAND_OPERATIONS]
+
+def _rand_augment(text, said, weighting):
+    """RandAugment as the arguments (choices, count, weights) of AutoAugment."""
+    magnitude, largest = said.get('m', FULL_MAGNITUDE), said.get('mmax', FULL_MAGNITUDE)
+    if magnitude > largest:
+        raise ValueError(f'{text!r}: m is {magnitude}, above {largest}: lower it, or raise the '
+                         f'limit with mmax{magnitude}')
+    names = RAND_OPERATIONS
+    if said.get('inc') or weighting == 'tweights':
+        names = [f'{name}Increasing' if f'{name}Increasing' in OPERATIONS else name
+                 for name in names]
+    choices = [[(name, said.get('p', 0.5), magnitude)] for name in names]
+    count = said.get('n', 2)
     if weighting is None:
-        return AutoAugment(choices, count, **options)
+        return choices, count, None
     weights = np.array(RAND_WEIGHTS[weighting], dtype=float)
     if count > (weights > 0).sum():
         raise ValueError(f'{text!r}: n is {count}, but {weighting} draws none of its '
                          f'{(weights > 0).sum()} operations twice: lower n')
-    return AutoAugment(choices, count, weights / weights.sum(), **options)
-
-
-def _increasing(name):
-    return f'{name}Increasing' if f'{name}Increasing' in OPERATIONS else name
+    return choices, count, weights / weights.sum()
 
 
 def _read_parts(text, parts, known):
     """Read parts such as ['m9', 'mstd0.5'] as {'m': 9, 'mstd': 0.5}."""
     said = {}
     for part in parts:
-        match = re.fullmatch(r'([a-z]+?)([0-9.]+|inf)', part)
+        match = re.fullmatch(r'([a-z]+?)([0-9.]{1,9}|inf)', part)
         name = match[1] if match else part
         if name not in known:
             extra = ', w0 or tweights' if 'm' in known else ''
