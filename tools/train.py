@@ -370,7 +370,7 @@ class Run:
         position, sampler = self.position, self.train_loader.batch_sampler
         sampler.set_epoch(position.epoch, position.step)
         samples = self.train_loader.dataset.samples
-        files = [samples[index][0] for _, index in next(iter(sampler))]
+        files = [samples[key[1]][0] for key in next(iter(sampler))]
         inspection = self.folder / 'not_finite.pdparams'
         self.write_weights('not_finite', dict(epoch=position.epoch, step=position.step))
         good = next(iter(self.checkpoints.paths()), 'none was saved yet')
