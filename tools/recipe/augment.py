@@ -236,7 +236,7 @@ def _with_research_posterize(policy):
 POLICIES = {'original': ORIGINAL, 'originalr': _with_research_posterize(ORIGINAL),
             'v0': V0, 'v0r': _with_research_posterize(V0)}
 # The parts of a text after its name: type, smallest and largest value.
-PARTS = {'m': (int, 0, math.inf), 'n': (int, 1, 100), 'p': (float, 0, 1),
+PARTS = {'m': (int, 0, 30), 'n': (int, 1, 100), 'p': (float, 0, 1),
          'mstd': (float, 0, math.inf), 'mmax': (int, 1, math.inf), 'inc': (int, 0, 1)}
 
 
@@ -244,9 +244,10 @@ def auto_augment(text, image_size=224, mean=(0.485, 0.456, 0.406), interpolation
     """Build an AutoAugment from a text in timm's language.
 
     `rand`, RandAugment, may be followed by these parts, in any order, each after a dash:
-    m9: magnitude (default 10); n2: operations an image (2); p0.5: probability of each (0.5);
-    mstd0.5: standard deviation of the magnitude (0), above 100 or `inf`: uniform from 0 to m;
-    mmax15: largest magnitude (10); inc1: operations that grow stronger with the magnitude (inc0);
+    m9: magnitude (default 10; above mmax it counts as mmax); n2: operations an image (2); p0.5:
+    probability of each (0.5); mstd0.5: standard deviation of the magnitude (0), above 100 or
+    `inf`: uniform from 0 to m; mmax15: largest magnitude (10); inc1: operations that grow stronger
+    with the magnitude (inc0);
     w0 or tweights: operations of unequal probability, none twice (tweights includes inc1).
     `original`, `originalr`, `v0`, `v0r`, policies of AutoAugment, may be followed by mstd.
 
@@ -287,10 +288,7 @@ def auto_augment(text, image_size=224, mean=(0.485, 0.456, 0.406), interpolation
 
 def _rand_augment(text, said, weighting):
     """RandAugment as the arguments (choices, count, weights) of AutoAugment."""
-    magnitude, largest = said.get('m', FULL_MAGNITUDE), said.get('mmax', FULL_MAGNITUDE)
-    if magnitude > largest:
-        raise ValueError(f'{text!r}: m is {magnitude}, above {largest}: lower it, or raise the '
-                         f'limit with mmax{magnitude}')
+    magnitude = said.get('m', FULL_MAGNITUDE)
     names = RAND_OPERATIONS
     if said.get('inc') or weighting == 'tweights':
         names = [f'{name}Increasing' if f'{name}Increasing' in OPERATIONS else name
