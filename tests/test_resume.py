@@ -176,7 +176,7 @@ def test_the_time_limit_saves_and_leaves_in_time(recipe, unhurt, tmp_path):
         if done.returncode != 75:
             break
         assert 'TIME_LIMIT_HOURS' in done.stderr
-        assert time.monotonic() - began < seconds + 5    # Python's own start comes on top
+        assert time.monotonic() - began < seconds + 20    # Python's own start comes on top
         assert starts < 30
     assert done.returncode == 0 and starts > 1, done.stderr
     assert_same_run(unhurt, folder)

@@ -121,9 +121,10 @@ class Job:
         blamed = next((process for process in self.failed if not self.follows(process)),
                       self.failed[0])
         code = blamed.code if blamed.code > 0 else 1
-        shown = next((process.last_words() for process in self.processes
-                      if process.rank == 0 and process.code == blamed.code), '')
-        if not shown:    # the first one's output has been copied to ours
+        first = self.processes[0]
+        told = (first.rank == 0 and first.code == blamed.code and first.last_words()
+                and not self.follows(first))
+        if not told:    # in the first one's output, which has been copied to ours
             print(f'failed: {blamed.story()} (its output: {blamed.container.outfile})',
                   file=sys.stderr)
         return code
