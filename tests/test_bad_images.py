@@ -31,11 +31,11 @@ from dataset import (
     LoaderError,
     TrainTransform,
     decode_image,
-    load_samples,
     name_bad_images,
 )
 from runtime import command
 from runtime.weights import write_weights
+from samples import load_samples
 from train import report_bad_images
 
 FINAL_LINE = re.compile(r'ImageNet final val acc is:(\d\.\d{4})')

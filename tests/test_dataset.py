@@ -22,7 +22,6 @@ from PIL import Image
 
 import dataset
 from dataset import (
-    DataError,
     EpochBatchSampler,
     EvalTransform,
     ImageDataset,
@@ -30,11 +29,9 @@ from dataset import (
     Loader,
     TrainTransform,
     decode_image,
-    load_samples,
     normalise,
-    read_image_list,
-    scan_class_folders,
 )
+from samples import DataError, load_samples, read_image_list, scan_class_folders
 
 GOLDEN = Path(__file__).parent / 'golden'
 PHOTOGRAPHS = Path(__file__).parents[2] / 'shared' / 'data' / 'imagenet_lit'

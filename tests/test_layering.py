@@ -18,10 +18,11 @@ ALLOWED = {
     'config': set(), 'common': set(), 'scheduler': set(), 'drawing': set(), 'recipe': set(),
     'runtime': {'runtime'},
     't2t': {'common'},
-    'dataset': {'recipe.augment', 'runtime.distributed'},
+    'samples': {'runtime.unpickle'},
+    'dataset': {'samples', 'recipe.augment', 'runtime.distributed'},
     'zoo.t2t_variants': {'t2t', 'common'},
     'zoo': {'t2t', 'common', 'zoo', 'runtime.weights'},
-    'build': {'config', 'dataset', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
+    'build': {'config', 'dataset', 'samples', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
 }
 BETWEEN_COMMANDS = {'train': {'val'}, 'predict': {'export'}, 'val': {'export'}}
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import dataset
+import samples
 import zoo
 from config import ROOT, ConfigError, project_path
 from recipe.optimizer import build_optimizer
@@ -88,10 +89,10 @@ def eval_loader(config):
 
 def _loader(config, folder, list_file, transform, batch_size, num_workers, shuffle, bad_images):
     folder = project_path(folder)
-    samples = dataset.load_samples(
+    found = samples.load_samples(
         folder, project_path(list_file) if list_file else None,
         imagenet_ids() if config.MODEL.NUM_CLASSES == 1000 else None, config.MODEL.NUM_CLASSES)
-    images = dataset.ImageDataset(samples, transform, config.DATA.DECODER, config.TRAIN.SEED,
+    images = dataset.ImageDataset(found, transform, config.DATA.DECODER, config.TRAIN.SEED,
                                   folder, bad_images)
     sampler = dataset.EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
@@ -101,11 +102,11 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, shuff
 
 def fingerprint(loader):
     """A hash of a loader's images in their order, by name below their folder, and labels."""
-    samples, root = loader.dataset.samples, loader.dataset.root
+    found, root = loader.dataset.samples, loader.dataset.root
     digest = hashlib.sha256()
-    for path, label in samples:
+    for path, label in found:
         digest.update(f'{os.path.relpath(path, root)} {label}\n'.encode('utf-8', 'replace'))
-    return f'{len(samples)} images, {digest.hexdigest()[:16]}'
+    return f'{len(found)} images, {digest.hexdigest()[:16]}'
 
 
 def schedule(config):
