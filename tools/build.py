@@ -76,7 +76,7 @@ def train_loader(config):
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH,
                    train_transform(config), train.TRAIN_BATCH_SIZE, train.TRAIN_NUM_WORKS,
-                   shuffle=True, bad_images='replace')
+                   shuffle=True, bad_images='replace', split='train')
 
 
 def eval_loader(config):
@@ -84,16 +84,18 @@ def eval_loader(config):
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH,
                    eval_transform(config), train.VAL_BATCH_SIZE, train.VAL_NUM_WORKS,
-                   shuffle=False, bad_images='blank')
+                   shuffle=False, bad_images='blank', split='val')
 
 
-def _loader(config, folder, list_file, transform, batch_size, num_workers, shuffle, bad_images):
+def _loader(config, folder, list_file, transform, batch_size, num_workers, shuffle, bad_images,
+            split):
     folder = project_path(folder)
-    found = samples.load_samples(
-        folder, project_path(list_file) if list_file else None,
-        imagenet_ids() if config.MODEL.NUM_CLASSES == 1000 else None, config.MODEL.NUM_CLASSES)
-    images = dataset.ImageDataset(found, transform, config.DATA.DECODER, config.TRAIN.SEED,
-                                  folder, bad_images)
+    # A class that validation lacks must not shift the numbers of the others.
+    classes = None if split == 'train' or list_file else training_classes(config)
+    found = samples.find_images(folder, project_path(list_file) if list_file else None,
+                                class_ids(config), config.MODEL.NUM_CLASSES, split, classes)
+    images = dataset.ImageDataset(found.samples, transform, config.DATA.DECODER,
+                                  config.TRAIN.SEED, folder, bad_images, found.pixels)
     sampler = dataset.EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         shuffle=shuffle, seed=config.TRAIN.SEED)
@@ -130,7 +132,7 @@ def class_names(config, metadata=None):
     """The classes' names in class order, or an empty list where nobody knows them.
 
     The weights file's own come first, then DATA.CLASS_NAMES, then for 1000 classes ImageNet's,
-    else the names of the training data's class folders.
+    else those of the training data: of its class folders, its files or its archive.
     """
     names = (metadata or {}).get('class_names')
     count = config.MODEL.NUM_CLASSES
@@ -149,11 +151,21 @@ def class_names(config, metadata=None):
         return names
     if count == 1000:
         return [name for _, name in _imagenet_classes()]
-    folder = Path(project_path(config.DATA_PATH.TRAIN_DATASET_PATH))
-    folders = sorted(entry.name for entry in folder.iterdir()
-                     if entry.is_dir() and not entry.name.startswith('.')
-                     ) if folder.is_dir() else []
-    return folders if len(folders) == count else []
+    classes = samples.find_classes(project_path(config.DATA_PATH.TRAIN_DATASET_PATH))
+    return list(classes) if len(classes) == count else []
+
+
+def training_classes(config):
+    """{class name: label} of training data without a list, empty where there is none."""
+    paths = config.DATA_PATH
+    if paths.TRAIN_DATASET_LABEL_PATH:
+        return {}
+    return samples.find_classes(project_path(paths.TRAIN_DATASET_PATH), class_ids(config))
+
+
+def class_ids(config):
+    """ImageNet's ids for a network of its 1000 classes, else None: classes are numbered by name."""
+    return imagenet_ids() if config.MODEL.NUM_CLASSES == 1000 else None
 
 
 def imagenet_ids():

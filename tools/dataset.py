@@ -281,7 +281,7 @@ class ImageDataset(Dataset):
     it had never stopped.
 
     Args:
-        samples: a list of (path, label).
+        samples: a list of (path, label), or of (name, label) with pixels.
         transform: called with a PIL RGB image and a numpy Generator.
         decoder: 'pillow' or 'opencv'.
         seed: an int, not negative.
@@ -290,13 +290,15 @@ class ImageDataset(Dataset):
             'replace' takes the next image of the same class in the order of samples, beginning
             anew at their end. 'blank' gives an image of zeros with the label -1, so that a batch
             keeps its size and order.
+        pixels: uint8 [N, H, W, 3], images that lie in memory in the order of samples; nothing is
+            read from disk then. Worker processes share it with their parent.
 
     Raises:
         DataError: if there is no such decoder.
     """
 
     def __init__(self, samples, transform, decoder='pillow', seed=0, root=None,
-                 bad_images='raise'):
+                 bad_images='raise', pixels=None):
         super().__init__()
         _import_opencv(decoder)    # raises now what would otherwise stop the first image
         choices = ('raise', 'replace', 'blank')
@@ -308,6 +310,7 @@ class ImageDataset(Dataset):
         self.seed = seed
         self.root = root
         self.bad_images = bad_images
+        self.pixels = pixels
 
     def __getitem__(self, key):
         """Return the image, float32 [3, H, W], and its label, int64, of a key (epoch, index).
@@ -325,13 +328,13 @@ class ImageDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         label = self.samples[index][1]
         bad = {}
-        for path in self._candidates(index):
+        for candidate in self._candidates(index):
             try:
-                image = decode_image(path, self.decoder, self.root)
+                image = self.open(candidate)
             except ImageError as error:
                 if self.bad_images == 'raise':
                     raise
-                bad[path] = printable(str(error))
+                bad[self.samples[candidate][0]] = printable(str(error))
                 continue
             # The key alone decides on the augmentation, whichever image it falls on.
             rng = np.random.default_rng((self.seed, epoch, index))
@@ -342,15 +345,25 @@ class ImageDataset(Dataset):
         size = self.transform.image_size
         return np.zeros((3, size, size), np.float32), (-1, bad)
 
+    def open(self, index):
+        """The image of a sample as it is stored, a PIL image of mode RGB.
+
+        Raises:
+            ImageError: if its file cannot be read.
+        """
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[index])
+        return decode_image(self.samples[index][0], self.decoder, self.root)
+
     def _candidates(self, index):
-        """The paths to try for a sample, its own first."""
-        path, label = self.samples[index]
-        yield path
+        """The samples to try for a sample, itself first."""
+        yield index
         if self.bad_images == 'replace':
+            label = self.samples[index][1]
             for offset in range(1, len(self.samples)):
-                path, other = self.samples[(index + offset) % len(self.samples)]
-                if other == label:
-                    yield path
+                candidate = (index + offset) % len(self.samples)
+                if self.samples[candidate][1] == label:
+                    yield candidate
 
     def path_of(self, key):
         """The path of a key (epoch, index), fit to be printed."""
