@@ -12,9 +12,10 @@ import dataset
 import samples
 import zoo
 from config import ROOT, ConfigError, project_path
+from recipe.freeze import freeze
 from recipe.optimizer import build_optimizer
 from runtime import distributed
-from runtime.weights import read_weights
+from runtime.weights import WeightsError, read_weights
 from scheduler import Schedule, learning_rate
 
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
@@ -36,13 +37,70 @@ def network(config):
 
 def trained_network(config, weights_path):
     """The network of MODEL with the weights of a file; returns (network, the file's metadata)."""
-    state, metadata = read_weights(weights_path)
+    built = network(config)
+    _, metadata = load_weights(config, built, weights_path, config.MODEL.ADAPT)
+    return built, metadata
+
+
+def load_weights(config, built, path, adapt=False, new_head=False):
+    """Put the weights of a file into a network; returns (zoo.Loaded, the file's metadata).
+
+    Args:
+        adapt: also weights of another image size and, with new_head, number of classes.
+
+    Raises:
+        WeightsError: for a file that can't be read or doesn't fit, with the key to set.
+    """
+    state, metadata = read_weights(path)
     if metadata.get('layout') == 'pytorch':
         state = {name: array.T if name.endswith('weight') and array.ndim == 2 else array
                  for name, array in state.items()}    # a Linear's [out, in] to [in, out]
-    built = network(config)
-    zoo.load_state(built, state, weights_path, adapt=config.MODEL.ADAPT)
-    return built, metadata
+    model = config.MODEL
+    # Networks of one shape may still differ: those of 6 and of 32 heads, for example.
+    name = metadata.get('model')
+    if isinstance(name, str) and name in zoo.MODELS and name != model.NAME:
+        raise WeightsError(f'{path}: is of {name}, and MODEL.NAME is {model.NAME}: set '
+                           f'MODEL.NAME={name}, or name other weights')
+    for head in getattr(built, 'heads', ('head',)):
+        bias = state.get(f'{head}.bias')
+        if bias is not None and bias.shape != (model.NUM_CLASSES,) and not (adapt and new_head):
+            raise WeightsError(f'{path}: has {bias.size} classes, and MODEL.NUM_CLASSES is '
+                               f'{model.NUM_CLASSES}: set MODEL.NUM_CLASSES={bias.size}, or train '
+                               'a new head with MODEL.PRETRAINED')
+    size, table = metadata.get('image_size'), state.get('pos_embed')
+    if (isinstance(size, int) and size != model.IMAGE_SIZE and not adapt
+            and table is not None and table.shape != tuple(built.pos_embed.shape)):
+        raise WeightsError(f'{path}: is for {size} pixels, and MODEL.IMAGE_SIZE is '
+                           f'{model.IMAGE_SIZE}: set MODEL.IMAGE_SIZE={size}, or MODEL.ADAPT=true '
+                           'to interpolate its pos_embed')
+    return zoo.load_state(built, state, path, adapt), metadata
+
+
+def load_start(config, built):
+    """Put the weights that training starts from into a network.
+
+    Those of MODEL.PRETRAINED, or with TRAIN.PRE_TRAIN those of MODEL_PATH.
+
+    Returns:
+        zoo.Loaded, or None where a network starts as initialised.
+    """
+    model = config.MODEL
+    if model.PRETRAINED:
+        path = project_path(model.PRETRAINED)
+        if not Path(path).is_file():
+            raise ConfigError(f'MODEL.PRETRAINED {model.PRETRAINED}: no such weights file')
+        return load_weights(config, built, path, adapt=True, new_head=True)[0]
+    if config.TRAIN.PRE_TRAIN:
+        return load_weights(config, built, weights_path(config), model.ADAPT, new_head=True)[0]
+    return None
+
+
+def freeze_parts(config, built):
+    """Stop the training of MODEL.FREEZE; returns the names of its parameters."""
+    try:
+        return freeze(built, config.MODEL.FREEZE)
+    except ValueError as error:
+        raise ConfigError(f'MODEL.FREEZE: {error}') from error
 
 
 def weights_path(config, given=None):
