@@ -287,6 +287,10 @@ def test_cifar_wants_its_own_labels_and_number_of_classes(tmp_path):
     with pytest.raises(DataError, match='set no list of images'):
         find_images(root, list_file='train.txt')
     os.remove(f'{root}/data_batch_4')
+    os.mkfifo(f'{root}/data_batch_4')
+    with pytest.raises(DataError, match='data_batch_4: cannot be read .not a regular file'):
+        find_images(root)
+    os.remove(f'{root}/data_batch_4')
     with pytest.raises(DataError, match='data_batch_4: cannot be read'):
         find_images(root)
     assert len(find_images(root, split='val').samples) == 4
@@ -351,6 +355,21 @@ def test_validation_has_the_classes_of_training(animals, form):
     where.mkdir(exist_ok=True)
     (where / 'dog_1.png').touch()
     with pytest.raises(DataError, match="dog.*'dog' is none of the training data's 4"):
+        build.eval_loader(config)
+
+
+def test_imagenets_ids_need_no_training_data_of_the_same_classes(tmp_path):
+    """Validating on all of ImageNet with a configuration whose training data is a part of it."""
+    for name in ('train/n01443537', 'val/n01443537', 'val/n07579787'):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / '1.png').touch()
+    overrides = ['DATA_PATH.TRAIN_DATASET_LABEL_PATH=', 'DATA_PATH.VAL_DATASET_LABEL_PATH=',
+                 f'DATA_PATH.TRAIN_DATASET_PATH={tmp_path}/train',
+                 f'DATA_PATH.VAL_DATASET_PATH={tmp_path}/val']
+    config = load_config('config/lit_data.yaml', overrides)
+    assert [label for _, label in build.eval_loader(config).dataset.samples] == [1, 923]
+    (tmp_path / 'val' / 'plates').mkdir()
+    with pytest.raises(DataError, match="'plates' is none of the training data's 1000"):
         build.eval_loader(config)
 
 

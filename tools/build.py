@@ -214,11 +214,16 @@ def class_names(config, metadata=None):
 
 
 def training_classes(config):
-    """{class name: label} of training data without a list, empty where there is none."""
+    """{class name: label} that the training data gives, empty where it tells nothing.
+
+    Where it has ImageNet's ids, these are all of ImageNet's: validation may have other classes.
+    """
     paths = config.DATA_PATH
     if paths.TRAIN_DATASET_LABEL_PATH:
         return {}
-    return samples.find_classes(project_path(paths.TRAIN_DATASET_PATH), class_ids(config))
+    classes = samples.find_classes(project_path(paths.TRAIN_DATASET_PATH))
+    known = class_ids(config)
+    return known if classes and known and classes.keys() <= known.keys() else classes
 
 
 def class_ids(config):

@@ -74,8 +74,8 @@ def find_images(root, list_file=None, class_ids=None, num_classes=None, split='t
     return Images(*scan(root, class_ids, num_classes, classes))
 
 
-def find_classes(root, class_ids=None):
-    """{class name: label} of a data set without a list, as find_images gives it.
+def find_classes(root):
+    """{class name: label} of a data set without a list, in the order of labels.
 
     Empty where there is no such data, or a file carries no class. Only names are read, no image.
 
@@ -93,7 +93,7 @@ def find_classes(root, class_ids=None):
         names = _class_folders(root) or {_class_of(path) for path in _image_files(root)}
     except DataError:
         return {}
-    return _numbered(names, class_ids)
+    return _numbered(names)
 
 
 # ---- lists and folders
@@ -219,7 +219,7 @@ def _class_of(path):
     return name
 
 
-def _numbered(names, class_ids):
+def _numbered(names, class_ids=None):
     """{class name: label}: the known ids if all classes are known, else the order of names."""
     if class_ids and all(name in class_ids for name in names):
         return {name: class_ids[name] for name in sorted(names)}
@@ -371,6 +371,8 @@ def _cifar_files(root, kind, wanted):
 
 
 def _read_file(path):
+    if os.path.exists(path) and not os.path.isfile(path):    # a named pipe would be waited for
+        raise DataError(f'{path}: cannot be read (not a regular file)')
     try:
         with open(path, 'rb') as file:
             content = file.read(LARGEST_BATCH + 1)
@@ -399,7 +401,7 @@ def _archive_files(path, wanted=()):
             with tarfile.open(fileobj=stream, mode='r|') as archive:
                 for member in archive:
                     name = member.name[2:] if member.name.startswith('./') else member.name
-                    if not member.isreg():
+                    if not member.isreg() or member.issparse():
                         continue
                     content = None
                     if name in wanted:
