@@ -31,11 +31,11 @@ from dataset import (
     LoaderError,
     TrainTransform,
     decode_image,
-    load_samples,
     name_bad_images,
 )
 from runtime import command
 from runtime.weights import write_weights
+from samples import find_images
 from train import report_bad_images
 
 FINAL_LINE = re.compile(r'ImageNet final val acc is:(\d\.\d{4})')
@@ -185,7 +185,7 @@ def test_a_file_without_permission(tmp_path):
 
 
 def samples_of(data, name):
-    return load_samples(str(data / 'images'), data / name)
+    return find_images(str(data / 'images'), data / name).samples
 
 
 def images_of(data, name='mixed.txt', bad_images='replace', transform=None):

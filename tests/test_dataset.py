@@ -22,7 +22,6 @@ from PIL import Image
 
 import dataset
 from dataset import (
-    DataError,
     EpochBatchSampler,
     EvalTransform,
     ImageDataset,
@@ -30,11 +29,9 @@ from dataset import (
     Loader,
     TrainTransform,
     decode_image,
-    load_samples,
     normalise,
-    read_image_list,
-    scan_class_folders,
 )
+from samples import DataError, find_images, read_image_list, scan_class_folders
 
 GOLDEN = Path(__file__).parent / 'golden'
 PHOTOGRAPHS = Path(__file__).parents[2] / 'shared' / 'data' / 'imagenet_lit'
@@ -158,15 +155,15 @@ class TestClassFolders:
         with pytest.raises(DataError, match='nowhere: no such folder'):
             scan_class_folders(tmp_path / 'nowhere')
 
-    def test_load_samples_takes_the_list_if_there_is_one(self, root):
+    def test_find_images_takes_the_list_if_there_is_one(self, root):
         with open(f'{root}/list.txt', 'w') as file:
             file.write('n01/z.jpg 5\n')
-        assert load_samples(root, f'{root}/list.txt') == [(f'{root}/n01/z.jpg', 5)]
-        assert load_samples(root, '') == scan_class_folders(root)[0]
-        assert load_samples(root, class_ids={'n01': 1, 'n02': 2, 'n10': 3})[0][1] == 1
+        assert find_images(root, f'{root}/list.txt').samples == [(f'{root}/n01/z.jpg', 5)]
+        assert find_images(root, '').samples == scan_class_folders(root)[0]
+        assert find_images(root, class_ids={'n01': 1, 'n02': 2, 'n10': 3}).samples[0][1] == 1
         for list_file in [None, f'{root}/list.txt']:
             with pytest.raises(DataError, match='the network has 1 classes'):
-                load_samples(root, list_file, num_classes=1)
+                find_images(root, list_file, num_classes=1)
 
 
 def lossless_images():

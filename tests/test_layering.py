@@ -19,10 +19,11 @@ ALLOWED = {
     'common': set(), 'scheduler': set(), 'drawing': set(), 'recipe': set(),
     'runtime': {'runtime'},
     't2t': {'common'},
-    'dataset': {'recipe.augment', 'runtime'},
+    'samples': {'runtime.unpickle'},
+    'dataset': {'samples', 'recipe.augment', 'runtime'},
     'zoo.t2t_variants': {'t2t', 'common'},
     'zoo': {'t2t', 'common', 'zoo', 'runtime.weights'},
-    'build': {'config', 'dataset', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
+    'build': {'config', 'dataset', 'samples', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
 }
 BETWEEN_COMMANDS = {'train': {'val'}, 'predict': {'export'}, 'val': {'export'}}
 

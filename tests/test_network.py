@@ -295,7 +295,8 @@ def test_weights_of_another_size_and_head_fit_when_asked():
     with pytest.raises(WeightsError, match='pos_embed.*MODEL.ADAPT'):
         zoo.load_state(target, state_of(source), 'file')
     adapted = zoo.load_state(target, state_of(source), 'file', adapt=True)
-    assert sorted(adapted) == ['head.bias', 'head.weight', 'pos_embed']
+    assert adapted.fresh == ['head.weight', 'head.bias'] and adapted.adapted == ['pos_embed']
+    assert set(adapted.taken) == set(state_of(source)) - {'head.weight', 'head.bias', 'pos_embed'}
     np.testing.assert_array_equal(target.head.weight.numpy(), head)
     np.testing.assert_array_equal(target.blocks[3].mlp.fc1.weight.numpy(),
                                   source.blocks[3].mlp.fc1.weight.numpy())

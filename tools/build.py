@@ -9,12 +9,14 @@ import os
 from pathlib import Path
 
 import dataset
+import samples
 import zoo
 from config import ROOT, ConfigError, project_path
 from recipe.augment import ColorJitter, RandomErasing, auto_augment
+from recipe.freeze import freeze
 from recipe.optimizer import build_optimizer
 from runtime import distributed
-from runtime.weights import read_weights
+from runtime.weights import WeightsError, read_weights
 from scheduler import Schedule, learning_rate
 
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
@@ -36,13 +38,70 @@ def network(config):
 
 def trained_network(config, weights_path):
     """The network of MODEL with the weights of a file; returns (network, the file's metadata)."""
-    state, metadata = read_weights(weights_path)
+    built = network(config)
+    _, metadata = load_weights(config, built, weights_path, config.MODEL.ADAPT)
+    return built, metadata
+
+
+def load_weights(config, built, path, adapt=False, new_head=False):
+    """Put the weights of a file into a network; returns (zoo.Loaded, the file's metadata).
+
+    Args:
+        adapt: also weights of another image size and, with new_head, number of classes.
+
+    Raises:
+        WeightsError: for a file that can't be read or doesn't fit, with the key to set.
+    """
+    state, metadata = read_weights(path)
     if metadata.get('layout') == 'pytorch':
         state = {name: array.T if name.endswith('weight') and array.ndim == 2 else array
                  for name, array in state.items()}    # a Linear's [out, in] to [in, out]
-    built = network(config)
-    zoo.load_state(built, state, weights_path, adapt=config.MODEL.ADAPT)
-    return built, metadata
+    model = config.MODEL
+    # Networks of one shape may still differ: those of 6 and of 32 heads, for example.
+    name = metadata.get('model')
+    if isinstance(name, str) and name in zoo.MODELS and name != model.NAME:
+        raise WeightsError(f'{path}: is of {name}, and MODEL.NAME is {model.NAME}: set '
+                           f'MODEL.NAME={name}, or name other weights')
+    for head in getattr(built, 'heads', ('head',)):
+        bias = state.get(f'{head}.bias')
+        if bias is not None and bias.shape != (model.NUM_CLASSES,) and not (adapt and new_head):
+            raise WeightsError(f'{path}: has {bias.size} classes, and MODEL.NUM_CLASSES is '
+                               f'{model.NUM_CLASSES}: set MODEL.NUM_CLASSES={bias.size}, or train '
+                               'a new head with MODEL.PRETRAINED')
+    size, table = metadata.get('image_size'), state.get('pos_embed')
+    if (isinstance(size, int) and size != model.IMAGE_SIZE and not adapt
+            and table is not None and table.shape != tuple(built.pos_embed.shape)):
+        raise WeightsError(f'{path}: is for {size} pixels, and MODEL.IMAGE_SIZE is '
+                           f'{model.IMAGE_SIZE}: set MODEL.IMAGE_SIZE={size}, or MODEL.ADAPT=true '
+                           'to interpolate its pos_embed')
+    return zoo.load_state(built, state, path, adapt), metadata
+
+
+def load_start(config, built):
+    """Put the weights that training starts from into a network.
+
+    Those of MODEL.PRETRAINED, or with TRAIN.PRE_TRAIN those of MODEL_PATH.
+
+    Returns:
+        zoo.Loaded, or None where a network starts as initialised.
+    """
+    model = config.MODEL
+    if model.PRETRAINED:
+        path = project_path(model.PRETRAINED)
+        if not Path(path).is_file():
+            raise ConfigError(f'MODEL.PRETRAINED {model.PRETRAINED}: no such weights file')
+        return load_weights(config, built, path, adapt=True, new_head=True)[0]
+    if config.TRAIN.PRE_TRAIN:
+        return load_weights(config, built, weights_path(config), model.ADAPT, new_head=True)[0]
+    return None
+
+
+def freeze_parts(config, built):
+    """Stop the training of MODEL.FREEZE; returns the names of its parameters."""
+    try:
+        return freeze(built, config.MODEL.FREEZE)
+    except ValueError as error:
+        raise ConfigError(f'MODEL.FREEZE: {error}') from error
 
 
 def weights_path(config, given=None):
@@ -90,7 +149,7 @@ def train_loader(config):
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH,
                    train_transform(config), train.TRAIN_BATCH_SIZE, train.TRAIN_NUM_WORKS,
-                   'replace', shuffle=True, drop_last=train.DROP_LAST,
+                   'train', 'replace', shuffle=True, drop_last=train.DROP_LAST,
                    repeats=train.REPEATED_AUGMENT)
 
 
@@ -98,17 +157,19 @@ def eval_loader(config):
     """Validation batches in the order of the list; an image that can't be read has label -1."""
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH,
-                   eval_transform(config), train.VAL_BATCH_SIZE, train.VAL_NUM_WORKS, 'blank')
+                   eval_transform(config), train.VAL_BATCH_SIZE, train.VAL_NUM_WORKS,
+                   'val', 'blank')
 
 
-def _loader(config, folder, list_file, transform, batch_size, num_workers, bad_images,
+def _loader(config, folder, list_file, transform, batch_size, num_workers, split, bad_images,
             **order):
     folder = project_path(folder)
-    samples = dataset.load_samples(
-        folder, project_path(list_file) if list_file else None,
-        imagenet_ids() if config.MODEL.NUM_CLASSES == 1000 else None, config.MODEL.NUM_CLASSES)
-    images = dataset.ImageDataset(samples, transform, config.DATA.DECODER, config.TRAIN.SEED,
-                                  folder, bad_images)
+    # A class that validation lacks must not shift the numbers of the others.
+    classes = None if split == 'train' or list_file else training_classes(config)
+    found = samples.find_images(folder, project_path(list_file) if list_file else None,
+                                class_ids(config), config.MODEL.NUM_CLASSES, split, classes)
+    images = dataset.ImageDataset(found.samples, transform, config.DATA.DECODER,
+                                  config.TRAIN.SEED, folder, bad_images, found.pixels)
     sampler = dataset.EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         seed=config.TRAIN.SEED, **order)
@@ -117,11 +178,11 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, bad_i
 
 def fingerprint(loader):
     """A hash of a loader's images in their order, by name below their folder, and labels."""
-    samples, root = loader.dataset.samples, loader.dataset.root
+    found, root = loader.dataset.samples, loader.dataset.root
     digest = hashlib.sha256()
-    for path, label in samples:
+    for path, label in found:
         digest.update(f'{os.path.relpath(path, root)} {label}\n'.encode('utf-8', 'replace'))
-    return f'{len(samples)} images, {digest.hexdigest()[:16]}'
+    return f'{len(found)} images, {digest.hexdigest()[:16]}'
 
 
 def schedule(config):
@@ -145,7 +206,7 @@ def class_names(config, metadata=None):
     """The classes' names in class order, or an empty list where nobody knows them.
 
     The weights file's own come first, then DATA.CLASS_NAMES, then for 1000 classes ImageNet's,
-    else the names of the training data's class folders.
+    else those of the training data: of its class folders, its files or its archive.
     """
     names = (metadata or {}).get('class_names')
     count = config.MODEL.NUM_CLASSES
@@ -164,11 +225,26 @@ def class_names(config, metadata=None):
         return names
     if count == 1000:
         return [name for _, name in _imagenet_classes()]
-    folder = Path(project_path(config.DATA_PATH.TRAIN_DATASET_PATH))
-    folders = sorted(entry.name for entry in folder.iterdir()
-                     if entry.is_dir() and not entry.name.startswith('.')
-                     ) if folder.is_dir() else []
-    return folders if len(folders) == count else []
+    classes = samples.find_classes(project_path(config.DATA_PATH.TRAIN_DATASET_PATH))
+    return list(classes) if len(classes) == count else []
+
+
+def training_classes(config):
+    """{class name: label} that the training data gives, empty where it tells nothing.
+
+    Where it has ImageNet's ids, these are all of ImageNet's: validation may have other classes.
+    """
+    paths = config.DATA_PATH
+    if paths.TRAIN_DATASET_LABEL_PATH:
+        return {}
+    classes = samples.find_classes(project_path(paths.TRAIN_DATASET_PATH))
+    known = class_ids(config)
+    return known if classes and known and classes.keys() <= known.keys() else classes
+
+
+def class_ids(config):
+    """ImageNet's ids for a network of its 1000 classes, else None: classes are numbered by name."""
+    return imagenet_ids() if config.MODEL.NUM_CLASSES == 1000 else None
 
 
 def imagenet_ids():

@@ -28,12 +28,14 @@ class ConfigError(ValueError):
     exit_code = 2
 
 
-def option(default, help, choices=None, low=None, high=None, above=None, below=None):
+def option(default, help, choices=None, low=None, high=None, above=None, below=None, names=False):
     """A key: its default, what it means, and the values that make sense.
 
-    `low` and `high` are included in the range, `above` and `below` are not.
+    `low` and `high` are included in the range, `above` and `below` are not. A tuple is one of as
+    many numbers as its default has; with `names`, of any number of texts.
     """
-    limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below)
+    limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below,
+                  names=names)
     if isinstance(default, tuple):
         return field(default_factory=lambda: default, metadata=limits)
     return field(default=default, metadata=limits)
@@ -41,10 +43,14 @@ def option(default, help, choices=None, low=None, high=None, above=None, below=N
 
 @dataclass
 class DataPath:
-    TRAIN_DATASET_PATH: str = option('lit_data/train', 'folder of the training images')
+    TRAIN_DATASET_PATH: str = option(
+        'lit_data/train', 'folder of the training images; or CIFAR-10 or CIFAR-100, its folder or '
+        '.tar.gz')
     TRAIN_DATASET_LABEL_PATH: str = option(
-        '', 'list of training images, `path label` a line; empty: one folder a class')
-    VAL_DATASET_PATH: str = option('lit_data/val', 'folder of the validation images')
+        '', 'list of training images, `path label` a line; empty: one folder a class, or files '
+        'named CLASS_7.png')
+    VAL_DATASET_PATH: str = option(
+        'lit_data/val', 'folder of the validation images; CIFAR: the same again')
     VAL_DATASET_LABEL_PATH: str = option('', 'list of validation images, as for training')
 
 
@@ -60,13 +66,19 @@ class Model:
     DROP_RATE: float = option(0.0, 'dropout of tokens', low=0, below=1)
     ATTN_DROP_RATE: float = option(0.0, 'dropout of attention maps', low=0, below=1)
     DROP_PATH_RATE: float = option(0.0, 'stochastic depth of the last block', low=0, below=1)
-    ADAPT: bool = option(False, 'take weights of another image size (pos_embed is interpolated) '
-                         'or number of classes (the head starts afresh)')
+    ADAPT: bool = option(False, 'take MODEL_PATH of another image size (pos_embed is interpolated) '
+                         'and, in training, number of classes (the head starts afresh)')
+    PRETRAINED: str = option('', 'weights file that training starts from, also of another image '
+                             'size and number of classes; not read again on resuming')
+    FREEZE: tuple = option((), 'parts that don\'t train, by the beginning of their parameters\' '
+                           'names ([tokens_to_token, blocks.0]); backbone: all but the heads. '
+                           'Their dropout stays as configured', names=True)
 
 
 @dataclass
 class Train:
-    PRE_TRAIN: bool = option(False, 'start from the weights at MODEL_PATH')
+    PRE_TRAIN: bool = option(False, 'start from the weights at MODEL_PATH; not read again on '
+                             'resuming')
     TRAIN_BATCH_SIZE: int = option(256, 'training images a step on each card', low=1)
     TRAIN_NUM_WORKS: int = option(8, 'loader processes a card in training', low=0)
     VAL_BATCH_SIZE: int = option(64, 'validation images a step on each card', low=1)
@@ -348,11 +360,20 @@ def _check_known(name, where):
 def _coerce(name, value, where):
     """A value as its key's type; PyYAML reads 1e-6 as text, for one."""
     key = KEYS[name]
+    names = key.metadata['names']
     wanted = {str: 'text', bool: 'true or false', int: 'a whole number', float: 'a number',
-              tuple: f'a list of {len(key.default_factory())} numbers'
-              if key.type is tuple else ''}[key.type]
+              tuple: 'a list of names' if names else
+              f'a list of {len(key.default_factory())} numbers' if key.type is tuple else ''
+              }[key.type]
     try:
-        if key.type is tuple:
+        if names:
+            if value is None or value == '':
+                value = []
+            result = (value,) if isinstance(value, str) else tuple(value)
+            if isinstance(value, dict) or not all(item and isinstance(item, str)
+                                                  for item in result):
+                raise TypeError
+        elif key.type is tuple:
             if not isinstance(value, (list, tuple)) or len(value) != len(key.default_factory()):
                 raise TypeError
             result = tuple(_number(item) for item in value)
@@ -421,6 +442,9 @@ def _check_together(config, said, path):
         if schedule.LAST_EPOCHS >= schedule.NUM_EPOCHS:
             refuse('SCHEDULER.LAST_EPOCHS', f'is {schedule.LAST_EPOCHS}, so the schedule of '
                    f'{schedule.NUM_EPOCHS} epochs would be over before the first one')
+    if config.TRAIN.PRE_TRAIN and config.MODEL.PRETRAINED:
+        refuse('MODEL.PRETRAINED', 'and TRAIN.PRE_TRAIN (with MODEL_PATH) both name weights to '
+               'start from: keep one of the two')
     if config.TRAIN.PRE_TRAIN and not config.MODEL_PATH:
         refuse('TRAIN.PRE_TRAIN', 'is true, but MODEL_PATH names no weights: set it')
     if data.AUTO_AUGMENT:

@@ -1,7 +1,7 @@
-"""Images: from a list or folders on disk to batches of normalised tensors.
+"""Images: from samples, as samples.py finds them, to batches of normalised tensors.
 
-Read from top to bottom: which images there are, how one is decoded, how it is cropped and
-resized, how samples become epochs and batches, and how worker processes deliver them.
+Read from top to bottom: how an image is decoded, how it is cropped and resized, how samples
+become epochs and batches, and how worker processes deliver them.
 """
 
 import gc
@@ -25,11 +25,11 @@ from paddle.io import DataLoader, Dataset, DistributedBatchSampler
 from PIL import Image, UnidentifiedImageError
 
 from runtime import follow_parent
+from samples import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 # Pillow knows dozens of formats, and for some it starts other programs. Files may come from
 # strangers, so only these are tried, whatever the name says.
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP')
@@ -44,127 +44,8 @@ LARGEST_FILE = 1 << 28    # bytes; ImageNet's largest file has 15 MB
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')
 
 
-class DataError(ValueError):
-    """The data is not what it should be. The one-line message says where, and what to do."""
-
-    exit_code = 2
-
-
 class ImageError(DataError):
     """One image file cannot be read. The message names it and says why."""
-
-
-def read_image_list(list_file, root, num_classes=None):
-    """Read lines of `path label`, as in ImageNet's train.txt and val.txt.
-
-    The label is the last word, so a path may hold spaces. Blank lines, CRLF line ends and a
-    byte order mark are accepted. Whether an image exists shows only when it is read, because
-    asking for a million files takes minutes. A path that leads out of root is an image that
-    cannot be read, like any other.
-
-    Args:
-        list_file: the list, in UTF-8.
-        root: the folder that the paths are relative to.
-        num_classes: if given, labels must be below it.
-
-    Returns:
-        A list of (path including root, label).
-
-    Raises:
-        DataError: with file and line, for a line that is no `path label`; for a missing or empty
-            list; for a missing root.
-    """
-    _require_folder(root)
-    try:
-        with open(list_file, 'rb') as file:
-            lines = file.read().splitlines()
-    except OSError as error:
-        raise DataError(f'{list_file}: cannot read the image list ({error.strerror})') from error
-
-    samples = []
-    for number, line in enumerate(lines, start=1):
-        where = f'{list_file}:{number}'
-        try:
-            text = line.decode('utf-8-sig' if number == 1 else 'utf-8').strip()
-        except UnicodeDecodeError as error:
-            raise DataError(f'{where}: not UTF-8; save the list as UTF-8') from error
-        if not text:
-            continue
-        match = re.fullmatch(r'([^\0]*\S)\s+([0-9]{1,9})', text)
-        if not match:
-            raise DataError(f"{where}: expected 'path label', where the label is a class id such "
-                            f'as 7, got {text[:80]!r}')
-        path, label = match[1], int(match[2])
-        _require_class(label, num_classes, where)
-        samples.append((os.path.join(root, path), label))
-    if not samples:
-        raise DataError(f"{list_file}: the image list is empty; write one 'path label' a line")
-    return samples
-
-
-def scan_class_folders(root, class_ids=None, num_classes=None):
-    """Find the images below root, where every folder in root is a class.
-
-    Images may lie at any depth inside a class folder. Names that begin with a dot are skipped:
-    they are what editors and file managers leave behind.
-
-    Args:
-        root: the folder that holds the class folders.
-        class_ids: a mapping of folder name to class id, such as ImageNet's WordNet ids. If it
-            knows every folder, its ids are the labels, so that a part of ImageNet's classes
-            keeps the true ones. Otherwise classes are numbered in the order of their names.
-        num_classes: if given, labels must be below it.
-
-    Returns:
-        A list of (path, label), ordered by class folder and path, and a dict of class folder
-        name to label.
-
-    Raises:
-        DataError: for a missing root, one without images, and a label out of range.
-    """
-    _require_folder(root)
-    names = sorted(entry.name for entry in os.scandir(root)
-                   if entry.is_dir() and not entry.name.startswith('.'))
-    if class_ids and all(name in class_ids for name in names):
-        class_folders = {name: class_ids[name] for name in names}
-    else:
-        class_folders = {name: number for number, name in enumerate(names)}
-
-    samples = []
-    for name, label in class_folders.items():
-        _require_class(label, num_classes, os.path.join(root, name))
-        paths = [os.path.join(folder, file)
-                 for folder, _, files in os.walk(os.path.join(root, name)) for file in files
-                 if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith('.')]
-        samples.extend((path, label) for path in sorted(paths))
-    if not samples:
-        raise DataError(f'{root}: no images found; expected CLASS/IMAGE in it, with one of the '
-                        f'extensions {" ".join(IMAGE_EXTENSIONS)}')
-    return samples, class_folders
-
-
-def load_samples(root, list_file=None, class_ids=None, num_classes=None):
-    """List the images of a data set: from list_file if one is given, else by class folders.
-
-    Arguments and errors are those of read_image_list and scan_class_folders.
-
-    Returns:
-        A list of (path, label).
-    """
-    if list_file:
-        return read_image_list(list_file, root, num_classes)
-    return scan_class_folders(root, class_ids, num_classes)[0]
-
-
-def _require_folder(root):
-    if not os.path.isdir(root):
-        raise DataError(f'{root}: no such folder; set the data root to where the images are')
-
-
-def _require_class(label, num_classes, where):
-    if num_classes is not None and label >= num_classes:
-        raise DataError(f'{where}: class id {label}, but the network has {num_classes} classes '
-                        f'(0 to {num_classes - 1}); set the number of classes to fit the data')
 
 
 def printable(text):
@@ -407,7 +288,7 @@ class ImageDataset(Dataset):
     it had never stopped.
 
     Args:
-        samples: a list of (path, label).
+        samples: a list of (path, label), or of (name, label) with pixels.
         transform: called with a PIL RGB image and a numpy Generator.
         decoder: 'pillow' or 'opencv'.
         seed: an int, not negative.
@@ -416,13 +297,15 @@ class ImageDataset(Dataset):
             'replace' takes the next image of the same class in the order of samples, beginning
             anew at their end. 'blank' gives an image of zeros with the label -1, so that a batch
             keeps its size and order.
+        pixels: uint8 [N, H, W, 3], images that lie in memory in the order of samples; nothing is
+            read from disk then. Worker processes share it with their parent.
 
     Raises:
         DataError: if there is no such decoder.
     """
 
     def __init__(self, samples, transform, decoder='pillow', seed=0, root=None,
-                 bad_images='raise'):
+                 bad_images='raise', pixels=None):
         super().__init__()
         _import_opencv(decoder)    # raises now what would otherwise stop the first image
         choices = ('raise', 'replace', 'blank')
@@ -434,6 +317,7 @@ class ImageDataset(Dataset):
         self.seed = seed
         self.root = root
         self.bad_images = bad_images
+        self.pixels = pixels
 
     def __getitem__(self, key):
         """Return the image, float32 [3, H, W], and its label, int64, of a key.
@@ -451,13 +335,13 @@ class ImageDataset(Dataset):
         epoch, index, *repetition = key if isinstance(key, tuple) else (0, key)
         label = self.samples[index][1]
         bad = {}
-        for path in self._candidates(index):
+        for candidate in self._candidates(index):
             try:
-                image = decode_image(path, self.decoder, self.root)
+                image = self.open(candidate)
             except ImageError as error:
                 if self.bad_images == 'raise':
                     raise
-                bad[path] = printable(str(error))
+                bad[self.samples[candidate][0]] = printable(str(error))
                 continue
             # The key alone decides on the augmentation, whichever image it falls on.
             rng = np.random.default_rng((self.seed, epoch, index, *filter(None, repetition)))
@@ -468,15 +352,25 @@ class ImageDataset(Dataset):
         size = self.transform.image_size
         return np.zeros((3, size, size), np.float32), (-1, bad)
 
+    def open(self, index):
+        """The image of a sample as it is stored, a PIL image of mode RGB.
+
+        Raises:
+            ImageError: if its file cannot be read.
+        """
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[index])
+        return decode_image(self.samples[index][0], self.decoder, self.root)
+
     def _candidates(self, index):
-        """The paths to try for a sample, its own first."""
-        path, label = self.samples[index]
-        yield path
+        """The samples to try for a sample, itself first."""
+        yield index
         if self.bad_images == 'replace':
+            label = self.samples[index][1]
             for offset in range(1, len(self.samples)):
-                path, other = self.samples[(index + offset) % len(self.samples)]
-                if other == label:
-                    yield path
+                candidate = (index + offset) % len(self.samples)
+                if self.samples[candidate][1] == label:
+                    yield candidate
 
     def path_of(self, key):
         """The path of a key, fit to be printed."""

@@ -18,8 +18,9 @@ from paddle.nn import functional as F
 
 import build
 import config as configuration
-from dataset import IMAGE_EXTENSIONS, ImageError, decode_image
+from dataset import ImageError, decode_image
 from runtime import command
+from samples import IMAGE_EXTENSIONS
 
 PLATE = configuration.ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'
 

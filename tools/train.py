@@ -14,6 +14,7 @@ import math
 import platform
 import time
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 from runtime import cpu  # before paddle, which reads what it sets
 
@@ -63,6 +64,15 @@ class Position:
     bad_images: dict = dataclasses.field(default_factory=dict)    # of the whole run: path: why
 
 
+class Found(NamedTuple):
+    """A checkpoint, as it was read."""
+
+    path: Optional[str]
+    arrays: dict = {}
+    state: dict = {}
+    notes: list = []    # about others, for the person
+
+
 class Run:
     """A training run: what it works on, and where it stands.
 
@@ -74,28 +84,30 @@ class Run:
     def __init__(self, config, force=False):
         self.config = config
         self.rank = distributed.rank()
+        self.folder = Path(configuration.project_path(config.TRAIN.OUTPUT_DIR))
+        self.checkpoints = Checkpoints(self.folder / 'checkpoints', config.TRAIN.KEEP_CHECKPOINTS)
+        if distributed.is_main():
+            self.lock = claim(self.folder)
+        distributed.wait_for_all()    # a job that was here before may still have saved
+        checkpoint = self.find_checkpoint()
         paddle.seed(config.TRAIN.SEED)
-        if config.TRAIN.PRE_TRAIN:
-            self.network, _ = build.trained_network(config, build.weights_path(config))
-        else:
-            self.network = build.network(config)
+        self.network = build.network(config)
+        # A checkpoint has its own weights, and those that the run once began with may be gone.
+        self.loaded = build.load_start(config, self.network) if checkpoint.path is None else None
+        self.frozen = build.freeze_parts(config, self.network)
         self.trainable = [p for p in self.network.parameters() if not p.stop_gradient]
         self.schedule = build.schedule(config)
         self.optimizer = build.optimizer(config, self.network, self.schedule)
         self.train_loader, self.eval_loader = build.train_loader(config), build.eval_loader(config)
         self.steps = len(self.train_loader)
+        self.class_names = build.class_names(config)
         self.position = Position()
         self.pending = []    # (loss, correct, images) of steps not yet in the position's sums
         self.bad_steps_in_a_row = 0
         self.restored = None    # what a checkpoint gave, until the optimizer's first step
 
-        self.folder = Path(configuration.project_path(config.TRAIN.OUTPUT_DIR))
-        self.checkpoints = Checkpoints(self.folder / 'checkpoints', config.TRAIN.KEEP_CHECKPOINTS)
         self.saved_at = time.monotonic()
-        if distributed.is_main():
-            self.lock = claim(self.folder)
-        distributed.wait_for_all()
-        log_position, notes = self.resume(force)
+        log_position, notes = self.resume(checkpoint, force)
         # Every process must have looked for a checkpoint before one of them makes the folder.
         distributed.wait_for_all()
         if distributed.is_main():
@@ -106,8 +118,11 @@ class Run:
         for note in notes:
             self.log.warn(note)
         if log_position is None:
-            self.log.say(self.describe())
-            self.log.record('start', 0, config=dataclasses.asdict(config), **environment())
+            for line in self.describe():
+                self.log.say(line)
+            self.log.record('start', 0, config=dataclasses.asdict(config), frozen=self.frozen,
+                            weights=self.loaded and dataclasses.asdict(self.loaded),
+                            **environment())
         self.model = (paddle.DataParallel(self.network) if distributed.world_size() > 1
                       else self.network)
 
@@ -121,20 +136,24 @@ class Run:
                     validation_images=build.fingerprint(self.eval_loader),
                     **environment())
 
-    def resume(self, force):
-        """Go to where a checkpoint says; returns (the log's position there or None, notes)."""
+    def find_checkpoint(self):
+        """Read what TRAIN.RESUME names; without it, or where there is none, its path is None."""
         wanted = self.config.TRAIN.RESUME
         if wanted == 'false':
-            return None, []
+            return Found(None)
         if wanted == 'auto':
             path, arrays, state, damaged = self.checkpoints.latest()
             notes = [f'passed over a checkpoint: {problem}' for problem in damaged]
-        else:
-            path, notes = configuration.project_path(wanted), []
-            arrays, state = read_checkpoint(path)
+            return Found(path, arrays, state, notes)
+        path = configuration.project_path(wanted)
+        return Found(path, *read_checkpoint(path))
+
+    def resume(self, checkpoint, force):
+        """Go to where a checkpoint says; returns (the log's position there or None, notes)."""
+        path, arrays, state, notes = checkpoint
         if path is None:
             return None, notes
-        notes += compare_runs(state['identity'], self.identity, path, force)
+        notes = notes + compare_runs(state['identity'], self.identity, path, force)
         restore(self.network, self.optimizer, arrays, path)
         self.restored = arrays
         self.position = Position(**state['position'])
@@ -310,7 +329,7 @@ class Run:
         config, position = self.config, self.position
         epoch, scores = position.epoch, None
         metadata = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
-                        class_names=build.class_names(config), epoch=epoch)
+                        class_names=self.class_names, epoch=epoch)
         self.write_weights('last', metadata)    # first: validation may find a bad image and end
         due = (epoch + 1) % config.TRAIN.VAL_EVERY == 0
         if due or epoch == config.SCHEDULER.NUM_EPOCHS - 1:
@@ -383,15 +402,20 @@ class Run:
             'at these images')
 
     def describe(self):
+        """What is about to be trained, in lines for the person."""
         sizes = [(math.prod(p.shape), p.stop_gradient) for p in self.network.parameters()]
         trainable = sum(size for size, frozen in sizes if not frozen)
         config = self.config
-        return (f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
+        lines = [str(self.loaded)] if self.loaded else []
+        if self.frozen:
+            lines.append(f'frozen: {", ".join(config.MODEL.FREEZE)} '
+                         f'({len(self.frozen)} of {len(sizes)} tensors)')
+        return [f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
                 f'{sum(size for size, _ in sizes):,} parameters ({trainable:,} trainable); '
                 f'{len(self.train_loader.dataset):,} training and '
                 f'{len(self.eval_loader.dataset):,} validation images; '
                 f'{distributed.world_size()} process(es) of {config.TRAIN.TRAIN_BATCH_SIZE} '
-                f'images a step, {cpu.threads()} thread(s) each')
+                f'images a step, {cpu.threads()} thread(s) each', *lines]
 
 
 def report_bad_images(loader, known, config, log):

@@ -1,4 +1,4 @@
-"""Thread and BLAS settings. Import this before anything that imports paddle.
+"""Thread and BLAS settings, and the order of imports. Import this before paddle is imported.
 
 Paddle computes on one thread unless OMP_NUM_THREADS says otherwise, and on an AMD processor
 its MKL takes a slow path unless MKL_DEBUG_CPU_TYPE=5; together they cost more than half of the
@@ -7,6 +7,12 @@ speed. A variable that is set already is left alone.
 
 import os
 import warnings
+
+# Paddle 2.6.2 brings a zlib of its own. Modules that are loaded after it mix that one with theirs,
+# and then no PNG image and no .gz file can be read.
+import zlib  # noqa: F401
+
+from PIL import Image  # noqa: F401
 
 
 def available_cores():

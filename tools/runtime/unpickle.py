@@ -20,6 +20,7 @@ import numpy as np
 MOST_STEPS = 500_000    # a checkpoint of T2T-ViT-24 with its optimizer needs about 50,000
 MOST_DIMENSIONS = 16
 LONGEST_KEY = 1000      # comparing equal keys costs their length
+SHORT_TEXT = 255        # bytes, the most of the instruction SHORT_BINSTRING
 LONG_TEXT = 1_000_000   # bytes; text beyond it is bytes in disguise, see _latin1
 NUMBER_CODES = {kind + size for kind in 'fiu' for size in '1248'} - {'f1'} | {'b1'}
 
@@ -32,7 +33,7 @@ class Damaged(Exception):
     """A file that contradicts itself or ends too early."""
 
 
-def unpickle(content, position=0, admitted=None, persistent=None):
+def unpickle(content, position=0, admitted=None, persistent=None, python_2=False):
     """Read one pickle of protocol 2 to 4.
 
     Args:
@@ -41,6 +42,8 @@ def unpickle(content, position=0, admitted=None, persistent=None):
         admitted: {(module, name): value}, further names that it may use; one that it may call is
             a `Call`.
         persistent: from a persistent id to its value, where the format has such.
+        python_2: also read Python 2's texts, which are bytes: up to 255 of them as a str (latin1),
+            longer ones as a view. Dictionary keys that are bytes become a str, too.
 
     Returns:
         (value, position behind the pickle). Bytes come as views on the content, an ndarray as a
@@ -49,7 +52,8 @@ def unpickle(content, position=0, admitted=None, persistent=None):
     Raises:
         Refused, Damaged: saying what is wrong in words that fit behind the file's name.
     """
-    machine = _Machine(content, position, {**ADMITTED, **(admitted or {})}, persistent)
+    machine = _Machine(content, position, {**ADMITTED, **(admitted or {})}, persistent,
+                       python_2)
     return machine.run(), machine.position
 
 
@@ -106,6 +110,8 @@ class StoredArray:
             raise Damaged('it holds an array without shape or type')
         _, shape, self.type, fortran, data = state
         self.shape, self.order = checked_shape(shape), 'F' if fortran is True else 'C'
+        if type(data) is str and len(data) <= SHORT_TEXT:    # a small array of Python 2
+            data = data.encode('latin1')
         if not isinstance(data, (bytes, memoryview)):
             raise Refused('it holds an array of objects')
         self.data = data
@@ -157,8 +163,8 @@ ADMITTED = {
 
 
 class _Machine:
-    def __init__(self, content, position, admitted, persistent):
-        self.content, self.position = content, position
+    def __init__(self, content, position, admitted, persistent, python_2):
+        self.content, self.position, self.python_2 = content, position, python_2
         self.admitted, self.persistent = admitted, persistent
         self.stack, self.below, self.memo = [], [], {}
         self.text_left = len(content) - position
@@ -232,7 +238,12 @@ class _Machine:
         def recall(form):
             return lambda: push(self.memo[number(form)])
 
+        python_2 = {
+            pickle.SHORT_BINSTRING: lambda: push(str(take(number('<B')), 'latin1')),
+            pickle.BINSTRING: raw('<I'),
+        } if self.python_2 else {}
         return {code[0]: step for code, step in {
+            **python_2,
             pickle.PROTO: lambda: take(1),
             pickle.FRAME: lambda: self.check_frame(number('<Q')),
             pickle.MARK: self.mark,
@@ -305,6 +316,9 @@ class _Machine:
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
             raise TypeError
+        if self.python_2:
+            items[::2] = [str(key, 'latin1') if isinstance(key, (bytes, memoryview))
+                          and len(key) <= LONGEST_KEY else key for key in items[::2]]
         for key in items[::2]:
             # Hashing a nested tuple, or numbers made to collide, can take for ever.
             if not (type(key) is str and len(key) <= LONGEST_KEY

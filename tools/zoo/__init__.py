@@ -1,6 +1,7 @@
 """Every network by name, `create_model('t2t_vit_7')`, and named weights into it."""
 
 import difflib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,6 +56,29 @@ def create_model(name, num_classes=1000, img_size=224, **kwargs):
     return network(num_classes=num_classes, img_size=img_size, **{**options, **kwargs})
 
 
+@dataclass
+class Loaded:
+    """What load_state did, in names of parameters.
+
+    Attributes:
+        source: where the weights came from.
+        taken: those that have the file's values.
+        adapted: those that were made from the file's values.
+        fresh: those that stayed as they were, which is: freshly initialised.
+    """
+
+    source: str
+    taken: list
+    adapted: list
+    fresh: list
+
+    def __str__(self):
+        said = [f'{len(self.taken)} tensors taken']
+        said += [f'{_shorten(names)} {what}' for names, what in (
+            (self.adapted, 'interpolated'), (self.fresh, 'fresh')) if names]
+        return f'weights of {self.source}: {"; ".join(said)}'
+
+
 def load_state(network, state, source, adapt=False):
     """Put named weights into a network, all of them or none.
 
@@ -62,26 +86,26 @@ def load_state(network, state, source, adapt=False):
         state: {parameter name: ndarray}, a Linear's weight as `[in, out]`.
         source: where it came from, for messages.
         adapt: take weights of another image size (pos_embed is interpolated, bicubic, the class
-            token apart) and of another number of classes (the fresh head stays).
+            token apart) and of another number of classes (the network's own head stays; of one
+            that is distilled, each of its `heads`).
 
     Returns:
-        The names that were adapted.
+        Loaded.
 
     Raises:
         WeightsError: listing what is missing, unexpected, or of another shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    state, adapted = dict(state), []
+    state, adapted, fresh = dict(state), [], []
     if adapt:
-        for name in ('head.weight', 'head.bias'):
-            if name in state and name in wanted and state[name].shape != wanted[name]:
-                state[name] = network.state_dict()[name].numpy()
-                adapted.append(name)
-        table = state.get('pos_embed')
-        if (table is not None and table.ndim == 3 and table.shape != wanted['pos_embed']
-                and table.shape[2] == wanted['pos_embed'][2]):
+        fresh = _fresh_heads(network, state, wanted)
+        state.update((name, network.state_dict()[name].numpy()) for name in fresh)
+        table, shape = state.get('pos_embed'), wanted.get('pos_embed')
+        if (table is not None and shape and table.ndim == len(shape) == 3
+                and table.shape != shape and table.shape[2] == shape[2]):
             try:
-                state['pos_embed'] = resize_pos_embed(table, wanted['pos_embed'][1]).numpy()
+                state['pos_embed'] = resize_pos_embed(
+                    table, shape[1], getattr(network, 'num_prefix_tokens', 1)).numpy()
             except ValueError as error:
                 raise WeightsError(f'{source}: {error}') from error
             adapted.append('pos_embed')
@@ -101,7 +125,19 @@ def load_state(network, state, source, adapt=False):
         raise WeightsError(f'{source}: does not fit the network; {"; ".join(found)}{hint}')
     for name, tensor in network.state_dict().items():
         tensor.set_value(np.ascontiguousarray(state[name]).astype('float32'))
-    return adapted
+    taken = [name for name in wanted if name not in adapted and name not in fresh]
+    return Loaded(str(source), taken, adapted, fresh)
+
+
+def _fresh_heads(network, state, wanted):
+    """The parameters of heads that have another number of classes in `state`."""
+    fresh = []
+    for head in getattr(network, 'heads', ('head',)):
+        names = [name for name in wanted if name.startswith(f'{head}.')]
+        if (all(name in state and state[name].shape[:-1] == wanted[name][:-1] for name in names)
+                and any(state[name].shape != wanted[name] for name in names)):
+            fresh += names
+    return fresh
 
 
 def _shorten(names, most=6):
