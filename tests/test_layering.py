@@ -19,7 +19,7 @@ ALLOWED = {
     'runtime': {'runtime'},
     't2t': {'common'},
     'dataset': {'recipe.augment', 'runtime.distributed'},
-    'zoo.t2t_variants': {'t2t', 'common'},
+    'zoo.t2t_variants': {'t2t', 'common'}, 'zoo.vit': {'common'}, 'zoo.pit': {'common'},
     'zoo': {'t2t', 'common', 'zoo', 'runtime.weights'},
     'build': {'config', 'dataset', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
 }
