@@ -10,27 +10,49 @@ from pathlib import Path
 
 import dataset
 import zoo
-from config import ROOT, ConfigError, project_path
+from config import ROOT, ConfigError, Model, project_path
 from recipe.optimizer import build_optimizer
 from runtime import distributed
 from runtime.weights import read_weights
 from scheduler import Schedule, learning_rate
+from t2t import T2T_ViT
 
+T2T_KEYS = ('TOKENS_TYPE', 'TOKEN_DIM', 'SOFT_SPLITS', 'FROZEN')    # of MODEL
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
 
 
 def network(config):
     """The network of MODEL, freshly initialised."""
-    model = config.MODEL
-    options = dict(frozen=model.FROZEN, drop_rate=model.DROP_RATE,
-                   attn_drop_rate=model.ATTN_DROP_RATE, drop_path_rate=model.DROP_PATH_RATE)
-    if model.TOKENS_TYPE:
-        options['tokens_type'] = model.TOKENS_TYPE
+    model, default = config.MODEL, Model()
+    options = dict(drop_rate=model.DROP_RATE, attn_drop_rate=model.ATTN_DROP_RATE,
+                   drop_path_rate=model.DROP_PATH_RATE)
+    kind, table = zoo.MODELS.get(model.NAME, (None, {}))
+    if kind is None or issubclass(kind, T2T_ViT):    # create_model refuses an unknown name
+        options.update(_t2t_options(model))
+    else:
+        for name in T2T_KEYS:
+            if getattr(model, name) != getattr(default, name):
+                raise ConfigError(f'MODEL.{name} belongs to T2T-ViT, and MODEL.NAME is '
+                                  f'{model.NAME}: leave it out')
+    made_for = table.get('img_size', model.IMAGE_SIZE)
+    if model.IMAGE_SIZE == default.IMAGE_SIZE != made_for:
+        raise ConfigError(f'MODEL.IMAGE_SIZE is {model.IMAGE_SIZE}, its default, but '
+                          f'{model.NAME} is made for {made_for}: set it')
     try:
         return zoo.create_model(model.NAME, num_classes=model.NUM_CLASSES,
                                 img_size=model.IMAGE_SIZE, **options)
     except ValueError as error:
         raise ConfigError(f'MODEL: {error}') from error
+
+
+def _t2t_options(model):
+    """What only a T2T-ViT takes; an empty key leaves what belongs to the name."""
+    options = dict(frozen=model.FROZEN, token_dim=model.TOKEN_DIM)
+    if model.TOKENS_TYPE:
+        options['tokens_type'] = model.TOKENS_TYPE
+    if model.SOFT_SPLITS:
+        options['soft_splits'] = model.SOFT_SPLITS
+    return options
 
 
 def trained_network(config, weights_path):

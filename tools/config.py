@@ -28,12 +28,14 @@ class ConfigError(ValueError):
     exit_code = 2
 
 
-def option(default, help, choices=None, low=None, high=None, above=None, below=None):
+def option(default, help, choices=None, low=None, high=None, above=None, below=None, row=0):
     """A key: its default, what it means, and the values that make sense.
 
-    `low` and `high` are included in the range, `above` and `below` are not.
+    `low` and `high` are included in the range, `above` and `below` are not. A tuple holds as
+    many numbers as its default; or, with `row`, any number of rows of so many whole numbers.
     """
-    limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below)
+    limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below,
+                  row=row)
     if isinstance(default, tuple):
         return field(default_factory=lambda: default, metadata=limits)
     return field(default=default, metadata=limits)
@@ -52,11 +54,16 @@ class DataPath:
 class Model:
     NAME: str = option('t2t_vit_7', 'network, a name of `zoo.MODELS`')
     NUM_CLASSES: int = option(1000, 'width of the head', low=1)
-    IMAGE_SIZE: int = option(224, 'side of the square input in pixels, a multiple of 16', low=1)
+    IMAGE_SIZE: int = option(224, 'side of the square input in pixels; T2T-ViT needs a multiple '
+                            'of 16, or of its strides\' product', low=1)
     TOKENS_TYPE: str = option('', 'token transformer; empty: the one that belongs to NAME',
                               choices=('', 'performer', 'transformer', 'convolution'))
-    FROZEN: bool = option(False, 'keep pos_embed and the Performers\' w as initialised: true is '
-                          'the official model, false the Paddle repository\'s')
+    TOKEN_DIM: int = option(64, 'width of T2T-ViT\'s tokens between the soft splits', low=2)
+    SOFT_SPLITS: tuple = option((), 'soft splits of T2T-ViT, a row of kernel, stride, padding each, '
+                                'such as [[3, 1, 1], [3, 2, 1], [3, 2, 1]]; empty: those that '
+                                'belong to NAME', row=3)
+    FROZEN: bool = option(False, 'keep T2T-ViT\'s pos_embed and its Performers\' w as initialised: '
+                          'true is the official model, false the Paddle repository\'s')
     DROP_RATE: float = option(0.0, 'dropout of tokens', low=0, below=1)
     ATTN_DROP_RATE: float = option(0.0, 'dropout of attention maps', low=0, below=1)
     DROP_PATH_RATE: float = option(0.0, 'stochastic depth of the last block', low=0, below=1)
@@ -332,21 +339,20 @@ def _check_known(name, where):
 def _coerce(name, value, where):
     """A value as its key's type; PyYAML reads 1e-6 as text, for one."""
     key = KEYS[name]
+    row = key.metadata['row']
     wanted = {str: 'text', bool: 'true or false', int: 'a whole number', float: 'a number',
-              tuple: f'a list of {len(key.default_factory())} numbers'
-              if key.type is tuple else ''}[key.type]
+              tuple: f'a list of rows of {row} whole numbers' if row else
+              f'a list of {len(key.default_factory())} numbers' if key.type is tuple else ''}
     try:
         if key.type is tuple:
-            if not isinstance(value, (list, tuple)) or len(value) != len(key.default_factory()):
+            if not isinstance(value, (list, tuple)):
                 raise TypeError
-            result = tuple(_number(item) for item in value)
+            result = (tuple(_row(item, row) for item in value) if row else
+                      _row(value, len(key.default_factory()), _number))
         elif key.type is float:
             result = _number(value)
         elif key.type is int:
-            result = _number(value)
-            if result != int(result):
-                raise TypeError
-            result = int(result)
+            result = _whole_number(value)
         elif key.type is str and value in (None, False):    # YAML's null, and RESUME: false
             result = '' if value is None else 'false'
         elif not isinstance(value, key.type):
@@ -354,7 +360,7 @@ def _coerce(name, value, where):
         else:
             result = value
     except (TypeError, ValueError):
-        raise ConfigError(f'{where}: {name} must be {wanted}, not {value!r}') from None
+        raise ConfigError(f'{where}: {name} must be {wanted[key.type]}, not {value!r}') from None
     _check_range(name, result, where)
     return result
 
@@ -366,6 +372,20 @@ def _number(value):
     if not math.isfinite(number):
         raise ValueError
     return number
+
+
+def _whole_number(value):
+    number = _number(value)
+    if number != int(number):
+        raise TypeError
+    return int(number)
+
+
+def _row(values, length, each=_whole_number):
+    """A tuple of so many values, each one coerced."""
+    if not isinstance(values, (list, tuple)) or len(values) != length:
+        raise TypeError
+    return tuple(each(value) for value in values)
 
 
 def _check_range(name, value, where):

@@ -110,8 +110,8 @@ def create_model(name, num_classes=None, img_size=None, **kwargs):
     """
     if name not in MODELS:
         nearest = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f', did you mean {nearest[0]}?' if nearest else ''
-        raise ValueError(f'model {name!r} is unknown{hint} Known: {", ".join(MODELS)}')
+        hint = f'did you mean {nearest[0]}?' if nearest else f'known are {", ".join(MODELS)}'
+        raise ValueError(f'model {name!r} is unknown, {hint}')
     network, options = MODELS[name]
     said = {key: value for key, value in dict(num_classes=num_classes, img_size=img_size).items()
             if value is not None}
