@@ -7,6 +7,7 @@ speed. A variable that is set already is left alone.
 
 import os
 import warnings
+import zlib  # noqa: F401  # before Paddle 2.6, whose own zlib would crash Python's
 
 
 def available_cores():
