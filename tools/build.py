@@ -5,6 +5,7 @@ takes plain arguments.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -26,15 +27,13 @@ def network(config):
     model, default = config.MODEL, Model()
     options = dict(drop_rate=model.DROP_RATE, attn_drop_rate=model.ATTN_DROP_RATE,
                    drop_path_rate=model.DROP_PATH_RATE)
-    kind, table = zoo.MODELS.get(model.NAME, (None, {}))
-    if kind is None or issubclass(kind, T2T_ViT):    # create_model refuses an unknown name
+    # create_model refuses an unknown name.
+    kind, of_name = zoo.MODELS.get(model.NAME, (T2T_ViT, {}))
+    if issubclass(kind, T2T_ViT):
         options.update(_t2t_options(model))
     else:
-        for name in T2T_KEYS:
-            if getattr(model, name) != getattr(default, name):
-                raise ConfigError(f'MODEL.{name} belongs to T2T-ViT, and MODEL.NAME is '
-                                  f'{model.NAME}: leave it out')
-    made_for = table.get('img_size', model.IMAGE_SIZE)
+        _refuse_t2t_keys(model, default)
+    made_for = of_name.get('img_size', model.IMAGE_SIZE)
     if model.IMAGE_SIZE == default.IMAGE_SIZE != made_for:
         raise ConfigError(f'MODEL.IMAGE_SIZE is {model.IMAGE_SIZE}, its default, but '
                           f'{model.NAME} is made for {made_for}: set it')
@@ -53,6 +52,15 @@ def _t2t_options(model):
     if model.SOFT_SPLITS:
         options['soft_splits'] = model.SOFT_SPLITS
     return options
+
+
+def _refuse_t2t_keys(model, default):
+    """A complete saved configuration holds every key, so those at their defaults are fine."""
+    for name in T2T_KEYS:
+        unset = getattr(default, name)
+        if getattr(model, name) != unset:
+            raise ConfigError(f'MODEL.{name} belongs to T2T-ViT, and MODEL.NAME is {model.NAME}: '
+                              f'leave it out, or set it to {json.dumps(unset)}')
 
 
 def trained_network(config, weights_path):

@@ -59,9 +59,9 @@ class Model:
     TOKENS_TYPE: str = option('', 'token transformer; empty: the one that belongs to NAME',
                               choices=('', 'performer', 'transformer', 'convolution'))
     TOKEN_DIM: int = option(64, 'width of T2T-ViT\'s tokens between the soft splits', low=2)
-    SOFT_SPLITS: tuple = option((), 'soft splits of T2T-ViT, a row of kernel, stride, padding each, '
-                                'such as [[3, 1, 1], [3, 2, 1], [3, 2, 1]]; empty: those that '
-                                'belong to NAME', row=3)
+    SOFT_SPLITS: tuple = option((), 'soft splits of T2T-ViT, a row of kernel, stride, padding '
+                                'each, such as [[3, 1, 1], [3, 2, 1], [3, 2, 1]]; empty: those '
+                                'that belong to NAME', row=3)
     FROZEN: bool = option(False, 'keep T2T-ViT\'s pos_embed and its Performers\' w as initialised: '
                           'true is the official model, false the Paddle repository\'s')
     DROP_RATE: float = option(0.0, 'dropout of tokens', low=0, below=1)
