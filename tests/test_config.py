@@ -78,7 +78,9 @@ def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
 
 
 def test_a_saved_configuration_is_complete_and_reads_back_equal(tmp_path):
-    config = load_config('config/lit_data.yaml', ['TRAIN.SEED=5', 'MODEL_PATH=a b.pdparams'])
+    config = load_config('config/lit_data.yaml', [
+        'TRAIN.SEED=5', 'MODEL_PATH=a b.pdparams', 'MODEL.SOFT_SPLITS=[[3, 1, 1], [3, 2, 1]]'])
+    assert config.MODEL.SOFT_SPLITS == ((3, 1, 1), (3, 2, 1))
     save_config(config, tmp_path / 'config.yaml')
     assert dataclasses.asdict(load_config(tmp_path / 'config.yaml')) == dataclasses.asdict(config)
     saved = yaml.safe_load((tmp_path / 'config.yaml').read_text())
@@ -101,6 +103,10 @@ def test_a_saved_configuration_is_complete_and_reads_back_equal(tmp_path):
     ('SCHEDULER:\n  BASE_LR: .nan\n', 2, 'SCHEDULER.BASE_LR', 'a number'),
     ('SCHEDULER:\n  BASE_LR: -1\n', 2, 'SCHEDULER.BASE_LR', 'more than 0'),
     ('DATA:\n  MEAN: [0.5, 0.5]\n', 2, 'DATA.MEAN', 'a list of 3 numbers'),
+    ('MODEL:\n  SOFT_SPLITS: [3, 1, 1]\n', 2, 'MODEL.SOFT_SPLITS', 'rows of 3 whole numbers'),
+    ('MODEL:\n  SOFT_SPLITS: [[3, 1]]\n', 2, 'MODEL.SOFT_SPLITS', 'rows of 3 whole numbers'),
+    ('MODEL:\n  SOFT_SPLITS: [[3, 1, 0.5]]\n', 2, 'MODEL.SOFT_SPLITS', 'not [[3, 1, 0.5]]'),
+    ('MODEL:\n  TOKEN_DIM: 1\n', 2, 'MODEL.TOKEN_DIM', 'at least 2'),
     ('DATA:\n  FLIP: 1.5\n', 2, 'DATA.FLIP', 'at most 1'),
     ('DATA:\n  EVAL_TRANSFORM: centercrop\n', 2, 'DATA.EVAL_TRANSFORM', 'center_crop'),
     ('MODEL:\n  NAME: 7\n', 2, 'MODEL.NAME', 'text'),

@@ -21,9 +21,10 @@ ALLOWED = {
     't2t': {'common'},
     'samples': {'runtime.unpickle'},
     'dataset': {'samples', 'recipe.augment', 'runtime'},
-    'zoo.t2t_variants': {'t2t', 'common'},
+    'zoo.t2t_variants': {'t2t', 'common'}, 'zoo.vit': {'common'}, 'zoo.pit': {'common'},
     'zoo': {'t2t', 'common', 'zoo', 'runtime.weights'},
-    'build': {'config', 'dataset', 'samples', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
+    'build': {'config', 'dataset', 'samples', 'zoo', 't2t', 'recipe', 'runtime', 'scheduler',
+              'common'},
 }
 BETWEEN_COMMANDS = {'train': {'val'}, 'predict': {'export'}, 'val': {'export'}}
 

@@ -25,7 +25,7 @@ def images(size=32, count=2):
 # ---- building
 
 def test_the_zoo_holds_the_fourteen_official_models():
-    assert list(zoo.MODELS) == [
+    assert list(zoo.MODELS)[:14] == [
         't2t_vit_7', 't2t_vit_10', 't2t_vit_12', 't2t_vit_14', 't2t_vit_19', 't2t_vit_24',
         't2t_vit_t_14', 't2t_vit_t_19', 't2t_vit_t_24', 't2t_vit_14_resnext', 't2t_vit_14_wide',
         't2t_vit_14_se', 't2t_vit_16_ghost', 't2t_vit_dense']

@@ -5,35 +5,65 @@ takes plain arguments.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import dataset
 import samples
 import zoo
-from config import ROOT, ConfigError, project_path
+from config import ROOT, ConfigError, Model, project_path
 from recipe.augment import ColorJitter, RandomErasing, auto_augment
 from recipe.freeze import freeze
 from recipe.optimizer import build_optimizer
 from runtime import distributed
 from runtime.weights import WeightsError, read_weights
 from scheduler import Schedule, learning_rate
+from t2t import T2T_ViT
 
+T2T_KEYS = ('TOKENS_TYPE', 'TOKEN_DIM', 'SOFT_SPLITS', 'FROZEN')    # of MODEL
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
 
 
 def network(config):
     """The network of MODEL, freshly initialised."""
-    model = config.MODEL
-    options = dict(frozen=model.FROZEN, drop_rate=model.DROP_RATE,
-                   attn_drop_rate=model.ATTN_DROP_RATE, drop_path_rate=model.DROP_PATH_RATE)
-    if model.TOKENS_TYPE:
-        options['tokens_type'] = model.TOKENS_TYPE
+    model, default = config.MODEL, Model()
+    options = dict(drop_rate=model.DROP_RATE, attn_drop_rate=model.ATTN_DROP_RATE,
+                   drop_path_rate=model.DROP_PATH_RATE)
+    # create_model refuses an unknown name.
+    kind, of_name = zoo.MODELS.get(model.NAME, (T2T_ViT, {}))
+    if issubclass(kind, T2T_ViT):
+        options.update(_t2t_options(model))
+    else:
+        _refuse_t2t_keys(model, default)
+    made_for = of_name.get('img_size', model.IMAGE_SIZE)
+    if model.IMAGE_SIZE == default.IMAGE_SIZE != made_for:
+        raise ConfigError(f'MODEL.IMAGE_SIZE is {model.IMAGE_SIZE}, its default, but '
+                          f'{model.NAME} is made for {made_for}: set it')
     try:
         return zoo.create_model(model.NAME, num_classes=model.NUM_CLASSES,
                                 img_size=model.IMAGE_SIZE, **options)
     except ValueError as error:
         raise ConfigError(f'MODEL: {error}') from error
+
+
+def _t2t_options(model):
+    """What only a T2T-ViT takes; an empty key leaves what belongs to the name."""
+    options = dict(frozen=model.FROZEN, token_dim=model.TOKEN_DIM)
+    if model.TOKENS_TYPE:
+        options['tokens_type'] = model.TOKENS_TYPE
+    if model.SOFT_SPLITS:
+        options['soft_splits'] = model.SOFT_SPLITS
+    return options
+
+
+def _refuse_t2t_keys(model, default):
+    """A complete saved configuration holds every key, so those at their defaults are fine."""
+    for name in T2T_KEYS:
+        unset = getattr(default, name)
+        if getattr(model, name) != unset:
+            raise ConfigError(f'MODEL.{name} belongs to T2T-ViT, and MODEL.NAME is {model.NAME}: '
+                              f'leave it out, or set it to {json.dumps(unset)}')
 
 
 def trained_network(config, weights_path):
@@ -62,7 +92,7 @@ def load_weights(config, built, path, adapt=False, new_head=False):
     if isinstance(name, str) and name in zoo.MODELS and name != model.NAME:
         raise WeightsError(f'{path}: is of {name}, and MODEL.NAME is {model.NAME}: set '
                            f'MODEL.NAME={name}, or name other weights')
-    for head in getattr(built, 'heads', ('head',)):
+    for head in built.heads:
         bias = state.get(f'{head}.bias')
         if bias is not None and bias.shape != (model.NUM_CLASSES,) and not (adapt and new_head):
             raise WeightsError(f'{path}: has {bias.size} classes, and MODEL.NUM_CLASSES is '

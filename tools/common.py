@@ -5,7 +5,9 @@ Sub-layer names are those of the official PyTorch code, so that published weight
 `Linear` weight is `[in, out]` here, the transpose of PyTorch's.
 """
 
+import contextlib
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -115,6 +117,142 @@ class Block(nn.Layer):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+class ImageClassifier(nn.Layer):
+    """What every network of the zoo shares: its heads, its forward, and a look inside.
+
+    A network sets `img_size`, the side of its input in pixels, and `num_features`, the width of
+    what goes into a head, then calls `reset_head`. It implements `forward_prefix` and
+    `grid_layers`.
+
+    Attributes:
+        heads: names of the linear layers that classify, one on each prefix token: the class
+            token's, then for distilled networks (Touvron et al., ICML 2021) that of the
+            distillation token.
+        linear_std: standard deviation of a fresh Linear, for `initialise`.
+    """
+
+    heads = ('head',)
+    linear_std = 0.02
+
+    @property
+    def num_prefix_tokens(self):
+        """How many tokens stand in front of those of the image."""
+        return len(self.heads)
+
+    def forward_prefix(self, x):
+        """Images `[B, in_chans, S, S]` to normalised prefix tokens `[B, num_prefix_tokens, C]`."""
+        raise NotImplementedError
+
+    def grid_layers(self):
+        """What `recording` shows as feature maps: (name, layer, side of its token grid)."""
+        raise NotImplementedError
+
+    def reset_head(self, num_classes):
+        """Put fresh heads of `num_classes` classes in place; 0 leaves them out."""
+        if num_classes < 0:
+            raise ValueError(f'num_classes is {num_classes}: use 1 or more, or 0 for no head')
+        self.num_classes = num_classes
+        for name in self.heads:
+            head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+            initialise(head, self.linear_std)
+            self.add_sublayer(name, head)
+
+    def forward_features(self, x):
+        """Images `[B, in_chans, S, S]` to the class token behind the last norm, `[B, C]`."""
+        return self.forward_prefix(x)[:, 0]
+
+    def forward(self, x):
+        """Images `[B, in_chans, S, S]`, float32, normalised, to logits `[B, num_classes]`.
+
+        A distilled network returns a tuple of both heads' logits in training, so that each can
+        have its own target, and their mean in evaluation.
+        """
+        prefix = self.forward_prefix(x)                         # (B, num_prefix_tokens, C)
+        logits = tuple(getattr(self, name)(prefix[:, index])
+                       for index, name in enumerate(self.heads))
+        if len(logits) == 1:
+            return logits[0]
+        return logits if self.training else sum(logits) / len(logits)
+
+    @contextlib.contextmanager
+    def recording(self):
+        """Keep attention maps and token grids of the forwards run inside `with`.
+
+        Yields an object with two dicts, by layer name, of the latest forward:
+            attention: `[B, heads, N, N]` (behind the softmax), or `[B, N, N]` for a
+                Token_transformer. A Performer never forms such a map.
+            feature_maps: what the layers that make tokens give, as grids `[B, C, side, side]`.
+
+        It listens through hooks that exist only inside `with`, so a forward outside of it does
+        no work for it.
+        """
+        record = SimpleNamespace(attention={}, feature_maps={})
+        handles = []
+
+        def keep_attention(name):
+            def hook(layer, inputs):
+                record.attention[name] = inputs[0]
+            return hook
+
+        def keep_grid(name, side):
+            def hook(layer, inputs, output):
+                is_grid = output.ndim == 4
+                record.feature_maps[name] = output if is_grid else tokens_to_grid(output, side)
+            return hook
+
+        for name, layer in self.named_sublayers():
+            if name.endswith('.attn_drop'):
+                handles.append(layer.register_forward_pre_hook(
+                    keep_attention(name[:-len('.attn_drop')])))
+        for name, layer, side in self.grid_layers():
+            handles.append(layer.register_forward_post_hook(keep_grid(name, side)))
+        try:
+            yield record
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def for_each_image(token, x):
+    """Repeat learned tokens `[1, n, C]` for the images of tokens `[B, N, C]`: `[B, n, C]`."""
+    # Added to zeros rather than expanded: the batch axis may be unknown in an exported graph.
+    return paddle.zeros_like(x[:, :1]) + token
+
+
+def tokens_to_grid(tokens, side):
+    """Lay tokens out as the grid they came from: `[B, side * side, C]` to `[B, C, side, side]`."""
+    channels = tokens.shape[-1]
+    return tokens.transpose([0, 2, 1]).reshape([0, channels, side, side])
+
+
+def grid_to_tokens(grid):
+    """The tokens of a grid, row by row: `[B, C, side, side]` to `[B, side * side, C]`."""
+    return grid.flatten(2).transpose([0, 2, 1])
+
+
+def square_side(img_size):
+    """The side of a square image, given as S or (S, S).
+
+    Raises:
+        ValueError: for a size that is not square or not positive.
+    """
+    sides = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise ValueError(f'img_size {img_size} is not square: the networks take S x S pixels')
+    if int(sides[0]) != sides[0] or sides[0] < 1:
+        raise ValueError(f'img_size {img_size} must be a positive whole number of pixels')
+    return int(sides[0])
+
+
+def check_size(x, img_size):
+    """Refuse images `[B, C, H, W]` that are not of the size a network was built for."""
+    height, width = x.shape[2], x.shape[3]
+    if (height, width) != (img_size, img_size):
+        raise ValueError(
+            f'the network was built for {img_size} x {img_size} pixels and got '
+            f'{height} x {width}: resize the image or build it with img_size={height}')
+
+
 def sinusoid_table(num_positions, dim):
     """The fixed position table of Vaswani et al. (2017, section 3.5).
 
@@ -146,34 +284,40 @@ def resize_pos_embed(pos_embed, num_positions, num_prefix=1):
         ValueError: where one of the two lengths is no square grid.
     """
     pos_embed = paddle.to_tensor(np.asarray(pos_embed, dtype='float32'))
-    old_side = math.isqrt(pos_embed.shape[1] - num_prefix)
-    new_side = math.isqrt(num_positions - num_prefix)
+    old_side = math.isqrt(max(pos_embed.shape[1] - num_prefix, 0))
+    new_side = math.isqrt(max(num_positions - num_prefix, 0))
     for side, length in ((old_side, pos_embed.shape[1]), (new_side, num_positions)):
-        if side * side + num_prefix != length:
+        if not side or side * side + num_prefix != length:
             raise ValueError(f'pos_embed with {length} positions is no square grid '
                              f'behind {num_prefix} prefix token(s)')
     prefix, grid = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
-    dim = grid.shape[-1]
-    grid = grid.reshape([1, old_side, old_side, dim]).transpose([0, 3, 1, 2])  # (1, C, s, s)
-    grid = F.interpolate(grid, size=[new_side, new_side], mode='bicubic', align_corners=False)
-    grid = grid.flatten(2).transpose([0, 2, 1])                 # (1, side * side, C)
-    return paddle.concat([prefix, grid], axis=1)
+    grid = resize_grid(tokens_to_grid(grid, old_side), new_side)
+    return paddle.concat([prefix, grid_to_tokens(grid)], axis=1)
 
 
-def initialise(network):
+def resize_grid(grid, side):
+    """Interpolate positions laid out as a grid, bicubic: `[1, C, h, w]` to `[1, C, side, side]`."""
+    grid = paddle.to_tensor(np.asarray(grid, dtype='float32'))
+    return F.interpolate(grid, size=[side, side], mode='bicubic', align_corners=False)
+
+
+def initialise(network, linear_std=0.02):
     """Set every layer of a network to the initial values of the official code.
 
-    Linear: normal with standard deviation 0.02 (timm cuts at +-2, a hundred deviations away,
-    which is no cut at all; Paddle's TruncatedNormal would cut at two deviations) and zero
-    bias. Convolutions: PyTorch's default, uniform within 1 / sqrt(fan_in).
+    Linear: normal with standard deviation `linear_std` (timm cuts at +-2, a hundred deviations
+    away, which is no cut at all; Paddle's TruncatedNormal would cut at two deviations) and zero
+    bias. Convolutions, and with `linear_std` None linear layers too: PyTorch's default, uniform
+    within 1 / sqrt(fan_in).
     """
     for layer in network.sublayers(include_self=True):
-        if isinstance(layer, nn.Linear):
-            nn.initializer.Normal(std=0.02)(layer.weight)
+        if isinstance(layer, nn.Linear) and linear_std is not None:
+            nn.initializer.Normal(std=linear_std)(layer.weight)
             if layer.bias is not None:
                 nn.initializer.Constant(0.0)(layer.bias)
-        elif isinstance(layer, nn.Conv2D):
-            bound = 1 / math.sqrt(np.prod(layer.weight.shape[1:]))
+        elif isinstance(layer, (nn.Linear, nn.Conv2D)):
+            fan_in = (layer.weight.shape[0] if isinstance(layer, nn.Linear)
+                      else np.prod(layer.weight.shape[1:]))
+            bound = 1 / math.sqrt(fan_in)
             nn.initializer.Uniform(-bound, bound)(layer.weight)
             if layer.bias is not None:
                 nn.initializer.Uniform(-bound, bound)(layer.bias)

@@ -28,14 +28,14 @@ class ConfigError(ValueError):
     exit_code = 2
 
 
-def option(default, help, choices=None, low=None, high=None, above=None, below=None, names=False):
+def option(default, help, choices=None, low=None, high=None, above=None, below=None, of='numbers'):
     """A key: its default, what it means, and the values that make sense.
 
-    `low` and `high` are included in the range, `above` and `below` are not. A tuple is one of as
-    many numbers as its default has; with `names`, of any number of texts.
+    `low` and `high` are included in the range, `above` and `below` are not. A tuple is `of`
+    numbers, as many as its default has; a pair of numbers, or nothing; names, any number of
+    texts; or triples, any number of rows of three whole numbers.
     """
-    limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below,
-                  names=names)
+    limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below, of=of)
     if isinstance(default, tuple):
         return field(default_factory=lambda: default, metadata=limits)
     return field(default=default, metadata=limits)
@@ -58,11 +58,16 @@ class DataPath:
 class Model:
     NAME: str = option('t2t_vit_7', 'network, a name of `zoo.MODELS`')
     NUM_CLASSES: int = option(1000, 'width of the head', low=1)
-    IMAGE_SIZE: int = option(224, 'side of the square input in pixels, a multiple of 16', low=1)
+    IMAGE_SIZE: int = option(224, 'side of the square input in pixels; T2T-ViT needs a multiple '
+                            'of 16, or of its strides\' product', low=1)
     TOKENS_TYPE: str = option('', 'token transformer; empty: the one that belongs to NAME',
                               choices=('', 'performer', 'transformer', 'convolution'))
-    FROZEN: bool = option(False, 'keep pos_embed and the Performers\' w as initialised: true is '
-                          'the official model, false the Paddle repository\'s')
+    TOKEN_DIM: int = option(64, 'width of T2T-ViT\'s tokens between the soft splits', low=2)
+    SOFT_SPLITS: tuple = option((), 'soft splits of T2T-ViT, a row of kernel, stride, padding '
+                                'each, such as [[3, 1, 1], [3, 2, 1], [3, 2, 1]]; empty: those '
+                                'that belong to NAME', of='triples')
+    FROZEN: bool = option(False, 'keep T2T-ViT\'s pos_embed and its Performers\' w as initialised: '
+                          'true is the official model, false the Paddle repository\'s')
     DROP_RATE: float = option(0.0, 'dropout of tokens', low=0, below=1)
     ATTN_DROP_RATE: float = option(0.0, 'dropout of attention maps', low=0, below=1)
     DROP_PATH_RATE: float = option(0.0, 'stochastic depth of the last block', low=0, below=1)
@@ -72,7 +77,7 @@ class Model:
                              'size and number of classes; not read again on resuming')
     FREEZE: tuple = option((), 'parts that don\'t train, by the beginning of their parameters\' '
                            'names ([tokens_to_token, blocks.0]); backbone: all but the heads. '
-                           'Their dropout stays as configured', names=True)
+                           'Their dropout stays as configured', of='names')
 
 
 @dataclass
@@ -360,30 +365,18 @@ def _check_known(name, where):
 def _coerce(name, value, where):
     """A value as its key's type; PyYAML reads 1e-6 as text, for one."""
     key = KEYS[name]
-    names = key.metadata['names']
     wanted = {str: 'text', bool: 'true or false', int: 'a whole number', float: 'a number',
-              tuple: 'a list of names' if names else
-              f'a list of {len(key.default_factory())} numbers' if key.type is tuple else ''
-              }[key.type]
+              tuple: {'numbers': f'a list of {len(key.default_factory())} numbers',
+                      'pair': 'a list of 2 numbers, or an empty one', 'names': 'a list of names',
+                      'triples': 'a list of rows of 3 whole numbers'}[key.metadata['of']]
+              if key.type is tuple else ''}[key.type]
     try:
-        if names:
-            if value is None or value == '':
-                value = []
-            result = (value,) if isinstance(value, str) else tuple(value)
-            if isinstance(value, dict) or not all(item and isinstance(item, str)
-                                                  for item in result):
-                raise TypeError
-        elif key.type is tuple:
-            if not isinstance(value, (list, tuple)) or len(value) != len(key.default_factory()):
-                raise TypeError
-            result = tuple(_number(item) for item in value)
+        if key.type is tuple:
+            result = _list(value, key.metadata['of'], len(key.default_factory()))
         elif key.type is float:
             result = _number(value)
         elif key.type is int:
-            result = _number(value)
-            if result != int(result):
-                raise TypeError
-            result = int(result)
+            result = _whole_number(value)
         elif key.type is str and value in (None, False):    # YAML's null, and RESUME: false
             result = '' if value is None else 'false'
         elif not isinstance(value, key.type):
@@ -403,6 +396,32 @@ def _number(value):
     if not math.isfinite(number):
         raise ValueError
     return number
+
+
+def _whole_number(value):
+    number = _number(value)
+    if number != int(number):
+        raise TypeError
+    return int(number)
+
+
+def _list(value, of, length):
+    """A list of the kind that `option` describes, as a tuple."""
+    if of == 'names' and (value is None or isinstance(value, str)):
+        value = [value] if value else []
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    if of == 'names':
+        if not all(item and isinstance(item, str) for item in value):
+            raise TypeError
+        return tuple(value)
+    if of == 'triples':
+        if not all(isinstance(row, (list, tuple)) and len(row) == 3 for row in value):
+            raise TypeError
+        return tuple(tuple(_whole_number(item) for item in row) for row in value)
+    if len(value) != length and not (of == 'pair' and len(value) == 2):
+        raise TypeError
+    return tuple(_number(item) for item in value)
 
 
 def _check_range(name, value, where):

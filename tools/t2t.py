@@ -13,16 +13,25 @@ is classified.
       head                                                -> (B, num_classes)
 """
 
-import contextlib
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
-from common import Block, Mlp, initialise, sinusoid_table
+from common import (
+    Block,
+    ImageClassifier,
+    Mlp,
+    check_size,
+    for_each_image,
+    grid_to_tokens,
+    initialise,
+    sinusoid_table,
+    square_side,
+    tokens_to_grid,
+)
 
 SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))    # kernel, stride, padding
 
@@ -157,11 +166,11 @@ class T2T_module(nn.Layer):
             width = token_dim
 
     def forward(self, x):
-        self.check_size(x)
+        check_size(x, self.img_size)
         if self.convolutional:
             for index in range(len(self.soft_splits) - 1):
                 x = getattr(self, f'soft_split{index}')(x)      # (B, token_dim, side, side)
-            return self.project(x).flatten(2).transpose([0, 2, 1])          # (B, N, embed_dim)
+            return grid_to_tokens(self.project(x))              # (B, N, embed_dim)
         for index, (split, side) in enumerate(zip(self.soft_splits, self.grid_sizes)):
             x = soft_split(x, split)                            # (B, side * side, C * k * k)
             if index == len(self.soft_splits) - 1:
@@ -169,15 +178,8 @@ class T2T_module(nn.Layer):
             x = getattr(self, f'attention{index + 1}')(x)       # (B, side * side, token_dim)
             x = tokens_to_grid(x, side)                         # (B, token_dim, side, side)
 
-    def check_size(self, x):
-        height, width = x.shape[2], x.shape[3]
-        if (height, width) != (self.img_size, self.img_size):
-            raise ValueError(
-                f'the network was built for {self.img_size} x {self.img_size} pixels and got '
-                f'{height} x {width}: resize the image or build it with img_size={height}')
 
-
-class T2T_ViT(nn.Layer):
+class T2T_ViT(ImageClassifier):
     """Tokens-to-Token vision transformer: images `[B, in_chans, S, S]` to logits.
 
     Args:
@@ -227,68 +229,18 @@ class T2T_ViT(nn.Layer):
             self.blocks.append(self.block(embed_dim, drop_path=drop_path, **block_options))
         return embed_dim
 
-    def reset_head(self, num_classes):
-        """Put a fresh head of `num_classes` classes in place; 0 leaves the head out."""
-        if num_classes < 0:
-            raise ValueError(f'num_classes is {num_classes}: use 1 or more, or 0 for no head')
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        initialise(self.head)
-
-    def forward_features(self, x):
-        """Images `[B, in_chans, S, S]` to the class token behind the last norm, `[B, C]`."""
+    def forward_prefix(self, x):
         x = self.tokens_to_token(x)                             # (B, N, C)
-        # Added to zeros rather than expanded: the batch axis may be unknown in an exported graph.
-        class_token = paddle.zeros_like(x[:, :1]) + self.cls_token         # (B, 1, C)
-        x = paddle.concat([class_token, x], axis=1)             # (B, 1 + N, C)
+        x = paddle.concat([for_each_image(self.cls_token, x), x], axis=1)  # (B, 1 + N, C)
         x = self.pos_drop(x + self.pos_embed)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)[:, 0]                               # (B, C)
+        return self.norm(x)[:, :1]                              # (B, 1, C)
 
-    def forward(self, x):
-        """Images `[B, in_chans, S, S]`, float32, normalised, to logits `[B, num_classes]`."""
-        return self.head(self.forward_features(x))
-
-    @contextlib.contextmanager
-    def recording(self):
-        """Keep attention maps and token grids of the forwards run inside `with`.
-
-        Yields an object with two dicts, by layer name, of the latest forward:
-            attention: `[B, heads, N, N]` (behind the softmax), or `[B, N, N]` for a
-                Token_transformer. A Performer never forms such a map.
-            feature_maps: the T2T module's intermediate results as grids `[B, C, side, side]`.
-
-        It listens through hooks that exist only inside `with`, so a forward outside of it does
-        no work for it.
-        """
-        record = SimpleNamespace(attention={}, feature_maps={})
-        handles = []
-
-        def keep_attention(name):
-            def hook(layer, inputs):
-                record.attention[name] = inputs[0]
-            return hook
-
-        def keep_grid(name, side):
-            def hook(layer, inputs, output):
-                is_grid = output.ndim == 4
-                record.feature_maps[name] = output if is_grid else tokens_to_grid(output, side)
-            return hook
-
-        for name, layer in self.named_sublayers():
-            if name.endswith('.attn_drop'):
-                handles.append(layer.register_forward_pre_hook(
-                    keep_attention(name[:-len('.attn_drop')])))
+    def grid_layers(self):
         sides = self.tokens_to_token.grid_sizes
-        for (name, layer), side in zip(self.tokens_to_token.named_children(), sides):
-            handles.append(layer.register_forward_post_hook(
-                keep_grid(f'tokens_to_token.{name}', side)))
-        try:
-            yield record
-        finally:
-            for handle in handles:
-                handle.remove()
+        return [(f'tokens_to_token.{name}', layer, side) for (name, layer), side in zip(
+            self.tokens_to_token.named_children(), sides)]
 
 
 def soft_split(x, split):
@@ -297,33 +249,20 @@ def soft_split(x, split):
     return F.unfold(x, kernel, stride, padding).transpose([0, 2, 1])
 
 
-def tokens_to_grid(tokens, side):
-    """Lay tokens out as the grid they came from: `[B, side * side, C]` to `[B, C, side, side]`."""
-    channels = tokens.shape[-1]
-    return tokens.transpose([0, 2, 1]).reshape([0, channels, side, side])
-
-
-def square_side(img_size):
-    """The side of a square image, given as S or (S, S).
-
-    Raises:
-        ValueError: for a size that is not square or not positive.
-    """
-    sides = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-    if len(sides) != 2 or sides[0] != sides[1]:
-        raise ValueError(f'img_size {img_size} is not square: T2T-ViT takes S x S pixels, '
-                         'S a multiple of 16')
-    if int(sides[0]) != sides[0] or sides[0] < 1:
-        raise ValueError(f'img_size {img_size} must be a positive whole number of pixels')
-    return int(sides[0])
-
-
 def grid_sizes(img_size, soft_splits=SOFT_SPLITS):
     """The side of the token grid behind every soft split, e.g. [56, 28, 14] for 224 pixels.
 
     Raises:
-        ValueError: where the strides don't divide the image size, with the sizes that work.
+        ValueError: for impossible soft splits, and where the strides don't divide the image
+            size, with the sizes that work.
     """
+    for split in soft_splits:
+        kernel, stride, padding = split
+        if kernel < 1 or stride < 1 or padding < 0:
+            raise ValueError(f'soft split {list(split)} is impossible: write kernel, stride, '
+                             'padding; the first two at least 1, the last at least 0')
+    if not soft_splits:
+        raise ValueError('soft_splits is empty: at least one (kernel, stride, padding) is needed')
     step = math.prod(stride for _, stride, _ in soft_splits)
     if img_size % step:
         below, above = img_size // step * step, (img_size // step + 1) * step

@@ -22,7 +22,7 @@ def freeze(network, prefixes):
     frozen = set()
     for prefix in prefixes:
         if prefix == 'backbone':
-            heads = getattr(network, 'heads', ('head',))
+            heads = network.heads
             found = {name for name in parameters if not _lies_in(name, heads)}
         else:
             found = {name for name in parameters if _lies_in(name, [prefix])}

@@ -5,19 +5,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import resize_pos_embed
+from common import resize_grid, resize_pos_embed
 from runtime.weights import WeightsError
 from t2t import T2T_ViT
+from zoo.pit import PiT
 from zoo.t2t_variants import T2T_ViT_Dense, T2T_ViT_Ghost, T2T_ViT_SE
+from zoo.vit import ViT
+
+# For 32 x 32 pixels: the paper's first split of stride 4 would leave 8 x 8 tokens before anything
+# was exchanged, and a grid of 2 x 2 in the end. A first split of stride 1 keeps every pixel, so
+# both exchanges happen on finer grids (32 x 32, 16 x 16), and 8 x 8 = 64 tokens are left.
+SMALL_IMAGE_SPLITS = ((3, 1, 1), (3, 2, 1), (3, 2, 1))
 
 
-def _t2t(embed_dim, depth, num_heads, mlp_ratio, tokens_type='performer', network=T2T_ViT):
+def _t2t(embed_dim, depth, num_heads, mlp_ratio, tokens_type='performer', network=T2T_ViT,
+         **options):
     return network, dict(tokens_type=tokens_type, embed_dim=embed_dim, depth=depth,
-                         num_heads=num_heads, mlp_ratio=mlp_ratio)
+                         num_heads=num_heads, mlp_ratio=mlp_ratio, **options)
 
 
-# name: (network, options). Table 1 and table 2 of arXiv 2101.11986.
+def _vit(size, patch_size, **options):
+    embed_dim, depth, num_heads = {'tiny': (192, 12, 3), 'small': (384, 12, 6),
+                                   'base': (768, 12, 12), 'large': (1024, 24, 16)}[size]
+    return ViT, dict(patch_size=patch_size, embed_dim=embed_dim, depth=depth,
+                     num_heads=num_heads, **options)
+
+
+def _pit(size, **options):
+    shared = dict(patch_size=16, stride=8, depth=(2, 6, 4))
+    return PiT, {**shared, **{
+        'ti': dict(head_dim=32, num_heads=(2, 4, 8)),
+        'xs': dict(head_dim=48, num_heads=(2, 4, 8)),
+        's': dict(head_dim=48, num_heads=(3, 6, 12)),
+        'b': dict(head_dim=64, num_heads=(4, 8, 16), patch_size=14, stride=7, depth=(3, 6, 4)),
+    }[size], **options}
+
+
+# name: (network, options). The options hold an image size or a number of classes where the name
+# implies one that is not ImageNet's at 224 pixels.
 MODELS = {
+    # Tables 1 and 2 of arXiv 2101.11986.
     't2t_vit_7': _t2t(256, 7, 4, 2.0),
     't2t_vit_10': _t2t(256, 10, 4, 2.0),
     't2t_vit_12': _t2t(256, 12, 4, 2.0),
@@ -33,16 +60,50 @@ MODELS = {
     't2t_vit_16_ghost': _t2t(384, 16, 6, 3.0, network=T2T_ViT_Ghost),
     't2t_vit_dense': (T2T_ViT_Dense, dict(growth_rate=64, block_config=(3, 6, 6, 4),
                                           embed_dim=128, num_heads=8, mlp_ratio=2.0)),
+    # T2T-ViT-7 for CIFAR; the paper itself resizes CIFAR to 224.
+    't2t_vit_cifar': _t2t(256, 7, 4, 2.0, soft_splits=SMALL_IMAGE_SPLITS, img_size=32,
+                          num_classes=10),
+    # Table 1 of arXiv 2010.11929; tiny and small are DeiT's widths.
+    'vit_tiny_patch16_224': _vit('tiny', 16),
+    'vit_tiny_patch16_384': _vit('tiny', 16, img_size=384),
+    'vit_small_patch16_224': _vit('small', 16),
+    'vit_small_patch16_384': _vit('small', 16, img_size=384),
+    'vit_small_patch32_224': _vit('small', 32),
+    'vit_small_patch32_384': _vit('small', 32, img_size=384),
+    'vit_base_patch16_224': _vit('base', 16),
+    'vit_base_patch16_384': _vit('base', 16, img_size=384),
+    'vit_base_patch32_224': _vit('base', 32),
+    'vit_base_patch32_384': _vit('base', 32, img_size=384),
+    'vit_large_patch16_224': _vit('large', 16),
+    'vit_large_patch16_384': _vit('large', 16, img_size=384),
+    # Table 1 of arXiv 2012.12877.
+    'deit_tiny_patch16_224': _vit('tiny', 16),
+    'deit_small_patch16_224': _vit('small', 16),
+    'deit_base_patch16_224': _vit('base', 16),
+    'deit_base_patch16_384': _vit('base', 16, img_size=384),
+    'deit_tiny_distilled_patch16_224': _vit('tiny', 16, distilled=True),
+    'deit_small_distilled_patch16_224': _vit('small', 16, distilled=True),
+    'deit_base_distilled_patch16_224': _vit('base', 16, distilled=True),
+    'deit_base_distilled_patch16_384': _vit('base', 16, distilled=True, img_size=384),
+    # Table 1 of arXiv 2103.16302.
+    'pit_ti': _pit('ti'),
+    'pit_xs': _pit('xs'),
+    'pit_s': _pit('s'),
+    'pit_b': _pit('b'),
+    'pit_ti_distilled': _pit('ti', distilled=True),
+    'pit_xs_distilled': _pit('xs', distilled=True),
+    'pit_s_distilled': _pit('s', distilled=True),
+    'pit_b_distilled': _pit('b', distilled=True),
 }
 
 
-def create_model(name, num_classes=1000, img_size=224, **kwargs):
+def create_model(name, num_classes=None, img_size=None, **kwargs):
     """Build a network of the zoo, freshly initialised.
 
     Args:
         name: a key of MODELS.
-        num_classes: width of the head.
-        img_size: side of the square input, in pixels.
+        num_classes: width of the head; None: what the name implies, else 1000.
+        img_size: side of the square input, in pixels; None: what the name implies, else 224.
         **kwargs: further options of the network, over those of the table.
 
     Raises:
@@ -50,10 +111,12 @@ def create_model(name, num_classes=1000, img_size=224, **kwargs):
     """
     if name not in MODELS:
         nearest = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f', did you mean {nearest[0]}?' if nearest else ''
-        raise ValueError(f'model {name!r} is unknown{hint}; known: {", ".join(MODELS)}')
+        hint = f'did you mean {nearest[0]}?' if nearest else f'known are {", ".join(MODELS)}'
+        raise ValueError(f'model {name!r} is unknown, {hint}')
     network, options = MODELS[name]
-    return network(num_classes=num_classes, img_size=img_size, **{**options, **kwargs})
+    said = {key: value for key, value in dict(num_classes=num_classes, img_size=img_size).items()
+            if value is not None}
+    return network(**{**options, **said, **kwargs})
 
 
 @dataclass
@@ -85,9 +148,8 @@ def load_state(network, state, source, adapt=False):
     Args:
         state: {parameter name: ndarray}, a Linear's weight as `[in, out]`.
         source: where it came from, for messages.
-        adapt: take weights of another image size (pos_embed is interpolated, bicubic, the class
-            token apart) and of another number of classes (the network's own head stays; of one
-            that is distilled, each of its `heads`).
+        adapt: take weights of another image size (pos_embed is interpolated, bicubic, its prefix
+            tokens apart) and of another number of classes (the network's own heads stay).
 
     Returns:
         Loaded.
@@ -100,12 +162,14 @@ def load_state(network, state, source, adapt=False):
     if adapt:
         fresh = _fresh_heads(network, state, wanted)
         state.update((name, network.state_dict()[name].numpy()) for name in fresh)
-        table, shape = state.get('pos_embed'), wanted.get('pos_embed')
-        if (table is not None and shape and table.ndim == len(shape) == 3
-                and table.shape != shape and table.shape[2] == shape[2]):
+        table, shape = state.get('pos_embed'), wanted['pos_embed']
+        channels = 1 if len(shape) == 4 else 2    # PiT's table is a grid (1, C, side, side)
+        if (table is not None and table.ndim == len(shape) and table.shape != shape
+                and table.shape[channels] == shape[channels]):
             try:
-                state['pos_embed'] = resize_pos_embed(
-                    table, shape[1], getattr(network, 'num_prefix_tokens', 1)).numpy()
+                state['pos_embed'] = (
+                    resize_grid(table, shape[2]) if channels == 1 else
+                    resize_pos_embed(table, shape[1], network.num_prefix_tokens)).numpy()
             except ValueError as error:
                 raise WeightsError(f'{source}: {error}') from error
             adapted.append('pos_embed')
@@ -132,7 +196,7 @@ def load_state(network, state, source, adapt=False):
 def _fresh_heads(network, state, wanted):
     """The parameters of heads that have another number of classes in `state`."""
     fresh = []
-    for head in getattr(network, 'heads', ('head',)):
+    for head in network.heads:
         names = [name for name in wanted if name.startswith(f'{head}.')]
         if (all(name in state and state[name].shape[:-1] == wanted[name][:-1] for name in names)
                 and any(state[name].shape != wanted[name] for name in names)):

@@ -1,0 +1,129 @@
+"""Pooling-based Vision Transformer (Heo et al., ICCV 2021, arXiv 2103.16302).
+
+As in a convolutional network the token grid shrinks and the width grows from stage to stage: a
+strided depthwise convolution pools the grid, a linear layer widens the class token (section 3.2).
+
+    image (B, 3, 224, 224)        pit_ti
+      patches 16, stride 8        -> (B,  64, 27, 27), position table, first stage
+      pool, second stage          -> (B, 128, 14, 14)
+      pool, third stage           -> (B, 256,  7,  7)
+      norm of the class token     -> (B, 256)
+      head                        -> (B, num_classes)
+
+Names of parameters are those of the official repository, github.com/naver-ai/pit.
+"""
+
+import paddle
+from paddle import nn
+
+from common import (
+    Block,
+    ImageClassifier,
+    check_size,
+    for_each_image,
+    grid_to_tokens,
+    initialise,
+    square_side,
+    tokens_to_grid,
+)
+
+
+class Stage(nn.Layer):
+    """Transformer blocks over prefix tokens `[B, n, C]` and a grid `[B, C, side, side]`."""
+
+    def __init__(self, blocks, side):
+        super().__init__()
+        self.blocks = nn.LayerList(blocks)
+        self.side = side
+
+    def forward(self, prefix, grid):
+        num_prefix = prefix.shape[1]
+        x = paddle.concat([prefix, grid_to_tokens(grid)], axis=1)          # (B, n + N, C)
+        for block in self.blocks:
+            x = block(x)
+        return x[:, :num_prefix], tokens_to_grid(x[:, num_prefix:], self.side)
+
+
+class Pool(nn.Layer):
+    """Halves the side of a grid and widens both, grid and prefix tokens, from dim to out_dim."""
+
+    def __init__(self, dim, out_dim):
+        super().__init__()
+        self.conv = nn.Conv2D(dim, out_dim, 3, stride=2, padding=1, groups=dim)
+        self.fc = nn.Linear(dim, out_dim)
+
+    def forward(self, prefix, grid):
+        return self.fc(prefix), self.conv(grid)
+
+
+class PiT(ImageClassifier):
+    """Pooling-based vision transformer: images `[B, in_chans, S, S]` to logits.
+
+    Args:
+        img_size: S, in pixels; at least patch_size. Up to stride - 1 pixels at the right and
+            lower edge are not seen where the patches don't reach them, as in the official code.
+        num_classes: width of each head; 0 leaves them out, and features come out.
+        patch_size, stride: of the overlapping patches, in pixels.
+        head_dim: width of an attention head; a stage is head_dim * num_heads wide.
+        depth, num_heads: one number a stage.
+        drop_rate, attn_drop_rate, drop_path_rate: dropout of tokens, of attention maps, and of
+            residual branches. Block i of n in all stages drops with drop_path_rate * i / n, so
+            that the rate itself is not reached, as in the official code.
+        distilled: a second prefix token, and `head_dist` on it.
+
+    Raises:
+        ValueError: for a size that can't work.
+    """
+
+    linear_std = None    # the official code leaves PyTorch's initial values
+
+    def __init__(self, img_size=224, num_classes=1000, in_chans=3, patch_size=16, stride=8,
+                 head_dim=48, depth=(2, 6, 4), num_heads=(2, 4, 8), mlp_ratio=4.0, qkv_bias=True,
+                 drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0, distilled=False):
+        super().__init__()
+        self.img_size = square_side(img_size)
+        if self.img_size < patch_size:
+            raise ValueError(f'img_size {self.img_size} is smaller than a patch: use '
+                             f'{patch_size} or more')
+        if distilled:
+            self.heads = ('head', 'head_dist')
+        widths = [head_dim * heads for heads in num_heads]
+        side = (self.img_size - patch_size) // stride + 1
+        self.patch_embed = nn.Sequential(
+            ('conv', nn.Conv2D(in_chans, widths[0], patch_size, stride)))
+        self.pos_embed = self.create_parameter([1, widths[0], side, side])
+        self.cls_token = self.create_parameter([1, self.num_prefix_tokens, widths[0]])
+        self.pos_drop = nn.Dropout(drop_rate)
+
+        drop_paths = iter([drop_path_rate * index / sum(depth) for index in range(sum(depth))])
+        self.transformers, self.pools = nn.LayerList(), nn.LayerList()
+        for stage, width in enumerate(widths):
+            if stage:
+                self.pools.append(Pool(widths[stage - 1], width))
+                side = (side - 1) // 2 + 1
+            self.transformers.append(Stage([
+                Block(width, num_heads[stage], mlp_ratio, qkv_bias, drop_rate, attn_drop_rate,
+                      next(drop_paths), epsilon=1e-6) for _ in range(depth[stage])], side))
+        self.num_features = widths[-1]
+        self.norm = nn.LayerNorm(self.num_features, epsilon=1e-6)
+        self.reset_head(num_classes)
+
+        initialise(self, self.linear_std)
+        for table in (self.cls_token, self.pos_embed):
+            nn.initializer.Normal(std=0.02)(table)
+
+    def forward_prefix(self, x):
+        check_size(x, self.img_size)
+        grid = self.pos_drop(self.patch_embed(x) + self.pos_embed)         # (B, C, side, side)
+        prefix = for_each_image(self.cls_token, grid_to_tokens(grid))      # (B, prefix, C)
+        for stage, transformer in enumerate(self.transformers):
+            if stage:
+                prefix, grid = self.pools[stage - 1](prefix, grid)
+            prefix, grid = transformer(prefix, grid)
+        return self.norm(prefix)                                # (B, prefix, C)
+
+    def grid_layers(self):
+        sides = [transformer.side for transformer in self.transformers]
+        layers = [('patch_embed.conv', self.patch_embed.conv)] + [
+            (f'pools.{index}.conv', pool.conv) for index, pool in enumerate(self.pools)]
+        return [(name, layer, side) for (name, layer), side in zip(layers, sides)]

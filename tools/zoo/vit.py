@@ -1,0 +1,84 @@
+"""Vision Transformer (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929) and DeiT (Touvron et al.,
+ICML 2021, arXiv 2012.12877).
+
+DeiT's networks are ViT's, trained by another recipe; its distilled ones have a second prefix
+token, with a head of its own that learns from a teacher (section 4 there). Names of parameters
+are those of timm and of the DeiT repository.
+"""
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from common import (
+    Block,
+    ImageClassifier,
+    check_size,
+    for_each_image,
+    grid_to_tokens,
+    initialise,
+    square_side,
+)
+
+
+class ViT(ImageClassifier):
+    """Vision transformer on patches that don't overlap: images `[B, in_chans, S, S]` to logits.
+
+    Args:
+        img_size: S, in pixels; a multiple of patch_size.
+        num_classes: width of each head; 0 leaves them out, and features come out.
+        drop_rate, attn_drop_rate, drop_path_rate: dropout of tokens, of attention maps, and of
+            residual branches (growing linearly over the depth up to this rate).
+        distilled: a distillation token `dist_token` beside the class token, and its `head_dist`.
+
+    Raises:
+        ValueError: for a size or a number of heads that can't work.
+    """
+
+    def __init__(self, img_size=224, num_classes=1000, in_chans=3, patch_size=16, embed_dim=768,
+                 depth=12, num_heads=12, mlp_ratio=4.0, qkv_bias=True, drop_rate=0.0,
+                 attn_drop_rate=0.0, drop_path_rate=0.0, distilled=False):
+        super().__init__()
+        self.img_size = square_side(img_size)
+        if self.img_size % patch_size:
+            above = (self.img_size // patch_size + 1) * patch_size
+            raise ValueError(f'img_size {self.img_size} cannot be cut into patches: use a '
+                             f'multiple of {patch_size}, such as {above}')
+        self.grid_size = self.img_size // patch_size
+        self.num_features = embed_dim
+        self.patch_embed = nn.Sequential(
+            ('proj', nn.Conv2D(in_chans, embed_dim, patch_size, patch_size)))
+        self.cls_token = self.create_parameter([1, 1, embed_dim])
+        if distilled:
+            self.heads = ('head', 'head_dist')
+            self.dist_token = self.create_parameter([1, 1, embed_dim])
+        self.pos_embed = self.create_parameter(
+            [1, self.num_prefix_tokens + self.grid_size ** 2, embed_dim])
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.blocks = nn.LayerList([
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, drop_path,
+                  epsilon=1e-6) for drop_path in np.linspace(0, drop_path_rate, depth).tolist()])
+        self.norm = nn.LayerNorm(embed_dim, epsilon=1e-6)
+        self.reset_head(num_classes)
+
+        initialise(self)
+        for token in self.prefix_tokens() + [self.pos_embed]:
+            nn.initializer.Normal(std=0.02)(token)
+
+    def prefix_tokens(self):
+        """The learned tokens in front, each `[1, 1, C]`, in their order."""
+        names = ('cls_token', 'dist_token')[:self.num_prefix_tokens]
+        return [getattr(self, name) for name in names]
+
+    def forward_prefix(self, x):
+        check_size(x, self.img_size)
+        x = grid_to_tokens(self.patch_embed(x))                 # (B, N, C)
+        prefix = [for_each_image(token, x) for token in self.prefix_tokens()]
+        x = paddle.concat(prefix + [x], axis=1)                 # (B, prefix + N, C)
+        x = self.pos_drop(x + self.pos_embed)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)[:, :self.num_prefix_tokens]         # (B, prefix, C)
+
+    def grid_layers(self):
+        return [('patch_embed.proj', self.patch_embed.proj, self.grid_size)]
