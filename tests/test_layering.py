@@ -21,6 +21,7 @@ ALLOWED = {
     'dataset': {'recipe.augment', 'runtime.distributed'},
     'zoo.t2t_variants': {'t2t', 'common'},
     'zoo': {'t2t', 'common', 'zoo', 'runtime.weights'},
+    'zoo.names': {'zoo', 'runtime.weights'},
     'build': {'config', 'dataset', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
 }
 BETWEEN_COMMANDS = {'train': {'val'}, 'predict': {'export'}, 'val': {'export'}}

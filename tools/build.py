@@ -13,8 +13,8 @@ import zoo
 from config import ROOT, ConfigError, project_path
 from recipe.optimizer import build_optimizer
 from runtime import distributed
-from runtime.weights import read_weights
 from scheduler import Schedule, learning_rate
+from zoo.names import weights_for
 
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
 
@@ -34,12 +34,13 @@ def network(config):
 
 
 def trained_network(config, weights_path):
-    """The network of MODEL with the weights of a file; returns (network, the file's metadata)."""
-    state, metadata = read_weights(weights_path)
-    if metadata.get('layout') == 'pytorch':
-        state = {name: array.T if name.endswith('weight') and array.ndim == 2 else array
-                 for name, array in state.items()}    # a Linear's [out, in] to [in, out]
+    """The network of MODEL with the weights of a file of any origin that zoo.names knows.
+
+    Returns:
+        (network, the file's metadata)
+    """
     built = network(config)
+    state, metadata = weights_for(built, weights_path)
     zoo.load_state(built, state, weights_path, adapt=config.MODEL.ADAPT)
     return built, metadata
 
