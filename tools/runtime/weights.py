@@ -129,7 +129,7 @@ def write_weights(path, state, metadata, ending='.pdparams', check=None):
     write, types = WRITERS[ending]
     state = {name: np.asarray(value) for name, value in state.items()}
     for name, array in state.items():
-        if types and array.dtype not in map(np.dtype, types):
+        if types and array.dtype.newbyteorder('<') not in map(np.dtype, types):
             raise WeightsError(f'{path}: {name} holds values of type {array.dtype}, for which a '
                                f'{ending} file has no place')
     with _replacing(Path(path)) as temporary:

@@ -18,7 +18,7 @@ import re
 import paddle
 
 from runtime.weights import WeightsError, read_weights
-from zoo import MODELS, create_model
+from zoo import MODELS, create_model, load_state
 
 # naming: (pattern, replacement) in order, each applied once to every name.
 NAMINGS = {
@@ -49,6 +49,7 @@ NAMINGS = {
 # What differs between image sizes and numbers of classes of one model.
 ADAPTABLE = re.compile(r'pos_embed|head(_dist)?\.(weight|bias)')
 MOST_ADAPTABLE = 5    # of them in one network
+MOST_PIXELS = 2048    # that a file is believed without a look at its weights
 USUAL_SIZES = (224, 384, 256, 288, 320, 192, 160, 128, 96, 64, 48, 32)
 
 
@@ -94,12 +95,38 @@ def weights_for(network, path):
             the name of that model.
     """
     state, metadata = read_weights(path)
+    return _for_network(network, state, metadata, path), metadata
+
+
+def pretrained_model(name, path, **options):
+    """create_model(name) with the weights of a file, of their image size and number of classes.
+
+    Args:
+        **options: of create_model; a `num_classes` or `img_size` that the weights don't have
+            gets a fresh head or an interpolated position table.
+
+    Raises:
+        WeightsError: for a file that can't be read or belongs to another model.
+        ValueError: for impossible options.
+    """
+    state, metadata = read_weights(path)
+    try:
+        network = create_model(name, **{**options_for(name, state, metadata), **options})
+    except WeightsError as error:
+        raise WeightsError(f'{path}: {error}') from error
+    load_state(network, _for_network(network, state, metadata, path), path,
+               adapt='num_classes' in options or 'img_size' in options)
+    return network
+
+
+def _for_network(network, state, metadata, path):
     fitted = fit(state, shapes_of(network), metadata)
     models = recognise(state, metadata) if fitted.foreign() else []
     if models:
         raise WeightsError(f'{path}: does not fit the network, it looks like the weights of '
-                           f'{" or ".join(models)}: set MODEL.NAME={models[0]}')
-    return fitted.state, metadata
+                           f'{" or ".join(models)} (MODEL.NAME={models[0]}, and no other key that '
+                           'changes the network)')
+    return fitted.state
 
 
 def fit(state, wanted, metadata=None):
@@ -158,7 +185,7 @@ def recognise(state, metadata=None):
     """
     found = []
     for name in MODELS:
-        wanted = shapes_of(_unfilled(name))
+        wanted = shapes_of(unfilled(name))
         if (abs(len(wanted) - len(state)) <= MOST_ADAPTABLE
                 and not fit(state, wanted, metadata).foreign()):
             found.append(name)
@@ -168,33 +195,37 @@ def recognise(state, metadata=None):
 def options_for(name, state, metadata=None):
     """The `num_classes` and `img_size` with which create_model(name) takes these weights.
 
+    Weights of another model have none; loading them says what is wrong.
+
     Raises:
         WeightsError: where no image size gives a position table of their shape.
     """
-    network, metadata = _unfilled(name), metadata or {}
+    network, metadata = unfilled(name), metadata or {}
     wanted = shapes_of(network)
-    found = fit(state, wanted, metadata).state
-    options = {}
-    if 'head.bias' in found and found['head.bias'].ndim == 1:
+    found, options = fit(state, wanted, metadata).state, {}
+    if {'head.weight', 'head.bias'} <= set(found) and (
+            found['head.weight'].shape[1:] == found['head.bias'].shape):
         options['num_classes'] = len(found['head.bias'])
-    table = found.get('pos_embed')
-    if table is None or table.shape == wanted['pos_embed']:
+    table, own = found.get('pos_embed'), wanted['pos_embed']
+    width = 1 if len(own) == 4 else -1    # [1, C, side, side] in PiT, else [1, N, C]
+    if (table is None or table.shape == own or table.ndim != len(own)
+            or table.shape[width] != own[width]):
         return dict(options, img_size=network.img_size)
     # The class token's row is a small mistake in this ratio of areas, which rounding mends.
-    side = network.img_size * math.sqrt(table.size / math.prod(wanted['pos_embed']))
+    side = network.img_size * math.sqrt(table.size / math.prod(own))
     sizes = [16 * round(side / 16), 4 * round(side / 4), *USUAL_SIZES]
-    if type(metadata.get('image_size')) is int:
+    if type(metadata.get('image_size')) is int and metadata['image_size'] <= MOST_PIXELS:
         sizes.insert(0, metadata['image_size'])
     for size in sizes:
         with contextlib.suppress(ValueError):    # a size that this model can't have
-            if shapes_of(_unfilled(name, img_size=size))['pos_embed'] == table.shape:
+            if shapes_of(unfilled(name, img_size=size))['pos_embed'] == table.shape:
                 return dict(options, img_size=size)
     raise WeightsError(f'pos_embed {list(table.shape)} belongs to no usual image size of {name}: '
                        'give a configuration with its MODEL.IMAGE_SIZE')
 
 
 @functools.cache
-def _unfilled(name, **options):
+def unfilled(name, **options):
     """A network that knows its shapes; its weights are neither drawn nor in memory."""
     with paddle.LazyGuard():
         return create_model(name, **options)
