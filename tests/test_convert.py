@@ -412,6 +412,7 @@ def inputs(tmp_path_factory, small):
     (['in.pdparams', 'out.pth', '--layout', 'paddle'], UsageError, 'only .safetensors'),
     (['in.pdparams', 'out.pth', '--model', 't2t_vit_8'], UsageError, 'did you mean'),
     (['in.pdparams', 'out.pth', '--model', 't2t_vit_10'], WeightsError, 'like --model t2t_vit_7'),
+    (['in.pdparams', 'out.pth', '--model', 't2t_vit_7', '-c', 'x.yaml'], UsageError, 'both'),
     (['other.pdparams', 'out.pth'], WeightsError, 'of no model of the zoo'),
     (['in.pdparams', 'out.pth', '-c', 'config/t2t_vit_7.yaml'], WeightsError,
      '3 of another shape'),

@@ -196,6 +196,8 @@ def main(arguments):
                         help='leave out what the network has no place for')
     parser.add_argument('--force', action='store_true', help='replace OUT, which may be IN')
     options = parser.parse_args(arguments)
+    if options.model and options.config:
+        raise command.UsageError('--model and -c both name the network: give one of them')
     source, target = Path(options.source), Path(options.target)
     ending = output_ending(source, target, options.force)
     layout = options.layout or LAYOUTS.get(ending, 'paddle')

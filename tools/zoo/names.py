@@ -180,16 +180,19 @@ def shapes_of(network):
 def recognise(state, metadata=None):
     """The models of the zoo that have these names and shapes, in the zoo's order.
 
-    The image size and the number of classes may be any. Models that differ in their number of
-    heads only, as t2t_vit_14 and t2t_vit_14_resnext do, have the same names and shapes.
+    The image size and the number of classes may be any, but models of the very image size come
+    alone. Models that differ in their number of heads only, as t2t_vit_14 and t2t_vit_14_resnext
+    do, have the same names and shapes.
     """
-    found = []
+    found, exact = [], []
     for name in MODELS:
         wanted = shapes_of(unfilled(name))
-        if (abs(len(wanted) - len(state)) <= MOST_ADAPTABLE
-                and not fit(state, wanted, metadata).foreign()):
-            found.append(name)
-    return found
+        if abs(len(wanted) - len(state)) <= MOST_ADAPTABLE:
+            fitted = fit(state, wanted, metadata)
+            if not fitted.foreign():
+                found.append(name)
+                exact += [name] * ('pos_embed' not in fitted.other_shape)
+    return exact or found
 
 
 def options_for(name, state, metadata=None):
