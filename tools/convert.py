@@ -6,11 +6,12 @@
 IN may be a .pth or .pth.tar of the official code or of timm, a .pdparams of the Paddle repository,
 AI Studio, PaddleClas or PaddleViT, a .safetensors of either layout, or a checkpoint of this
 project; its content tells which. OUT's ending is the format that is written: .pdparams, .pth or
-.safetensors, always with the official names. A Linear's weight is [in, out] in .pdparams and
-.safetensors, [out, in] in .pth. Numbers keep their type, float16 and bfloat16 too.
+.safetensors, always with the official names. A Linear's weight is [in, out] in .pdparams,
+[out, in] in .pth, and in .safetensors what --layout says. Numbers keep their type, float16 and
+bfloat16 too.
 
 OUT gets its name only after it was read again, every array in it was equal bit by bit, and the
-network gave the same logits, bit by bit, with the weights of both files.
+network, if none of its weights is missing, gave the same logits with both, bit by bit.
 """
 
 import collections
