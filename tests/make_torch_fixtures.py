@@ -8,6 +8,7 @@ test_weights.py states the expected values once more, in numpy.
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 
 FOLDER = Path(__file__).resolve().parent / 'fixtures'
@@ -51,11 +52,22 @@ def checkpoint():
                                        device=torch.device('cuda:0'), resume='')}
 
 
+def with_numpy():
+    """Arrays of numpy in torch's file, and an average of a kind that has another name."""
+    def filled(value):
+        return {'0.weight': np.full((2, 3), value, 'float32'),
+                '0.bias': torch.full((2,), value, dtype=torch.bfloat16)}
+
+    return {'model': filled(1.0), 'model_ema': filled(2.0), 'metric': np.float64(71.7),
+            'epoch': 3}
+
+
 if __name__ == '__main__':
     torch.manual_seed(0)
     FOLDER.mkdir(exist_ok=True)
     torch.save(tensors(), FOLDER / 'zip.pth')
     torch.save(tensors(), FOLDER / 'legacy.pth', _use_new_zipfile_serialization=False)
     torch.save(checkpoint(), FOLDER / 'checkpoint.pth.tar')
+    torch.save(with_numpy(), FOLDER / 'with_numpy.pth')
     for file in sorted(FOLDER.iterdir()):
         print(file.name, file.stat().st_size, 'bytes')

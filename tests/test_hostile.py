@@ -5,6 +5,7 @@ memory, reads all of them, so that a crash or an escape can't hide in the tests'
 """
 
 import copyreg
+import hashlib
 import importlib.util
 import io
 import json
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from runtime.checkpoint import write_checkpoint
 from runtime.weights import read_weights
 
 MOST_SECONDS, MOST_BYTES = 5, 2 ** 30
@@ -44,12 +46,13 @@ def forget_peak():
         file.write('5')
 
 paths = sys.stdin.read().splitlines()
-read_weights(paths[0])    # a good one: what is imported on the way is not counted
-for path in paths[1:]:
+for path in paths[:2]:
+    read_weights(path)    # good ones: what is imported on the way is not counted
+for path in paths[2:]:
     if path.endswith('.safetensors'):
         import safetensors
 resource.setrlimit(resource.RLIMIT_AS, (memory('VmSize:') + 3 * 2 ** 30,) * 2)
-for path in paths[1:]:
+for path in paths[2:]:
     del seen[:]
     print(json.dumps({'path': path}), flush=True)
     forget_peak()
@@ -352,6 +355,38 @@ def safetensors_files():
     yield 'no tensors', file({}), 'no weights'
 
 
+def checkpoints(marker):
+    """Files with the checksum and footer of this project's own checkpoints."""
+    def file(arrays=(), state=b'{}', method=zipfile.ZIP_STORED, more=()):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, 'w', method) as archive:
+            for name, array in [('state.json', np.frombuffer(state, 'uint8')), *arrays]:
+                with archive.open(f'{name}.npy', 'w') as member:
+                    np.lib.format.write_array(member, array, allow_pickle=True)
+            for name, content in more:
+                archive.writestr(name, content)
+        return signed(stream.getvalue())
+
+    def signed(content):
+        return content + b'T2TCKPT1' + hashlib.sha256(content).digest()
+
+    gadget = np.array([Gadget(os.system, f'touch {marker}')], dtype=object)
+    two = [('network/a', np.zeros(2))]
+    yield 'gadget', file([('network/a', gadget)]), 'no checkpoint'
+    yield 'gadget as a pickle', signed(pickle.dumps(gadget[0])), 'no checkpoint'
+    yield 'bomb', file([('network/a', np.zeros(10 ** 8, 'uint8'))], method=zipfile.ZIP_DEFLATED
+                       ), 'claims'
+    header = np.lib.format.magic(1, 0) + b'\x76\0' + (
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}" % 2 ** 40).ljust(0x75) + b'\n'
+    yield 'huge array', file(more=[('network/a.npy', header)]), 'no checkpoint'
+    yield 'deep state', file(two, b'[' * 10 ** 6), 'no checkpoint'
+    yield 'identity of another kind', file(two, b'{"identity": {"config": 3}}'), 'damaged'
+    yield 'no state', signed(b'PK\5\6' + bytes(18)), 'no checkpoint'
+    yield 'no network', file([('optimizer/a', np.zeros(2))]), 'no weights'
+    yield 'other checksum', file(two)[:-1] + b'?', 'damaged'
+    yield 'footer alone', signed(b''), 'no checkpoint'
+
+
 def sparse(folder):
     """Files of 2 GiB of which the disk holds a page; yields (path, what the message says)."""
     for name, start, said in [('zip', b'PK\3\4', 'end of its zip'), ('zeros', b'', 'no format'),
@@ -385,7 +420,7 @@ def test_no_file_runs_anything_or_takes_long_or_much(marker):
     folder = marker.parent
     files = {}    # path: what the message says
     cases = [*armed(marker), *other_instructions(), *claims(), *structures(),
-             *torch_files(marker), *damaged()]
+             *torch_files(marker), *damaged(), *checkpoints(marker)]
     if importlib.util.find_spec('safetensors'):
         cases += [(f'{name}.safetensors', *rest) for name, *rest in safetensors_files()]
     for number, (name, content, said) in enumerate(cases):
@@ -394,12 +429,13 @@ def test_no_file_runs_anything_or_takes_long_or_much(marker):
         files[str(path)] = said
     files.update((str(path), said) for path, said in sparse(folder))
     assert len(files) >= 30
-    good = folder / 'good'
-    good.write_bytes(archive(program(tensor_call())))
+    good = [folder / 'good', folder / 'good checkpoint']
+    good[0].write_bytes(archive(program(tensor_call())))
+    write_checkpoint(good[1], {'network/a': np.zeros(2)}, {})
 
     done = subprocess.run([sys.executable, '-c', CHILD, str(ROOT / 'tools'), str(EXTENSION)],
-                          input='\n'.join([str(good), *files]), capture_output=True, text=True,
-                          timeout=600)
+                          input='\n'.join([*map(str, good), *files]), capture_output=True,
+                          text=True, timeout=600)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, f'{lines[-1] if lines else ""}: {done.stderr[-2000:]}'
     results = {line['path']: result for line, result in zip(lines[::2], lines[1::2])}

@@ -23,6 +23,7 @@ ALLOWED = {
     'dataset': {'samples', 'recipe.augment', 'runtime'},
     'zoo.t2t_variants': {'t2t', 'common'}, 'zoo.vit': {'common'}, 'zoo.pit': {'common'},
     'zoo': {'t2t', 'common', 'zoo', 'runtime.weights'},
+    'zoo.names': {'zoo', 'runtime.weights'},
     'build': {'config', 'dataset', 'samples', 'zoo', 't2t', 'recipe', 'runtime', 'scheduler',
               'common'},
 }

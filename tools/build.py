@@ -17,9 +17,10 @@ from recipe.augment import ColorJitter, RandomErasing, auto_augment
 from recipe.freeze import freeze
 from recipe.optimizer import build_optimizer
 from runtime import distributed
-from runtime.weights import WeightsError, read_weights
+from runtime.weights import WeightsError
 from scheduler import Schedule, learning_rate
 from t2t import T2T_ViT
+from zoo.names import weights_for
 
 T2T_KEYS = ('TOKENS_TYPE', 'TOKEN_DIM', 'SOFT_SPLITS', 'FROZEN')    # of MODEL
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
@@ -67,7 +68,11 @@ def _refuse_t2t_keys(model, default):
 
 
 def trained_network(config, weights_path):
-    """The network of MODEL with the weights of a file; returns (network, the file's metadata)."""
+    """The network of MODEL with the weights of a file of any origin that zoo.names knows.
+
+    Returns:
+        (network, the file's metadata)
+    """
     built = network(config)
     _, metadata = load_weights(config, built, weights_path, config.MODEL.ADAPT)
     return built, metadata
@@ -82,10 +87,7 @@ def load_weights(config, built, path, adapt=False, new_head=False):
     Raises:
         WeightsError: for a file that can't be read or doesn't fit, with the key to set.
     """
-    state, metadata = read_weights(path)
-    if metadata.get('layout') == 'pytorch':
-        state = {name: array.T if name.endswith('weight') and array.ndim == 2 else array
-                 for name, array in state.items()}    # a Linear's [out, in] to [in, out]
+    state, metadata = weights_for(built, path)
     model = config.MODEL
     # Networks of one shape may still differ: those of 6 and of 32 heads, for example.
     name = metadata.get('model')

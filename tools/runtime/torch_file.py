@@ -1,4 +1,4 @@
-"""PyTorch's weight files, read without PyTorch and without running anything of them.
+"""PyTorch's weight files, read and written without PyTorch and without running anything of them.
 
 Since version 1.6 they are zip archives of one pickle, data.pkl, and a record of plain bytes for
 each storage. The records are stored, never compressed, so they are looked at where they lie in
@@ -9,7 +9,9 @@ pickle, the names of the storages, the storages.
 Sources: torch/serialization.py, torch/_utils.py and PKWARE's APPNOTE.TXT (4.3, 4.5.3).
 """
 
+import pickle
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -74,6 +76,58 @@ def read_legacy(content, position):
                           f'announced, and {max(0, len(content) - start)} bytes are left')
         storage.fill(content[start:position])
     return value
+
+
+def write_zip(file, state):
+    """Write {name: ndarray} as torch.save writes a state dict; uint16 holds bits of bfloat16."""
+    with zipfile.ZipFile(file, 'w') as archive:
+        def add(name, data):
+            entry = zipfile.ZipInfo(f'archive/{name}')
+            # torch can map a file into memory if its records start at multiples of 64.
+            here = file.tell() + 30 + len(entry.filename)    # behind the record's header
+            entry.extra = struct.pack('<2sH', b'FB', (-here - 4) % 64) + bytes((-here - 4) % 64)
+            archive.writestr(entry, data)
+
+        add('data.pkl', _pickled(state))
+        add('byteorder', b'little')
+        for key, array in enumerate(state.values()):
+            add(f'data/{key}', array.astype(array.dtype.newbyteorder('<')).tobytes())
+        add('version', b'3\n')
+
+
+def _pickled(state):
+    """The instructions by which torch, also with weights_only=True, makes the state dict.
+
+    Each tensor is a storage of its own, named by its number, whose bytes are another record.
+    """
+    kinds = {np.dtype(code): kind for kind, code in STORAGE_TYPES.items()}
+
+    def text(value):
+        value = value.encode('utf-8', 'surrogatepass')
+        return pickle.BINUNICODE + struct.pack('<I', len(value)) + value
+
+    def number(value):
+        if value < 2 ** 31:
+            return pickle.BININT + struct.pack('<i', value)
+        return pickle.LONG1 + b'\x08' + struct.pack('<q', value)
+
+    def numbers(values):
+        return pickle.MARK + b''.join(map(number, values)) + pickle.TUPLE
+
+    def named(module, name):
+        return pickle.GLOBAL + f'{module}\n{name}\n'.encode()
+
+    ordered_dict = named('collections', 'OrderedDict') + pickle.EMPTY_TUPLE + pickle.REDUCE
+    parts = [pickle.PROTO, b'\x02', ordered_dict, pickle.MARK]
+    for key, (name, array) in enumerate(state.items()):
+        kind = kinds[array.dtype.newbyteorder('=')]
+        steps = [int(np.prod(array.shape[axis + 1:])) for axis in range(array.ndim)]
+        parts += [text(name), named('torch._utils', '_rebuild_tensor_v2'), pickle.MARK,
+                  pickle.MARK, text('storage'), named('torch', kind), text(str(key)), text('cpu'),
+                  number(array.size), pickle.TUPLE, pickle.BINPERSID,
+                  number(0), numbers(array.shape), numbers(steps), pickle.NEWFALSE, ordered_dict,
+                  pickle.TUPLE, pickle.REDUCE]
+    return b''.join(parts + [pickle.SETITEMS, pickle.STOP])
 
 
 class Storage:

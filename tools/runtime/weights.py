@@ -1,13 +1,15 @@
 """Reading and writing weight files, which come from strangers.
 
 Read are .pdparams and .pdopt (pickles of paddle.save), .pth and .pth.tar (PyTorch's zip archives
-and their predecessor) and .safetensors, told apart by their content. paddle.load, torch.load and
-pickle.load would run whatever code such a file asks for; runtime/unpickle.py can't.
+and their predecessor), .safetensors and this project's checkpoints, told apart by their content.
+paddle.load, torch.load and pickle.load would run whatever code such a file asks for;
+runtime/unpickle.py can't.
 
-Written is .pdparams. Next to the weights the files of this project hold a JSON text with class
-names and the network's name, under a key that Paddle's own loader skips over.
+Written are .pdparams, .safetensors and .pth. Next to the weights the first two hold a JSON text
+with class names and the network's name, under a key that Paddle's own loader skips over.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -16,7 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.torch_file import LEGACY_MAGIC, Tensor, read_legacy, read_zip
+from runtime.checkpoint import FOOTER, CheckpointError, read_checkpoint
+from runtime.torch_file import (
+    LEGACY_MAGIC,
+    STORAGE_TYPES,
+    Tensor,
+    read_legacy,
+    read_zip,
+    write_zip,
+)
 from runtime.unpickle import Damaged, Refused, StoredArray, shown, unpickle
 
 METADATA_KEY = 'metadata@@'
@@ -24,10 +34,11 @@ NAME_TABLE_KEY = 'StructuredToParameterName@@'
 SPLIT_KEY = 'UnpackBigParamInfor@@'
 LONGEST_METADATA = 4_000_000     # characters
 LONGEST_HEADER = 4_000_000       # bytes of a .safetensors file that describe its tensors
-NUMBER_KINDS = 'fiub'    # float, int, unsigned, bool
 # bfloat16 travels as its 16 bits, in Paddle's files and here; no weights are unsigned numbers.
 SAFETENSORS_TYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': '<u2', 'I64': '<i8',
                      'I32': '<i4', 'I16': '<i2', 'I8': 'i1', 'U8': 'u1', 'BOOL': '?'}
+# What a training checkpoint may call its averaged and its raw weights.
+PARTS = {'ema': ('state_dict_ema', 'model_ema', 'ema'), 'raw': ('state_dict', 'model', 'network')}
 
 
 class WeightsError(ValueError):
@@ -36,45 +47,55 @@ class WeightsError(ValueError):
     exit_code = 2
 
 
-def read_weights(path):
+def read_weights(path, part=None, widen=True):
     """Read a weights file or a training checkpoint without running any code of it.
+
+    Args:
+        part: of a training checkpoint, 'ema' or 'raw' weights; None: averaged ones if it has them.
+        widen: bfloat16 comes as float32; else as its 16 bits, in an array of uint16.
 
     Returns:
         (state, metadata). State is {parameter name: ndarray}, names and shapes as found, except
-        that a `module.` before every name is dropped and that bfloat16 comes as float32. Of a
-        training checkpoint it is the part `state_dict_ema`, `state_dict` or `model`, the first
-        that is there. Metadata is what `write_weights` was given; besides, `layout` is 'pytorch'
-        for files of PyTorch (a Linear's weight is `[out, in]` there, not `[in, out]`), `part`
-        names the part of a checkpoint, and `LR_Scheduler` is that of a .pdopt file.
+        that a `module.` before every name is dropped. Metadata is what `write_weights` was given;
+        besides, `layout` is 'pytorch' for files of PyTorch (a Linear's weight is `[out, in]`
+        there, not `[in, out]`), `part` is the checkpoint's own name of the part, and
+        `LR_Scheduler` is that of a .pdopt file.
 
     Raises:
-        WeightsError: for a missing, damaged, foreign or hostile file.
+        WeightsError: for a missing, damaged, foreign or hostile file, or one without the part.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f'{path}: no such weights file')
     try:
         content = _look_at(path)
-        if content[8:9] == b'{' and (content[:1] != b'\x80' or content[2:8] == bytes(6)):
+        if content[-len(FOOTER) - 32:-32] == FOOTER:
+            entries, metadata = _read_checkpoint(path, part)
+        elif content[8:9] == b'{' and (content[:1] != b'\x80' or content[2:8] == bytes(6)):
             entries, metadata = _read_safetensors(path, content)
         elif content[:4] in (b'PK\3\4', b'PK\5\6'):
-            entries, metadata = _entries_of(read_zip(content), {'layout': 'pytorch'})
+            entries, metadata = _entries_of(read_zip(content), {'layout': 'pytorch'}, part)
         elif content[:1] == b'\x80':
             value, position = unpickle(content)
             if value == LEGACY_MAGIC:
                 entries, metadata = _entries_of(read_legacy(content, position),
-                                                {'layout': 'pytorch'})
+                                                {'layout': 'pytorch'}, part)
             else:
-                entries, metadata = _entries_of(value, {})
+                entries, metadata = _entries_of(value, {}, part)
         else:
             raise Damaged('it begins like no format of weights')
-        return _state_of(entries, 4 * len(content) + 2 ** 26), metadata
+        if part == 'ema' and metadata.get('part') not in PARTS['ema']:
+            raise WeightsError(f'has no averaged weights ({", ".join(PARTS["ema"])})')
+        state = _state_of(entries, 4 * len(content) + 2 ** 26)
+        return widened(state) if widen else state, metadata
     except OSError as error:
         raise WeightsError(f'{path}: cannot be read: {error.strerror}') from error
     except Refused as error:
         raise WeightsError(f'{path}: refused, {error}; a weights file holds arrays only') from error
     except MemoryError as error:
         raise WeightsError(f'{path}: needs more memory than there is') from error
+    except CheckpointError as error:
+        raise WeightsError(str(error)) from error
     except WeightsError as error:
         raise WeightsError(f'{path}: {error}') from error
     except Damaged as error:
@@ -84,24 +105,48 @@ def read_weights(path):
                            f'({type(error).__name__}: {shown(str(error))})') from error
 
 
-def write_weights(path, state, metadata):
-    """Write a .pdparams file that is either complete or not there at all.
+def widened(state):
+    """The weights with bfloat16, given as its 16 bits, as float32, whose upper half it is."""
+    return {name: (array.astype(np.uint32) << 16).view(np.float32)
+            if array.dtype == np.uint16 else array for name, array in state.items()}
+
+
+def write_weights(path, state, metadata, ending='.pdparams', check=None):
+    """Write a weights file that is either complete or not there at all.
 
     Args:
         path: the file; one that exists is replaced in a single step.
-        state: {parameter name: tensor or ndarray}.
-        metadata: what else to remember, anything that JSON can hold.
+        state: {parameter name: tensor or ndarray}; arrays of uint16 hold the bits of bfloat16.
+        metadata: what else to remember, anything that JSON can hold. A .pth file, whose every
+            entry torch takes for a parameter, remembers nothing.
+        ending: the format, one of WRITERS.
+        check: called with the path of the complete file before it gets its name; what it raises
+            leaves nothing behind.
+
+    Raises:
+        WeightsError: for values of a type that the format doesn't have.
     """
-    content = {name: np.asarray(value) for name, value in state.items()}
-    content[NAME_TABLE_KEY] = {name: name for name in state}
-    content[METADATA_KEY] = json.dumps(metadata)
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
+    write, types = WRITERS[ending]
+    state = {name: np.asarray(value) for name, value in state.items()}
+    for name, array in state.items():
+        if types and array.dtype.newbyteorder('<') not in map(np.dtype, types):
+            raise WeightsError(f'{path}: {name} holds values of type {array.dtype}, for which a '
+                               f'{ending} file has no place')
+    with _replacing(Path(path)) as temporary:
         with open(temporary, 'wb') as file:
-            pickle.dump(content, file, protocol=4)
+            write(file, state, metadata)
             file.flush()
             os.fsync(file.fileno())
+        if check:
+            check(temporary)
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A temporary path beside the file, which takes the file's name if all goes well."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -110,6 +155,36 @@ def write_weights(path, state, metadata):
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _write_pdparams(file, state, metadata):
+    pickle.dump({**state, NAME_TABLE_KEY: {name: name for name in state},
+                 METADATA_KEY: json.dumps(metadata)}, file, protocol=4)
+
+
+def _write_safetensors(file, state, metadata):
+    """Eight bytes of length, a JSON header, the arrays' bytes without gaps, large items first."""
+    types = {np.dtype(code): name for name, code in SAFETENSORS_TYPES.items()}
+    # Other programs know a file's layout, if at all, by these two letters.
+    letters = 'pt' if metadata.get('layout') == 'pytorch' else 'pd'
+    header = {'__metadata__': {'format': letters, METADATA_KEY: json.dumps(metadata)}}
+    names, position = sorted(state, key=lambda name: -state[name].itemsize), 0
+    for name in names:
+        array = state[name]
+        header[name] = {'dtype': types[array.dtype.newbyteorder('<')], 'shape': list(array.shape),
+                        'data_offsets': [position, position + array.nbytes]}
+        position += array.nbytes
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, 'little') + text)
+    for name in names:
+        file.write(state[name].astype(state[name].dtype.newbyteorder('<')).tobytes())
+
+
+# ending: (what writes it, the types of numbers that it has; none: all of them).
+WRITERS = {'.pdparams': (_write_pdparams, ()),
+           '.safetensors': (_write_safetensors, tuple(SAFETENSORS_TYPES.values())),
+           '.pth': (lambda file, state, _: write_zip(file, state), tuple(STORAGE_TYPES.values()))}
 
 
 def _look_at(path):
@@ -144,14 +219,29 @@ def _read_safetensors(path, content):
     return _without_prefix(state), {**_parsed(metadata.get(METADATA_KEY, '{}')), **layout}
 
 
-def _entries_of(content, metadata):
+def _read_checkpoint(path, part):
+    """Of a checkpoint of this project the entries `ema/NAME`, else `network/NAME`."""
+    arrays, state = read_checkpoint(path)
+    identity = state.get('identity')
+    model = identity['config']['MODEL'] if isinstance(identity, dict) else {}
+    for kind in [part] if part else PARTS:
+        prefix = PARTS[kind][-1]
+        entries = {name[len(prefix) + 1:]: array for name, array in arrays.items()
+                   if name.startswith(f'{prefix}/')}
+        if entries:
+            return entries, {'part': prefix, 'model': model.get('NAME'),
+                             'image_size': model.get('IMAGE_SIZE')}
+    return {}, {}
+
+
+def _entries_of(content, metadata, part):
     """(named entries, metadata) of what a pickle held."""
     if not isinstance(content, dict):
         raise WeightsError(f'holds a {type(content).__name__} instead of named weights')
     metadata = {**_parsed(content.get(METADATA_KEY, '{}')), **metadata}
-    for part in ('state_dict_ema', 'state_dict', 'model'):
-        if content.get(part) and isinstance(content[part], dict):
-            content, metadata = content[part], {**metadata, 'part': part}
+    for name in PARTS[part] if part else PARTS['ema'] + PARTS['raw']:
+        if content.get(name) and isinstance(content[name], dict):
+            content, metadata = content[name], {**metadata, 'part': name}
             break
     # What Paddle's optimizers keep beside their arrays: numbers, and a dict of more arrays.
     content = dict(content)
@@ -187,17 +277,12 @@ def _state_of(entries, most_bytes):
         most_bytes -= value.nbytes
         if most_bytes < 0:
             raise Refused('its arrays are much larger than the file')
-        array = value.read() if isinstance(value, (StoredArray, Tensor)) else np.asarray(value)
-        state[name] = _widened(array) if array.dtype == np.uint16 else array
+        state[name] = (value.read() if isinstance(value, (StoredArray, Tensor))
+                       else np.asarray(value))
     _join_split(state, entries.get(SPLIT_KEY))
     if not state:
         raise WeightsError('holds no weights')
     return state
-
-
-def _widened(bits):
-    """bfloat16, given as its 16 bits, to float32, whose upper half it is."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _join_split(state, table):

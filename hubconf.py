@@ -1,0 +1,96 @@
+"""The networks of this project for paddle.hub, from any folder and without installing it.
+
+    import paddle
+    paddle.hub.list('path/of/this/folder', source='local')
+    network = paddle.hub.load('path/of/this/folder', 't2t_vit_7', source='local', num_classes=10)
+
+Every name of zoo.MODELS is an entry; paddle.hub.help shows what each takes.
+"""
+
+import contextlib as _contextlib
+import importlib as _importlib
+import sys as _sys
+from pathlib import Path as _Path
+
+dependencies = ['paddle', 'numpy']
+
+_ROOT = _Path(__file__).resolve().parent
+# What pretrained=True looks for, in this order.
+_FILES = ('output/{name}.pdparams', 'output/{name}.safetensors', 'output/{name}.pth',
+          'output/{name}.pth.tar', 'output/{name}_lit_data.pdparams')
+
+_HELP = """{title}
+
+    Args:
+        pretrained: False for fresh weights; a file of weights of any known origin, e.g. the
+            official .pth.tar as it was downloaded; True for output/{name}.pdparams,
+            .safetensors, .pth or .pth.tar, else output/{name}_lit_data.pdparams,
+            of the project's folder.
+        num_classes, img_size: width of the head and side of the square input in pixels; default:
+            what the weights have, without weights what create_model gives the model.
+        **options: further options of {network}, e.g. drop_path_rate=0.1.
+
+    Returns:
+        paddle.nn.Layer: images `[B, 3, img_size, img_size]` to logits `[B, num_classes]`.
+
+    Raises:
+        ValueError: for weights that are missing or don't fit, and for impossible options.
+    """
+
+
+@_contextlib.contextmanager
+def _tools_first():
+    """The modules in tools/ can be imported, whatever the caller has under the same names.
+
+    Behind it sys.path is as before, and so are the caller's modules.
+    """
+    folder = _ROOT / 'tools'
+    own = {path.stem for path in folder.iterdir()}
+    hidden = {name: module for name, module in _sys.modules.items()
+              if name.split('.')[0] in own and not _lies_in(module, folder)}
+    for name in hidden:
+        del _sys.modules[name]
+    _sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        _sys.path.remove(str(folder))
+        _sys.modules.update(hidden)
+
+
+def _lies_in(module, folder):
+    file = getattr(module, '__file__', None)
+    return bool(file) and folder in _Path(file).resolve().parents
+
+
+with _tools_first():
+    _zoo = _importlib.import_module('zoo')
+    _names = _importlib.import_module('zoo.names')
+
+
+def _known_file(name):
+    files = [pattern.format(name=name) for pattern in _FILES]
+    for file in files:
+        if (_ROOT / file).is_file():
+            return _ROOT / file
+    raise ValueError(f'{name}: pretrained=True finds no weights in {_ROOT}: put the published '
+                     f'file there as {files[0]} (or {", ".join(files[1:4])}), or give its path')
+
+
+def _entry(name):
+    network, defaults = _zoo.MODELS[name]
+
+    def create(pretrained=False, **options):
+        if not pretrained:
+            return _zoo.create_model(name, **options)
+        path = _known_file(name) if pretrained is True else _Path(pretrained).expanduser()
+        return _names.pretrained_model(name, path, **options)
+
+    said = ', '.join(f'{key}={value}' for key, value in defaults.items())
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = _HELP.format(title=f'{name}: {network.__name__}({said}).', name=name,
+                                  network=network.__name__)
+    return create
+
+
+globals().update((_name, _entry(_name)) for _name in _zoo.MODELS)

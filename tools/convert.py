@@ -1,0 +1,232 @@
+"""Convert a weights file into another format, and prove that nothing got lost.
+
+    python tools/convert.py 71.7_T2T_ViT_7.pth.tar t2t_vit_7.pdparams
+    python tools/convert.py output/t2t_vit_7_lit_data.pdparams t2t_vit_7.pth
+
+IN may be a .pth or .pth.tar of the official code or of timm, a .pdparams of the Paddle repository,
+AI Studio, PaddleClas or PaddleViT, a .safetensors of either layout, or a checkpoint of this
+project; its content tells which. OUT's ending is the format that is written: .pdparams, .pth or
+.safetensors, always with the official names. A Linear's weight is [in, out] in .pdparams,
+[out, in] in .pth, and in .safetensors what --layout says. Numbers keep their type, float16 and
+bfloat16 too.
+
+OUT gets its name only after it was read again, every array in it was equal bit by bit, and the
+network, if none of its weights is missing, gave the same logits with both, bit by bit.
+"""
+
+import collections
+from pathlib import Path
+
+from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
+
+# isort: split
+import numpy as np
+import paddle
+
+import build
+import config as configuration
+import zoo
+from runtime import command
+from runtime.unpickle import shown
+from runtime.weights import (
+    PARTS,
+    WRITERS,
+    WeightsError,
+    read_weights,
+    widened,
+    write_weights,
+)
+from zoo import names
+
+LAYOUTS = {'.pdparams': 'paddle', '.pth': 'pytorch'}    # those of .safetensors have either
+
+
+def output_ending(source, target, force):
+    """The ending of OUT, once it is clear that OUT may be written.
+
+    Raises:
+        UsageError: for an unknown ending, a missing folder, or a file that is there already.
+    """
+    ending = target.suffix.lower()
+    if ending not in WRITERS:
+        raise command.UsageError(f'{target}: its ending is no known format; known: '
+                                 f'{", ".join(WRITERS)}')
+    if not target.absolute().parent.is_dir():
+        raise command.UsageError(f'{target}: no such folder, make it first')
+    if target.is_dir():
+        raise command.UsageError(f'{target}: is a folder, name a file')
+    if target.exists() and not force:
+        what = 'is IN itself' if source.exists() and target.samefile(source) else 'is there already'
+        raise command.UsageError(f'{target}: {what}; name another file, or replace it with --force')
+    return ending
+
+
+def network_for(state, metadata, source, model, config_path):
+    """The network whose weights these are.
+
+    It is the one of the configuration, else `model`, else the one that the file's metadata names,
+    else the only one of the zoo that has these names and shapes.
+
+    Returns:
+        (network, its name, how it was found)
+
+    Raises:
+        WeightsError: where nothing tells the model.
+    """
+    if config_path:
+        config = configuration.load_config(config_path)
+        return build.network(config), config.MODEL.NAME, f'by {config_path}'
+    name, how = model, 'by --model'
+    if not name and metadata.get('model') in list(zoo.MODELS):
+        name, how = metadata['model'], 'by the file itself'
+    if not name:
+        found = names.recognise(state, metadata)
+        if len(found) != 1:
+            known = (f'could be of {" or ".join(found)}, which have the same shapes' if found
+                     else f'{len(state)} weights of no model of the zoo')
+            raise WeightsError(f'{source}: {known}: name it with --model, or give its '
+                               'configuration with -c')
+        name, how = found[0], 'by its shapes'
+    try:
+        return zoo.create_model(name, **names.options_for(name, state, metadata)), name, how
+    except WeightsError as error:
+        raise WeightsError(f'{source}: {error}') from error
+    except ValueError as error:
+        raise command.UsageError(f'--model: {error}') from error
+
+
+def table(fitted):
+    """What became of the file's weights, a row a kind: its number and the first names."""
+    rows = {
+        'loaded': [name for name in fitted.state
+                   if name not in fitted.unexpected and name not in fitted.other_shape],
+        'transposed': fitted.transposed,
+        'renamed': [f'{old} -> {name}' for name, old in fitted.renamed.items()],
+        'missing': fitted.missing,
+        'unexpected': fitted.unexpected,
+        'other shape': [f'{name} {list(found)} instead of {list(wanted)}'
+                        for name, (found, wanted) in fitted.other_shape.items()]}
+    return [f'    {kind:<12}{len(entries):>5}  {_beginning(entries)}'.rstrip()
+            for kind, entries in rows.items()]
+
+
+def _beginning(entries, most=2):
+    return ', '.join([shown(entry, 90) for entry in entries[:most]]
+                     + ['...'] * (len(entries) > most))
+
+
+def refuse_what_does_not_fit(fitted, source, allow_missing, drop_unexpected):
+    """Raise WeightsError, naming a better model if there is one, unless the options allow it."""
+    refused = []
+    if fitted.missing and not allow_missing:
+        refused.append(f'{len(fitted.missing)} missing (--allow-missing goes on without them)')
+    if fitted.unexpected and not drop_unexpected:
+        refused.append(f'{len(fitted.unexpected)} unexpected (--drop-unexpected leaves them out)')
+    if fitted.other_shape:
+        refused.append(f'{len(fitted.other_shape)} of another shape')
+    if refused:
+        others = names.recognise(fitted.state) if fitted.foreign() else []
+        hint = f'; it looks like --model {" or ".join(others)}' if others else ''
+        raise WeightsError(f'{source}: does not fit the network: {"; ".join(refused)}{hint}')
+
+
+def logits_with(network, state, source):
+    """Logits of two images that are the same in every call, `[2, num_classes]`."""
+    zoo.load_state(network, state, source)
+    network.eval()
+    size = network.img_size
+    images = np.random.default_rng(0).standard_normal((2, 3, size, size), dtype='float32')
+    with paddle.no_grad():
+        return network(paddle.to_tensor(images)).numpy()
+
+
+def compare(network, state, path, target):
+    """Read the written file again and compare it with the weights that it was made from.
+
+    Returns:
+        What was compared, for people.
+
+    Raises:
+        WeightsError: where a name, a type or a bit differs.
+    """
+    read, metadata = read_weights(path, widen=False)
+    wanted = names.shapes_of(network)
+    again = names.fit(read, wanted, metadata).state
+    differing = sorted(set(state) ^ set(again)) or [
+        name for name, array in state.items() if not same_bits(array, again[name])]
+    if differing:
+        raise WeightsError(f'{target}: was not written, what was read back differs in '
+                           f'{", ".join(shown(name) for name in differing[:5])}')
+    if set(state) != set(wanted):
+        return f'{len(state)} arrays are equal bit by bit; no logits, as weights are missing'
+    before = logits_with(network, widened(state), target)
+    after = logits_with(network, names.weights_for(network, path)[0], target)
+    if before.tobytes() != after.tobytes():
+        raise WeightsError(f'{target}: was not written, logits differ by '
+                           f'{np.abs(before - after).max():.1e}')
+    return f'{len(state)} arrays and the logits of two images are equal bit by bit'
+
+
+def same_bits(array, other):
+    return (array.dtype == other.dtype and array.shape == other.shape
+            and array.tobytes() == other.tobytes())
+
+
+def number_types(state):
+    """The types of the arrays in words, e.g. `float32` or `110 float16, 1 int64`."""
+    counts = collections.Counter('bfloat16' if array.dtype == np.uint16 else str(array.dtype)
+                                 for array in state.values())
+    return ', '.join(f'{count} {kind}' if len(counts) > 1 else kind
+                     for kind, count in counts.items())
+
+
+def main(arguments):
+    parser = command.parser(__doc__)
+    parser.add_argument('source', metavar='IN', help='file to read')
+    parser.add_argument('target', metavar='OUT', help='file to write; its ending is the format')
+    parser.add_argument('--model', metavar='NAME', help='the network, a name of the zoo; default: '
+                        'found by the names and shapes of IN')
+    parser.add_argument('-c', '--config', metavar='FILE', help='configuration whose MODEL it is')
+    parser.add_argument('--part', choices=sorted(PARTS), help='weights of a checkpoint to take; '
+                        'default: averaged ones (ema) if it has them')
+    parser.add_argument('--layout', choices=('paddle', 'pytorch'), help='of the Linears in a '
+                        '.safetensors file; default: paddle')
+    parser.add_argument('--allow-missing', action='store_true',
+                        help='write also where weights of the network are missing')
+    parser.add_argument('--drop-unexpected', action='store_true',
+                        help='leave out what the network has no place for')
+    parser.add_argument('--force', action='store_true', help='replace OUT, which may be IN')
+    options = parser.parse_args(arguments)
+    if options.model and options.config:
+        raise command.UsageError('--model and -c both name the network: give one of them')
+    source, target = Path(options.source), Path(options.target)
+    ending = output_ending(source, target, options.force)
+    layout = options.layout or LAYOUTS.get(ending, 'paddle')
+    if layout != LAYOUTS.get(ending, layout):
+        raise command.UsageError(f'--layout {layout}: a {ending} file has the layout of '
+                                 f'{LAYOUTS[ending]}; only .safetensors files have either')
+
+    state, metadata = read_weights(source, options.part, widen=False)
+    network, model, how = network_for(state, metadata, source, options.model, options.config)
+    fitted = names.fit(state, names.shapes_of(network), metadata)
+    part = f', {metadata["part"]} of a checkpoint' if 'part' in metadata else ''
+    print(f'{source}: {model} ({how}), {network.img_size} pixels, {number_types(state)}{part}')
+    print(f'    names: {fitted.naming}; layout: {fitted.layout} ({fitted.evidence})')
+    print('\n'.join(table(fitted)), flush=True)
+    refuse_what_does_not_fit(fitted, source, options.allow_missing, options.drop_unexpected)
+
+    state = {name: array for name, array in fitted.state.items() if name not in fitted.unexpected}
+    written = names.in_pytorch_layout(state) if layout == 'pytorch' else state
+    metadata = {key: value for key, value in metadata.items()
+                if key not in ('layout', 'part', 'LR_Scheduler')}
+    metadata.update(model=model, image_size=network.img_size, layout=layout)
+    compared = []
+    write_weights(target, written, metadata, ending,
+                  check=lambda path: compared.append(compare(network, state, path, target)))
+    print(f'{target}: {ending}, official names, layout: {layout}; read again, {compared[0]}')
+    if ending == '.pth' and 'class_names' in metadata:
+        print('    class names stay behind: a .pth file holds weights only')
+
+
+if __name__ == '__main__':
+    command.run(main)
