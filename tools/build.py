@@ -11,6 +11,10 @@ from pathlib import Path
 import dataset
 import zoo
 from config import ROOT, ConfigError, project_path
+from recipe.batch import BatchTransform
+from recipe.ema import Ema
+from recipe.loss import CrossEntropy, DistillationLoss
+from recipe.mixup import Mixup
 from recipe.optimizer import build_optimizer
 from runtime import distributed
 from runtime.weights import read_weights
@@ -35,13 +39,19 @@ def network(config):
 
 def trained_network(config, weights_path):
     """The network of MODEL with the weights of a file; returns (network, the file's metadata)."""
+    state, metadata = read_state(weights_path)
+    built = network(config)
+    zoo.load_state(built, state, weights_path, adapt=config.MODEL.ADAPT)
+    return built, metadata
+
+
+def read_state(weights_path):
+    """Weights of a file in this project's layout, {name: ndarray}, and the file's metadata."""
     state, metadata = read_weights(weights_path)
     if metadata.get('layout') == 'pytorch':
         state = {name: array.T if name.endswith('weight') and array.ndim == 2 else array
                  for name, array in state.items()}    # a Linear's [out, in] to [in, out]
-    built = network(config)
-    zoo.load_state(built, state, weights_path, adapt=config.MODEL.ADAPT)
-    return built, metadata
+    return state, metadata
 
 
 def weights_path(config, given=None):
@@ -67,11 +77,11 @@ def eval_transform(config):
 def train_transform(config):
     data = config.DATA
     return dataset.TrainTransform(config.MODEL.IMAGE_SIZE, data.TRAIN_SCALE, data.TRAIN_RATIO,
-                                  data.TRAIN_INTERPOLATION, data.FLIP, data.MEAN, data.STD)
+                                  data.TRAIN_INTERPOLATION, data.FLIP)
 
 
 def train_loader(config):
-    """Shuffled, augmented batches: yields images `[B, 3, S, S]` and labels `[B]`."""
+    """Shuffled, augmented batches: yields pixels uint8 `[B, 3, S, S]` and labels `[B]`."""
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH,
                    train_transform(config), train.TRAIN_BATCH_SIZE, train.TRAIN_NUM_WORKS,
@@ -97,6 +107,66 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, shuff
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         shuffle=shuffle, seed=config.TRAIN.SEED)
     return dataset.Loader(images, sampler, num_workers, config.DATA.SHARED_MEMORY)
+
+
+def batch_transform(config):
+    """From the training loader's pixels to the network's input: mixes, normalises, erases."""
+    data = config.DATA
+    return BatchTransform(data.MEAN, data.STD, config.TRAIN.SEED, distributed.rank(),
+                          mixup(config), config.MIXUP.OFF_EPOCH)
+
+
+def mixup(config):
+    """The mixing of MIXUP, or None where it is off."""
+    keys = config.MIXUP
+    if not (keys.MIXUP_ALPHA or keys.CUTMIX_ALPHA or keys.CUTMIX_MINMAX):
+        return None
+    return Mixup(keys.MIXUP_ALPHA, keys.CUTMIX_ALPHA, keys.CUTMIX_MINMAX, keys.PROBABILITY,
+                 keys.SWITCH_PROBABILITY, keys.MODE, smoothing=config.TRAIN.LABEL_SMOOTHING,
+                 num_classes=config.MODEL.NUM_CLASSES)
+
+
+def loss(config):
+    """The training loss, with its teacher where DISTILL asks for one."""
+    base_loss, keys = CrossEntropy(config.TRAIN.LABEL_SMOOTHING), config.DISTILL
+    if keys.TYPE == 'none':
+        return base_loss
+    two_headed = [name for name in zoo.MODELS if 'distilled' in name]
+    if keys.TYPE == 'hard' and config.MODEL.NAME not in two_headed:
+        raise ConfigError(f'DISTILL.TYPE hard needs a network with two heads, and MODEL.NAME '
+                          f'{config.MODEL.NAME} has one: soft takes any, two heads have '
+                          f'{", ".join(two_headed) or "no networks yet"}')
+    return DistillationLoss(base_loss, teacher(config), keys.TYPE, keys.ALPHA, keys.TAU)
+
+
+def teacher(config):
+    """The network of DISTILL with its weights, in evaluation mode, for the student's pixels.
+
+    Raises:
+        ConfigError: for an unknown name, or another number of classes than the student's.
+        WeightsError: for weights that don't fit it. A position table of another image size does:
+            it is interpolated.
+    """
+    keys, model = config.DISTILL, config.MODEL
+    state, _ = read_state(project_path(keys.WEIGHTS))
+    try:
+        built = zoo.create_model(keys.TEACHER, num_classes=model.NUM_CLASSES,
+                                 img_size=model.IMAGE_SIZE)
+    except ValueError as error:
+        raise ConfigError(f'DISTILL.TEACHER: {error}') from error
+    classes = state['head.bias'].shape[0] if 'head.bias' in state else model.NUM_CLASSES
+    if classes != model.NUM_CLASSES:
+        raise ConfigError(f'DISTILL.WEIGHTS {keys.WEIGHTS}: a teacher of {classes} classes for '
+                          f'{model.NUM_CLASSES} of MODEL.NUM_CLASSES: take one that knows the same')
+    zoo.load_state(built, state, keys.WEIGHTS, adapt=True)
+    built.eval()
+    return built
+
+
+def ema(config, bare_network):
+    """The averages of EMA, or None where they are off."""
+    keys = config.EMA
+    return Ema(bare_network, keys.DECAY, keys.WARMUP) if keys.DECAY else None
 
 
 def fingerprint(loader):

@@ -28,12 +28,14 @@ class ConfigError(ValueError):
     exit_code = 2
 
 
-def option(default, help, choices=None, low=None, high=None, above=None, below=None):
+def option(default, help, choices=None, low=None, high=None, above=None, below=None, length=None):
     """A key: its default, what it means, and the values that make sense.
 
-    `low` and `high` are included in the range, `above` and `below` are not.
+    `low` and `high` are included in the range, `above` and `below` are not. A list has as many
+    numbers as its default, or `length` of them.
     """
-    limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below)
+    limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below,
+                  length=length)
     if isinstance(default, tuple):
         return field(default_factory=lambda: default, metadata=limits)
     return field(default=default, metadata=limits)
@@ -78,6 +80,9 @@ class Train:
     CLIP_NORM: float = option(1.0, 'largest global norm of the gradient; 0: no clipping', low=0)
     DECAY_ALL: bool = option(True, 'decay every parameter; false leaves out 1-D parameters, '
                              'biases and the class token, as the official recipe does')
+    ACCUMULATE: int = option(1, 'batches whose gradients make up one optimizer step, as if they '
+                             'were one batch; the last group of an epoch may have fewer. Steps '
+                             'of the log, LOG_EVERY and SAVE_STEPS count batches', low=1)
     MAX_BAD_IMAGES: float = option(0.01, 'largest share of training images that may be unreadable: '
                                    'they are replaced by the next of their class', low=0, high=1)
     VAL_EVERY: int = option(1, 'epochs between validations; the last epoch is always validated',
@@ -141,6 +146,44 @@ class Scheduler:
 
 
 @dataclass
+class Mixup:
+    MIXUP_ALPHA: float = option(0.0, 'alpha of mixup\'s Beta distribution, 0.8 in the official '
+                                'recipe; 0: no mixup. With mixed images the log\'s acc is against '
+                                'the label of an image\'s larger part', low=0)
+    CUTMIX_ALPHA: float = option(0.0, 'alpha of CutMix\'s Beta distribution, 1.0 in the official '
+                                 'recipe; 0: no CutMix', low=0)
+    CUTMIX_MINMAX: tuple = option((), 'least and largest share of a side for CutMix\'s boxes, in '
+                                  'place of CUTMIX_ALPHA; empty: CUTMIX_ALPHA', above=0, high=1,
+                                  length=2)
+    PROBABILITY: float = option(1.0, 'of mixing at all', low=0, high=1)
+    SWITCH_PROBABILITY: float = option(0.5, 'of CutMix, where both are on', low=0, high=1)
+    MODE: str = option('batch', 'what shares one draw: the batch; a pair of images, each other\'s '
+                       'partner; elem: no two images', choices=('batch', 'pair', 'elem'))
+    OFF_EPOCH: int = option(0, 'epoch from which on nothing is mixed; 0: never', low=0)
+
+
+@dataclass
+class Ema:
+    DECAY: float = option(0.0, 'decay of the weights\' moving average, 0.99996 in the official '
+                          'recipe; 0: none. It is validated and saved (best_ema.pdparams, '
+                          'last_ema.pdparams) beside the weights', low=0, below=1)
+    WARMUP: bool = option(True, 'decay no more than (1 + t) / (10 + t) in optimizer step t, so '
+                          'that the averages of short runs work; false is the official recipe')
+
+
+@dataclass
+class Distill:
+    TYPE: str = option('none', 'learning from a teacher (DeiT): hard, its best class, for networks '
+                       'with two heads; soft, its distribution, for any',
+                       choices=('none', 'hard', 'soft'))
+    TEACHER: str = option('', 'network that teaches, a name of `zoo.MODELS`; it sees the '
+                          'student\'s pixels, at MODEL.IMAGE_SIZE')
+    WEIGHTS: str = option('', 'the teacher\'s weights file')
+    ALPHA: float = option(0.5, 'the teacher\'s part of the loss', low=0, high=1)
+    TAU: float = option(1.0, 'temperature of soft distillation', above=0)
+
+
+@dataclass
 class Config:
     DATA_PATH: DataPath = field(default_factory=DataPath)
     MODEL_PATH: str = option('', 'weights file: what training starts from with PRE_TRAIN, and '
@@ -149,6 +192,9 @@ class Config:
     TRAIN: Train = field(default_factory=Train)
     DATA: Data = field(default_factory=Data)
     SCHEDULER: Scheduler = field(default_factory=Scheduler)
+    MIXUP: Mixup = field(default_factory=Mixup)
+    EMA: Ema = field(default_factory=Ema)
+    DISTILL: Distill = field(default_factory=Distill)
 
 
 def _keys():
@@ -332,12 +378,15 @@ def _check_known(name, where):
 def _coerce(name, value, where):
     """A value as its key's type; PyYAML reads 1e-6 as text, for one."""
     key = KEYS[name]
+    lengths = []
+    if key.type is tuple:
+        length = key.metadata['length']
+        lengths = [len(key.default_factory())] + ([length] if length else [])
     wanted = {str: 'text', bool: 'true or false', int: 'a whole number', float: 'a number',
-              tuple: f'a list of {len(key.default_factory())} numbers'
-              if key.type is tuple else ''}[key.type]
+              tuple: f'a list of {" or ".join(map(str, lengths))} numbers'}[key.type]
     try:
         if key.type is tuple:
-            if not isinstance(value, (list, tuple)) or len(value) != len(key.default_factory()):
+            if not isinstance(value, (list, tuple)) or len(value) not in lengths:
                 raise TypeError
             result = tuple(_number(item) for item in value)
         elif key.type is float:
@@ -407,6 +456,20 @@ def _check_together(config, said, path):
                    f'{schedule.NUM_EPOCHS} epochs would be over before the first one')
     if config.TRAIN.PRE_TRAIN and not config.MODEL_PATH:
         refuse('TRAIN.PRE_TRAIN', 'is true, but MODEL_PATH names no weights: set it')
+    mixup, distill = config.MIXUP, config.DISTILL
+    if ((mixup.MIXUP_ALPHA or mixup.CUTMIX_ALPHA or mixup.CUTMIX_MINMAX)
+            and config.TRAIN.TRAIN_BATCH_SIZE % 2):
+        refuse('TRAIN.TRAIN_BATCH_SIZE', f'is {config.TRAIN.TRAIN_BATCH_SIZE}, an odd number, and '
+               'MIXUP is on, which mixes each image with one from the other end of the batch: make '
+               'it even')
+    if mixup.CUTMIX_MINMAX:
+        low, high = (int(config.MODEL.IMAGE_SIZE * share) for share in mixup.CUTMIX_MINMAX)
+        if low >= high:
+            refuse('MIXUP.CUTMIX_MINMAX', f'allows sides from {low} to below {high} pixels, which '
+                   'are none: put the smaller number first, and the two further apart')
+    if distill.TYPE != 'none' and not (distill.TEACHER and distill.WEIGHTS):
+        refuse('DISTILL.TYPE', f'is {distill.TYPE}, but DISTILL.TEACHER and DISTILL.WEIGHTS do not '
+               'name a network and its weights file: set both')
     for name, (low, high) in (('TRAIN_SCALE', data.TRAIN_SCALE), ('TRAIN_RATIO', data.TRAIN_RATIO)):
         if low > high:
             refuse(f'DATA.{name}', f'is ({low:g}, {high:g}): put the smaller number first')
