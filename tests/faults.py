@@ -141,7 +141,7 @@ class Faults:
         process = subprocess.Popen(
             command(self.recipe, run, 'SCHEDULER.NUM_EPOCHS=1000', processes=2), cwd=ROOT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        while not (run / 'train.log').exists() or 'Step [3/' not in (run / 'train.log').read_text():
+        while not (run / 'train.log').exists() or 'Step [4/' not in (run / 'train.log').read_text():
             time.sleep(0.1)
         family = below(process.pid)
         os.kill(ranks_of(process)[-1], number)
@@ -182,7 +182,7 @@ class Faults:
             command(self.recipe, run, 'SCHEDULER.NUM_EPOCHS=1000'), cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for line in process.stdout:
-            if 'Step [3/' in line:
+            if 'Step [4/' in line:
                 break
         workers = []
         while not workers:

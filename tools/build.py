@@ -16,6 +16,7 @@ from recipe.ema import Ema
 from recipe.loss import CrossEntropy, DistillationLoss
 from recipe.mixup import Mixup
 from recipe.optimizer import build_optimizer
+from recipe.teacher import ExportedTeacher
 from runtime import distributed
 from runtime.weights import read_weights
 from scheduler import Schedule, learning_rate
@@ -140,14 +141,20 @@ def loss(config):
 
 
 def teacher(config):
-    """The network of DISTILL with its weights, in evaluation mode, for the student's pixels.
+    """What DISTILL names: a network with its weights, in evaluation mode, or an exported program.
 
     Raises:
-        ConfigError: for an unknown name, or another number of classes than the student's.
+        ConfigError: for an unknown name, another number of classes than the student's, or a
+            program that can't be run.
         WeightsError: for weights that don't fit it. A position table of another image size does:
             it is interpolated.
     """
     keys, model = config.DISTILL, config.MODEL
+    if not keys.TEACHER:
+        try:
+            return ExportedTeacher(project_path(keys.WEIGHTS), model.NUM_CLASSES, model.IMAGE_SIZE)
+        except ValueError as error:
+            raise ConfigError(f'DISTILL.WEIGHTS: {error}') from error
     state, _ = read_state(project_path(keys.WEIGHTS))
     try:
         built = zoo.create_model(keys.TEACHER, num_classes=model.NUM_CLASSES,

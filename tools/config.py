@@ -82,7 +82,8 @@ class Train:
                              'biases and the class token, as the official recipe does')
     ACCUMULATE: int = option(1, 'batches whose gradients make up one optimizer step, as if they '
                              'were one batch; the last group of an epoch may have fewer. Steps '
-                             'of the log, LOG_EVERY and SAVE_STEPS count batches', low=1)
+                             'of the log, LOG_EVERY and SAVE_STEPS count batches, and wait for '
+                             'the end of an optimizer step', low=1)
     MAX_BAD_IMAGES: float = option(0.01, 'largest share of training images that may be unreadable: '
                                    'they are replaced by the next of their class', low=0, high=1)
     VAL_EVERY: int = option(1, 'epochs between validations; the last epoch is always validated',
@@ -176,9 +177,10 @@ class Distill:
     TYPE: str = option('none', 'learning from a teacher (DeiT): hard, its best class, for networks '
                        'with two heads; soft, its distribution, for any',
                        choices=('none', 'hard', 'soft'))
-    TEACHER: str = option('', 'network that teaches, a name of `zoo.MODELS`; it sees the '
-                          'student\'s pixels, at MODEL.IMAGE_SIZE')
-    WEIGHTS: str = option('', 'the teacher\'s weights file')
+    TEACHER: str = option('', 'network that teaches, a name of `zoo.MODELS`, for the student\'s '
+                          'pixels at MODEL.IMAGE_SIZE; empty: WEIGHTS is an exported program')
+    WEIGHTS: str = option('', 'the teacher\'s weights file, or an exported program, .json or '
+                          '.pdmodel, that takes normalised images and gives logits')
     ALPHA: float = option(0.5, 'the teacher\'s part of the loss', low=0, high=1)
     TAU: float = option(1.0, 'temperature of soft distillation', above=0)
 
@@ -467,9 +469,10 @@ def _check_together(config, said, path):
         if low >= high:
             refuse('MIXUP.CUTMIX_MINMAX', f'allows sides from {low} to below {high} pixels, which '
                    'are none: put the smaller number first, and the two further apart')
-    if distill.TYPE != 'none' and not (distill.TEACHER and distill.WEIGHTS):
+    exported = distill.WEIGHTS.endswith(('.json', '.pdmodel'))
+    if distill.TYPE != 'none' and not (distill.WEIGHTS and (distill.TEACHER or exported)):
         refuse('DISTILL.TYPE', f'is {distill.TYPE}, but DISTILL.TEACHER and DISTILL.WEIGHTS do not '
-               'name a network and its weights file: set both')
+               'name a network and its weights file, nor WEIGHTS an exported program: set them')
     for name, (low, high) in (('TRAIN_SCALE', data.TRAIN_SCALE), ('TRAIN_RATIO', data.TRAIN_RATIO)):
         if low > high:
             refuse(f'DATA.{name}', f'is ({low:g}, {high:g}): put the smaller number first')

@@ -228,12 +228,14 @@ class Run:
             self.step(images, labels)
             position.step += 1
             clock.has_trained(len(labels))
-            if position.step % config.TRAIN.LOG_EVERY == 0 or position.step == self.steps:
+            if self.group:    # in the middle of an optimizer step there is nothing to log or save
+                continue
+            if self.has_passed(config.TRAIN.LOG_EVERY) or position.step == self.steps:
                 skipped = report_bad_images(self.train_loader, position.bad_images, config,
                                             self.log)
                 self.log_step(clock)
                 clock = Clock()
-            if position.step < self.steps and not self.group:
+            if position.step < self.steps:
                 self.save_or_leave_if_due()
         epoch, loss, accuracy = position.epoch, *self.means()
         self.log.say(f'Epoch [{epoch}/{config.SCHEDULER.NUM_EPOCHS}], avg_Loss: {loss:.4f}, '
@@ -256,14 +258,12 @@ class Run:
             self.schedule.step(self.progress())
         paddle.seed(step_seed(self.config.TRAIN.SEED, self.rank, epoch * self.steps + step))
         images, targets = self.prepare(images, labels, epoch, step)
-        images_in = self.train_loader.batch_sampler.batch_length
-        share = images_in(step) / sum(images_in(batch) for batch in range(first, last + 1))
         # Processes share their gradients only with the last batch, when they are complete.
         alone = step < last and distributed.world_size() > 1
         with self.model.no_sync() if alone else contextlib.nullcontext():
             outputs = self.model(images)                        # (B, num_classes), or two of them
             loss = self.loss(outputs, targets, images)
-            (loss * share).backward()
+            (loss * self.share_of(step)).backward()
         hits = logits_of(outputs).detach().argmax(axis=1) == labels_of(targets)
         self.group.append((loss.detach(), hits.astype('float64').sum(), len(labels)))
         if step == last:
@@ -273,6 +273,17 @@ class Run:
         """First and last batch of the group that makes one optimizer step with batch `step`."""
         first = step - step % self.config.TRAIN.ACCUMULATE
         return first, min(first + self.config.TRAIN.ACCUMULATE, self.steps) - 1
+
+    def share_of(self, step):
+        """The part of its group's images that batch `step` holds."""
+        first, last = self.group_of(step)
+        images_in = self.train_loader.batch_sampler.batch_length
+        return images_in(step) / sum(images_in(batch) for batch in range(first, last + 1))
+
+    def has_passed(self, number):
+        """Whether the batches of the optimizer step just done hold a multiple of a number."""
+        first, last = self.group_of(self.position.step - 1)
+        return (last + 1) // number > first // number
 
     def optimizer_step(self):
         """Move the weights by the gradients of the group, unless these are not finite."""
@@ -326,7 +337,7 @@ class Run:
         loss, accuracy = self.means()
         read_time, train_time, images_per_second = clock.means()
         position, rate = self.position, self.optimizer.get_lr()
-        if position.step % self.config.TRAIN.LOG_EVERY == 0:
+        if self.has_passed(self.config.TRAIN.LOG_EVERY):
             self.log.say(
                 f'Epoch [{position.epoch}/{self.config.SCHEDULER.NUM_EPOCHS}], '
                 f'Step [{position.step}/{self.steps}], Loss: {loss:.4f},acc: {accuracy:.4f}, '
@@ -389,17 +400,13 @@ class Run:
 
         Called between two steps of the optimizer: a checkpoint holds no gradients.
         """
-        train, step = self.config.TRAIN, self.position.step
-
-        def has_passed(number):    # a multiple of it, with the batches of this optimizer step
-            return step // number > (step - train.ACCUMULATE) // number
-
+        train = self.config.TRAIN
         leave = late = False
-        if distributed.world_size() == 1 or has_passed(STEPS_BETWEEN_AGREEMENTS):
+        if distributed.world_size() == 1 or self.has_passed(STEPS_BETWEEN_AGREEMENTS):
             late = train.SAVE_MINUTES and (
                 time.monotonic() - self.saved_at > 60 * train.SAVE_MINUTES)
             leave, late = distributed.any_of(bool(self.stop_reason()), bool(late))
-        if leave or late or (train.SAVE_STEPS and has_passed(train.SAVE_STEPS)):
+        if leave or late or (train.SAVE_STEPS and self.has_passed(train.SAVE_STEPS)):
             self.save()
         if leave:
             self.leave()
