@@ -599,6 +599,20 @@ class TestLoader:
                 assert tuple(images.shape) == (size, 3, 24, 24) and images.dtype == paddle.uint8
                 assert tuple(labels.shape) == (size,) and labels.dtype == paddle.int64
 
+    @pytest.mark.parametrize('transform, pixel_bytes', [(TrainTransform(24), 1),
+                                                        (EvalTransform(24), 4)])
+    def test_little_shared_memory_is_noticed(self, samples, monkeypatch, caplog, transform,
+                                             pixel_bytes):
+        images = ImageDataset(samples, transform)
+        sampler = EpochBatchSampler(images, 4, 2, 0)
+        # Two batches of four images for each of three workers of two ranks.
+        needed = 2 * 4 * 3 * 2 * 24 * 24 * 3 * pixel_bytes
+        for free, warnings in ((needed, 0), (needed - 1, 1)):
+            monkeypatch.setattr(dataset, '_free_shared_memory', lambda free=free: free)
+            caplog.clear()
+            Loader(images, sampler, num_workers=3)
+            assert len([r for r in caplog.records if '/dev/shm' in r.message]) == warnings
+
     def test_workers_do_not_change_anything(self, samples):
         for epoch in (0, 1):
             expected = epoch_of(loader_of(samples, 0), epoch)

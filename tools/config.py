@@ -156,8 +156,9 @@ class Mixup:
     CUTMIX_MINMAX: tuple = option((), 'least and largest share of a side for CutMix\'s boxes, in '
                                   'place of CUTMIX_ALPHA; empty: CUTMIX_ALPHA', above=0, high=1,
                                   length=2)
-    PROBABILITY: float = option(1.0, 'of mixing at all', low=0, high=1)
-    SWITCH_PROBABILITY: float = option(0.5, 'of CutMix, where both are on', low=0, high=1)
+    PROBABILITY: float = option(1.0, 'probability of mixing at all', low=0, high=1)
+    SWITCH_PROBABILITY: float = option(0.5, 'probability of CutMix, where both are on', low=0,
+                                      high=1)
     MODE: str = option('batch', 'what shares one draw: the batch; a pair of images, each other\'s '
                        'partner; elem: no two images', choices=('batch', 'pair', 'elem'))
     OFF_EPOCH: int = option(0, 'epoch from which on nothing is mixed; 0: never', low=0)

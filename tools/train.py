@@ -447,7 +447,7 @@ class Run:
         sizes = [(math.prod(p.shape), p.stop_gradient) for p in self.network.parameters()]
         trainable = sum(size for size, frozen in sizes if not frozen)
         config = self.config
-        groups = (f', {config.TRAIN.ACCUMULATE} of them an optimizer step'
+        groups = (f', {config.TRAIN.ACCUMULATE} steps\' gradients accumulated'
                   if config.TRAIN.ACCUMULATE > 1 else '')
         return (f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
                 f'{sum(size for size, _ in sizes):,} parameters ({trainable:,} trainable); '
