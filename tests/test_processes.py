@@ -122,6 +122,22 @@ def test_a_launcher_that_is_killed_leaves_nobody_behind(recipe, tmp_path):  # no
 
 
 @pytest.mark.faults
+def test_processes_whose_launcher_died_before_they_met_do_not_train(recipe, tmp_path):  # noqa: F811
+    """They would write the log that the next start writes."""
+    process = subprocess.Popen(
+        command(recipe, tmp_path / 'run', processes=2), cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(ranks := ranks_of(process)) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)    # not the ranks, which have sessions of their own
+    process.wait()
+    assert_gone(ranks)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.faults
 def test_two_nodes_are_two_processes(recipe, tmp_path):  # noqa: F811
     """Two launchers, as on two machines, that meet at --master."""
     with socket.socket() as probe:

@@ -2,8 +2,10 @@
 
 import ctypes
 import itertools
+import os
 import signal
 import sys
+from pathlib import Path
 
 import paddle
 import paddle.distributed as dist
@@ -18,7 +20,16 @@ def init():
         # stopped or stuck one hears no other signal.
         set_parent_death_signal = 1    # PR_SET_PDEATHSIG in linux/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if _launcher_is_gone():
+            raise SystemExit('the launcher has ended: another start may be writing the same run')
     dist.init_parallel_env()
+
+
+def _launcher_is_gone():
+    """Whether paddle.distributed.launch died before this process asked to be told of it."""
+    if os.getppid() != 1 or 'PADDLE_LOCAL_SIZE' not in os.environ:    # which only it sets
+        return False
+    return b'launch' not in Path('/proc/1/cmdline').read_bytes()    # in a container it may be 1
 
 
 def rank():
