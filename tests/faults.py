@@ -149,7 +149,7 @@ class Faults:
         process = subprocess.Popen(
             command(self.recipe, run, 'SCHEDULER.NUM_EPOCHS=1000', processes=2), cwd=ROOT,
             text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-        while not (run / 'train.log').exists() or 'Step [3/' not in (run / 'train.log').read_text():
+        while not (run / 'train.log').exists() or 'Step [4/' not in (run / 'train.log').read_text():
             time.sleep(0.1)
         family = below(process.pid)
         os.kill(family[1], number)    # the launcher's second child
@@ -191,7 +191,7 @@ class Faults:
             command(self.recipe, run, 'SCHEDULER.NUM_EPOCHS=1000'), cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for line in process.stdout:
-            if 'Step [3/' in line:
+            if 'Step [4/' in line:
                 break
         workers = []
         while not workers:

@@ -447,8 +447,9 @@ class TestTrainTransform:
         expected = np.asarray(vision.Resize((40, 40), interpolation)(crop))
         found = transform.pixels(image, np.random.default_rng(8))
         np.testing.assert_array_equal(found, expected)
-        np.testing.assert_array_equal(transform(image, np.random.default_rng(8)),
-                                      normalise(expected))
+        handed_over = transform(image, np.random.default_rng(8))
+        assert handed_over.dtype == np.uint8 and handed_over.flags['C_CONTIGUOUS']
+        np.testing.assert_array_equal(handed_over, expected.transpose(2, 0, 1))    # [3, H, W]
 
     def test_flip(self):
         image = Image.fromarray(picture(50, 50))
@@ -478,7 +479,7 @@ class TestImageDataset:
 
     def test_sample(self, images):
         image, label = images()[2]
-        assert image.shape == (3, 16, 16) and image.dtype == np.float32
+        assert image.shape == (3, 16, 16) and image.dtype == np.uint8
         assert label == 2 and label.dtype == np.int64
         assert len(images()) == 3
 
@@ -524,6 +525,7 @@ class TestEpochBatchSampler:
         assert all(len(list(sampler)) == len(steps) for sampler in samplers)
         for number, parts in enumerate(steps):
             sizes = {len(part) for part in parts}
+            assert sizes == {samplers[0].batch_length(number)}
             assert sizes == {4} or len(sizes) == 1 and number == len(steps) - 1 and not drop_last
         joined = [key for parts in steps for part in parts for key in part]
         per_rank = math.ceil(count / world)
@@ -636,8 +638,22 @@ class TestLoader:
             for number, (images, labels) in enumerate(loader):
                 size = 4 if number < 4 else 2
                 assert isinstance(images, paddle.Tensor) and isinstance(labels, paddle.Tensor)
-                assert tuple(images.shape) == (size, 3, 24, 24) and images.dtype == paddle.float32
+                assert tuple(images.shape) == (size, 3, 24, 24) and images.dtype == paddle.uint8
                 assert tuple(labels.shape) == (size,) and labels.dtype == paddle.int64
+
+    @pytest.mark.parametrize('transform, pixel_bytes', [(TrainTransform(24), 1),
+                                                        (EvalTransform(24), 4)])
+    def test_little_shared_memory_is_noticed(self, samples, monkeypatch, caplog, transform,
+                                             pixel_bytes):
+        images = ImageDataset(samples, transform)
+        sampler = EpochBatchSampler(images, 4, 2, 0)
+        # Two batches of four images for each of three workers of two ranks.
+        needed = 2 * 4 * 3 * 2 * 24 * 24 * 3 * pixel_bytes
+        for free, warnings in ((needed, 0), (needed - 1, 1)):
+            monkeypatch.setattr(dataset, '_free_shared_memory', lambda free=free: free)
+            caplog.clear()
+            Loader(images, sampler, num_workers=3)
+            assert len([r for r in caplog.records if '/dev/shm' in r.message]) == warnings
 
     def test_workers_do_not_change_anything(self, samples):
         for epoch in (0, 1):

@@ -71,7 +71,7 @@ def started(recipe, folder, *overrides):  # noqa: F811
         command(recipe, folder, 'SCHEDULER.NUM_EPOCHS=1000', *overrides, processes=2), cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=open(f'{folder}.stderr', 'w'), start_new_session=True)
     log, deadline = folder / 'train.log', time.monotonic() + 60
-    while not log.exists() or 'Step [3/' not in log.read_text():
+    while not log.exists() or 'Step [4/' not in log.read_text():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     return process

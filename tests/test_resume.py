@@ -25,8 +25,10 @@ from runtime.checkpoint import (
     restore,
     write_checkpoint,
 )
+from runtime.weights import read_weights
 
-# Dropout (the Performers' own), drop path and random crops are on, in a worker process.
+# Dropout (the Performers' own), drop path and random crops are on, in a worker process; so are
+# mixed images, smoothed labels, averaged weights and optimizer steps of two batches.
 RECIPE = '''
 BASE: {root}/config/lit_data.yaml
 DATA_PATH:
@@ -34,7 +36,9 @@ DATA_PATH:
     VAL_DATASET_LABEL_PATH: "{folder}/val.txt"
 MODEL: {{IMAGE_SIZE: 32, DROP_RATE: 0.1, DROP_PATH_RATE: 0.1, ATTN_DROP_RATE: 0.1}}
 TRAIN: {{TRAIN_BATCH_SIZE: 8, VAL_BATCH_SIZE: 8, LOG_EVERY: 3, VISUALDL: false, SAVE_STEPS: 2,
-        VAL_EVERY: 1}}
+        VAL_EVERY: 1, LABEL_SMOOTHING: 0.1, ACCUMULATE: 2}}
+MIXUP: {{MIXUP_ALPHA: 0.8, CUTMIX_ALPHA: 1.0}}
+EMA: {{DECAY: 0.99}}
 SCHEDULER: {{NUM_EPOCHS: 2, WARMUP_EPOCHS: 1}}
 '''
 
@@ -87,7 +91,7 @@ def figures(folder):
 
 
 def assert_same_run(first, second):
-    for name in ('last.pdparams', 'best.pdparams'):
+    for name in ('last.pdparams', 'best.pdparams', 'last_ema.pdparams', 'best_ema.pdparams'):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     assert figures(first) == figures(second)
     (_, one, one_state, _), (_, two, two_state, _) = (
@@ -182,6 +186,28 @@ def test_the_time_limit_saves_and_leaves_in_time(recipe, unhurt, tmp_path):
     assert_same_run(unhurt, folder)
 
 
+def test_both_kinds_of_weights_are_scored_and_kept(recipe, unhurt):
+    """Log, checkpoint and files tell the same of them, and so does a validation by itself."""
+    log = (unhurt / 'train.log').read_text()
+    records = [json.loads(line) for line in (unhurt / 'log.jsonl').read_text().splitlines()]
+    _, arrays, state, _ = Checkpoints(unhurt / 'checkpoints').latest()
+    assert arrays['ema/updates'] == 2 * 7, '13 batches are 7 optimizer steps'
+    for part, line, event, suffix in (('network', 'ImageNet', 'validation', ''),
+                                      ('ema', 'EMA', 'validation_ema', '_ema')):
+        scores = [record['top1'] for record in records if record['event'] == event]
+        assert re.findall(rf'^{line} val acc is:(\S+)', log, re.M) == [f'{s:.4f}' for s in scores]
+        assert len(scores) == 2 and state['position'][f'best{suffix}'] == max(scores)
+        assert read_weights(unhurt / f'best{suffix}.pdparams')[1]['top1'] == max(scores)
+        weights, _ = read_weights(unhurt / f'last{suffix}.pdparams')
+        for name, array in weights.items():
+            np.testing.assert_array_equal(arrays[f'{part}/{name}'], array, err_msg=name)
+        done = subprocess.run(
+            [sys.executable, 'tools/val.py', '-c', str(recipe), '--weights',
+             str(unhurt / f'last{suffix}.pdparams')], cwd=ROOT, capture_output=True, text=True)
+        assert f'top-1: {scores[-1]:.4f}' in done.stdout, done.stderr
+    assert (arrays['ema/head.weight'] != arrays['network/head.weight']).any()
+
+
 def test_a_finished_run_says_so_again_and_trains_no_step(recipe, unhurt, tmp_path):
     shutil.copytree(unhurt, tmp_path / 'run')
     done = run(recipe, tmp_path / 'run')
@@ -211,7 +237,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe, unhurt
 
 
 def test_a_disk_that_is_full_costs_warnings_not_the_run(recipe, unhurt, tmp_path):
-    """Weights (17 MB) can be written here, checkpoints (51 MB) can't."""
+    """Weights (17 MB) can be written here, checkpoints (68 MB) can't."""
     def small_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (30 << 20, 30 << 20))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

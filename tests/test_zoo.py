@@ -397,7 +397,6 @@ def test_other_soft_splits_and_token_widths_come_from_the_configuration():
     (['MODEL.SOFT_SPLITS=[[3, 1, -1]]'], r'\[3, 1, -1\] is impossible'),
     (['MODEL.SOFT_SPLITS=[[3, 5, 1]]'], 'multiple of 5, such as 220 or 225'),
     (['MODEL.SOFT_SPLITS=[[4, 2, 0]]'], '111 x 111 tokens instead of 112 x 112'),
-    (['MODEL.NAME=vit_tiny_patch16_224', 'MODEL.FROZEN=true'], 'MODEL.FROZEN belongs to T2T-ViT'),
     (['MODEL.NAME=pit_ti', 'MODEL.TOKEN_DIM=32'], 'MODEL.TOKEN_DIM belongs to T2T-ViT'),
     (['MODEL.NAME=pit_ti', 'MODEL.TOKENS_TYPE=performer'], 'MODEL.TOKENS_TYPE belongs to'),
     (['MODEL.NAME=pit_ti', 'MODEL.SOFT_SPLITS=[[3, 2, 1]]'], 'MODEL.SOFT_SPLITS belongs to'),

@@ -31,7 +31,9 @@ if distributed.rank() == 0:
 optimizer = build_optimizer(network, 1e-4, 0.03)
 trainable = [p for p in network.parameters() if not p.stop_gradient]
 norms = []
+prepare = build.batch_transform(config)
 for step, (images, labels) in enumerate(build.train_loader(config)):
+    images, labels = prepare(images, labels, epoch=0, step=step)
     loss = paddle.nn.functional.cross_entropy(model(images), labels)
     loss.backward()
     norms.append(clip_gradients(trainable, 1.0))

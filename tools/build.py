@@ -14,15 +14,20 @@ import samples
 import zoo
 from config import ROOT, ConfigError, Model, project_path
 from recipe.augment import ColorJitter, RandomErasing, auto_augment
+from recipe.batch import BatchTransform
+from recipe.ema import Ema
 from recipe.freeze import freeze
+from recipe.loss import CrossEntropy, DistillationLoss
+from recipe.mixup import Mixup
 from recipe.optimizer import build_optimizer
+from recipe.teacher import ExportedTeacher
 from runtime import distributed
 from runtime.weights import WeightsError
 from scheduler import Schedule, learning_rate
 from t2t import T2T_ViT
 from zoo.names import weights_for
 
-T2T_KEYS = ('TOKENS_TYPE', 'TOKEN_DIM', 'SOFT_SPLITS', 'FROZEN')    # of MODEL
+T2T_KEYS = ('TOKENS_TYPE', 'TOKEN_DIM', 'SOFT_SPLITS')    # of MODEL; FROZEN does no harm
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
 
 
@@ -164,8 +169,7 @@ def train_transform(config):
     elif data.COLOR_JITTER:
         operations.append(ColorJitter(data.COLOR_JITTER))
     return dataset.TrainTransform(config.MODEL.IMAGE_SIZE, data.TRAIN_SCALE, data.TRAIN_RATIO,
-                                  data.TRAIN_INTERPOLATION, data.FLIP, data.MEAN, data.STD,
-                                  operations)
+                                  data.TRAIN_INTERPOLATION, data.FLIP, operations)
 
 
 def random_erasing(config):
@@ -177,7 +181,7 @@ def random_erasing(config):
 
 
 def train_loader(config):
-    """Shuffled, augmented batches: yields images `[B, 3, S, S]` and labels `[B]`."""
+    """Shuffled, augmented batches: yields pixels uint8 `[B, 3, S, S]` and labels `[B]`."""
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH,
                    train_transform(config), train.TRAIN_BATCH_SIZE, train.TRAIN_NUM_WORKS,
@@ -206,6 +210,72 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, split
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         seed=config.TRAIN.SEED, **order)
     return dataset.Loader(images, sampler, num_workers, config.DATA.SHARED_MEMORY)
+
+
+def batch_transform(config):
+    """From the training loader's pixels to the network's input: mixes, normalises, erases."""
+    data = config.DATA
+    return BatchTransform(data.MEAN, data.STD, config.TRAIN.SEED, distributed.rank(),
+                          mixup(config), config.MIXUP.OFF_EPOCH, random_erasing(config))
+
+
+def mixup(config):
+    """The mixing of MIXUP, or None where it is off."""
+    keys = config.MIXUP
+    if not (keys.MIXUP_ALPHA or keys.CUTMIX_ALPHA or keys.CUTMIX_MINMAX):
+        return None
+    return Mixup(keys.MIXUP_ALPHA, keys.CUTMIX_ALPHA, keys.CUTMIX_MINMAX, keys.PROBABILITY,
+                 keys.SWITCH_PROBABILITY, keys.MODE, smoothing=config.TRAIN.LABEL_SMOOTHING,
+                 num_classes=config.MODEL.NUM_CLASSES)
+
+
+def loss(config):
+    """The training loss, with its teacher where DISTILL asks for one."""
+    base_loss, keys = CrossEntropy(config.TRAIN.LABEL_SMOOTHING), config.DISTILL
+    if keys.TYPE == 'none':
+        return base_loss
+    two_headed = [name for name in zoo.MODELS if 'distilled' in name]
+    if keys.TYPE == 'hard' and config.MODEL.NAME not in two_headed:
+        raise ConfigError(f'DISTILL.TYPE hard needs a network with two heads, and MODEL.NAME '
+                          f'{config.MODEL.NAME} has one: soft takes any, two heads have '
+                          f'{", ".join(two_headed) or "no networks yet"}')
+    return DistillationLoss(base_loss, teacher(config), keys.TYPE, keys.ALPHA, keys.TAU)
+
+
+def teacher(config):
+    """What DISTILL names: a network with its weights, in evaluation mode, or an exported program.
+
+    Raises:
+        ConfigError: for an unknown name, another number of classes than the student's, or a
+            program that can't be run.
+        WeightsError: for weights that don't fit it. A position table of another image size does:
+            it is interpolated.
+    """
+    keys, model = config.DISTILL, config.MODEL
+    if not keys.TEACHER:
+        try:
+            return ExportedTeacher(project_path(keys.WEIGHTS), model.NUM_CLASSES, model.IMAGE_SIZE)
+        except ValueError as error:
+            raise ConfigError(f'DISTILL.WEIGHTS: {error}') from error
+    try:
+        built = zoo.create_model(keys.TEACHER, num_classes=model.NUM_CLASSES,
+                                 img_size=model.IMAGE_SIZE)
+    except ValueError as error:
+        raise ConfigError(f'DISTILL.TEACHER: {error}') from error
+    state, _ = weights_for(built, project_path(keys.WEIGHTS))
+    classes = state['head.bias'].shape[0] if 'head.bias' in state else model.NUM_CLASSES
+    if classes != model.NUM_CLASSES:
+        raise ConfigError(f'DISTILL.WEIGHTS {keys.WEIGHTS}: a teacher of {classes} classes for '
+                          f'{model.NUM_CLASSES} of MODEL.NUM_CLASSES: take one that knows the same')
+    zoo.load_state(built, state, keys.WEIGHTS, adapt=True)
+    built.eval()
+    return built
+
+
+def ema(config, bare_network):
+    """The averages of EMA, or None where they are off."""
+    keys = config.EMA
+    return Ema(bare_network, keys.DECAY, keys.WARMUP) if keys.DECAY else None
 
 
 def fingerprint(loader):

@@ -100,6 +100,10 @@ class Train:
     CLIP_NORM: float = option(1.0, 'largest global norm of the gradient; 0: no clipping', low=0)
     DECAY_ALL: bool = option(True, 'decay every parameter; false leaves out 1-D parameters, '
                              'biases and the class token, as the official recipe does')
+    ACCUMULATE: int = option(1, 'batches whose gradients make up one optimizer step, as if they '
+                             'were one batch; the last group of an epoch may have fewer. Steps '
+                             'of the log, LOG_EVERY and SAVE_STEPS count batches, and wait for '
+                             'the end of an optimizer step', low=1)
     MAX_BAD_IMAGES: float = option(0.01, 'largest share of training images that may be unreadable: '
                                    'they are replaced by the next of their class', low=0, high=1)
     VAL_EVERY: int = option(1, 'epochs between validations; the last epoch is always validated',
@@ -174,6 +178,46 @@ class Scheduler:
 
 
 @dataclass
+class Mixup:
+    MIXUP_ALPHA: float = option(0.0, 'alpha of mixup\'s Beta distribution, 0.8 in the official '
+                                'recipe; 0: no mixup. With mixed images the log\'s acc is against '
+                                'the label of an image\'s larger part', low=0)
+    CUTMIX_ALPHA: float = option(0.0, 'alpha of CutMix\'s Beta distribution, 1.0 in the official '
+                                 'recipe; 0: no CutMix', low=0)
+    CUTMIX_MINMAX: tuple = option((), 'least and largest share of a side for CutMix\'s boxes, in '
+                                  'place of CUTMIX_ALPHA; empty: CUTMIX_ALPHA', above=0, high=1,
+                                  of='pair')
+    PROBABILITY: float = option(1.0, 'probability of mixing at all', low=0, high=1)
+    SWITCH_PROBABILITY: float = option(0.5, 'probability of CutMix, where both are on', low=0,
+                                      high=1)
+    MODE: str = option('batch', 'what shares one draw: the batch; a pair of images, each other\'s '
+                       'partner; elem: no two images', choices=('batch', 'pair', 'elem'))
+    OFF_EPOCH: int = option(0, 'epoch from which on nothing is mixed; 0: never', low=0)
+
+
+@dataclass
+class Ema:
+    DECAY: float = option(0.0, 'decay of the weights\' moving average, 0.99996 in the official '
+                          'recipe; 0: none. It is validated and saved (best_ema.pdparams, '
+                          'last_ema.pdparams) beside the weights', low=0, below=1)
+    WARMUP: bool = option(True, 'decay no more than (1 + t) / (10 + t) in optimizer step t, so '
+                          'that the averages of short runs work; false is the official recipe')
+
+
+@dataclass
+class Distill:
+    TYPE: str = option('none', 'learning from a teacher (DeiT): hard, its best class, for networks '
+                       'with two heads; soft, its distribution, for any',
+                       choices=('none', 'hard', 'soft'))
+    TEACHER: str = option('', 'network that teaches, a name of `zoo.MODELS`, for the student\'s '
+                          'pixels at MODEL.IMAGE_SIZE; empty: WEIGHTS is an exported program')
+    WEIGHTS: str = option('', 'the teacher\'s weights file, or an exported program, .json or '
+                          '.pdmodel, that takes normalised images and gives logits')
+    ALPHA: float = option(0.5, 'the teacher\'s part of the loss', low=0, high=1)
+    TAU: float = option(1.0, 'temperature of soft distillation', above=0)
+
+
+@dataclass
 class Config:
     DATA_PATH: DataPath = field(default_factory=DataPath)
     MODEL_PATH: str = option('', 'weights file: what training starts from with PRE_TRAIN, and '
@@ -182,6 +226,9 @@ class Config:
     TRAIN: Train = field(default_factory=Train)
     DATA: Data = field(default_factory=Data)
     SCHEDULER: Scheduler = field(default_factory=Scheduler)
+    MIXUP: Mixup = field(default_factory=Mixup)
+    EMA: Ema = field(default_factory=Ema)
+    DISTILL: Distill = field(default_factory=Distill)
 
 
 def _keys():
@@ -473,6 +520,21 @@ def _check_together(config, said, path):
             auto_augment(data.AUTO_AUGMENT, config.MODEL.IMAGE_SIZE, data.MEAN)
         except ValueError as error:
             refuse('DATA.AUTO_AUGMENT', str(error))
+    mixup, distill = config.MIXUP, config.DISTILL
+    if ((mixup.MIXUP_ALPHA or mixup.CUTMIX_ALPHA or mixup.CUTMIX_MINMAX)
+            and config.TRAIN.TRAIN_BATCH_SIZE % 2):
+        refuse('TRAIN.TRAIN_BATCH_SIZE', f'is {config.TRAIN.TRAIN_BATCH_SIZE}, an odd number, and '
+               'MIXUP is on, which mixes each image with one from the other end of the batch: make '
+               'it even')
+    if mixup.CUTMIX_MINMAX:
+        low, high = (int(config.MODEL.IMAGE_SIZE * share) for share in mixup.CUTMIX_MINMAX)
+        if low >= high:
+            refuse('MIXUP.CUTMIX_MINMAX', f'allows sides from {low} to below {high} pixels, which '
+                   'are none: put the smaller number first, and the two further apart')
+    exported = distill.WEIGHTS.endswith(('.json', '.pdmodel'))
+    if distill.TYPE != 'none' and not (distill.WEIGHTS and (distill.TEACHER or exported)):
+        refuse('DISTILL.TYPE', f'is {distill.TYPE}, but DISTILL.TEACHER and DISTILL.WEIGHTS do not '
+               'name a network and its weights file, nor WEIGHTS an exported program: set them')
     for name, (low, high) in (('TRAIN_SCALE', data.TRAIN_SCALE), ('TRAIN_RATIO', data.TRAIN_RATIO)):
         if low > high:
             refuse(f'DATA.{name}', f'is ({low:g}, {high:g}): put the smaller number first')

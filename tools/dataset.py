@@ -1,4 +1,4 @@
-"""Images: from samples, as samples.py finds them, to batches of normalised tensors.
+"""Images: from samples, as samples.py finds them, to batches of tensors.
 
 Read from top to bottom: how an image is decoded, how it is cropped and resized, how samples
 become epochs and batches, and how worker processes deliver them.
@@ -182,6 +182,8 @@ class EvalTransform:
         mean, std: one number a channel, for pixels in [0, 1].
     """
 
+    dtype = np.float32    # what it makes of an image
+
     def __init__(self, image_size=224, mode='center_crop', crop_ratio=0.9, interpolation='auto',
                  mean=IMAGENET_MEAN, std=IMAGENET_STD):
         if mode not in ('center_crop', 'squash'):
@@ -221,20 +223,19 @@ class TrainTransform:
         ratio: range of the crop's width / height.
         interpolation: 'bilinear', 'bicubic', or 'random': one of the two for each image.
         flip: probability of a horizontal flip.
-        mean, std: one number a channel, for pixels in [0, 1].
         operations: what a recipe adds: each makes a PIL image of a PIL image and a Generator.
     """
 
+    dtype = np.uint8    # what it makes of an image
+
     def __init__(self, image_size=224, scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3),
-                 interpolation='bilinear', flip=0.0, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-                 operations=()):
+                 interpolation='bilinear', flip=0.0, operations=()):
         names = INTERPOLATIONS if interpolation == 'random' else [interpolation]
         self.resamplings = [INTERPOLATIONS[name] for name in names]
         self.image_size = image_size
         self.scale = scale
         self.ratio = ratio
         self.flip = flip
-        self.mean, self.std = mean, std
         self.operations = operations
 
     def crop_box(self, width, height, rng):
@@ -270,11 +271,12 @@ class TrainTransform:
         return np.asarray(image)
 
     def __call__(self, image, rng):
-        """Turn a PIL RGB image into float32 [3, image_size, image_size].
+        """Turn a PIL RGB image into uint8 [3, image_size, image_size].
 
-        Every random number comes from rng, a numpy Generator.
+        Pixels, because images are mixed before they are normalised: recipe.batch does both, for a
+        whole batch. Every random number comes from rng, a numpy Generator.
         """
-        return normalise(self.pixels(image, rng), self.mean, self.std)
+        return np.ascontiguousarray(self.pixels(image, rng).transpose(2, 0, 1))    # [3, H, W]
 
 
 class ImageDataset(Dataset):
@@ -320,9 +322,9 @@ class ImageDataset(Dataset):
         self.pixels = pixels
 
     def __getitem__(self, key):
-        """Return the image, float32 [3, H, W], and its label, int64, of a key.
+        """Return the image [3, H, W] and its label, int64, of a key.
 
-        A plain index stands for epoch 0.
+        The image is float32 or uint8, as the transform makes it. A plain index stands for epoch 0.
 
         Raises:
             ImageError: if the file cannot be read, or with 'replace' none of its class.
@@ -350,7 +352,7 @@ class ImageDataset(Dataset):
             raise ImageError(f'no image of class {label} can be read: '
                              f'{name_bad_images(list(bad.values()), 3)}')
         size = self.transform.image_size
-        return np.zeros((3, size, size), np.float32), (-1, bad)
+        return np.zeros((3, size, size), self.transform.dtype), (-1, bad)
 
     def open(self, index):
         """The image of a sample as it is stored, a PIL image of mode RGB.
@@ -431,6 +433,10 @@ class EpochBatchSampler(DistributedBatchSampler):
         self.epoch = epoch
         self.start_batch = start_batch
 
+    def batch_length(self, batch):
+        """How many samples batch number `batch` of an epoch has, the same on every rank."""
+        return min(self.batch_size, self.num_samples - batch * self.batch_size)
+
     def __iter__(self):
         return self.batches(self.start_batch)
 
@@ -461,8 +467,9 @@ class LoaderError(RuntimeError):
 class Loader:
     """The batches of an ImageDataset, in the order of a sampler, read by a paddle.io.DataLoader.
 
-    Iterating yields [images float32 [B, 3, H, W], labels int64 [B]], as Paddle tensors. Worker
-    processes end with the iteration, also when it is left early.
+    Iterating yields [images [B, 3, H, W], labels int64 [B]], as Paddle tensors; images are uint8
+    pixels in training and normalised float32 in evaluation. Worker processes end with the
+    iteration, also when it is left early.
 
     Args:
         dataset: an ImageDataset.
@@ -487,7 +494,8 @@ class Loader:
         if num_workers == 0:
             return
         # For each worker Paddle keeps two batches in store, on every rank of this machine.
-        batch_bytes = 4 * batch_sampler.batch_size * 3 * dataset.transform.image_size ** 2
+        pixel_bytes = np.dtype(dataset.transform.dtype).itemsize
+        batch_bytes = pixel_bytes * batch_sampler.batch_size * 3 * dataset.transform.image_size ** 2
         needed = batch_bytes * 2 * num_workers * batch_sampler.nranks
         if use_shared_memory and _free_shared_memory() < needed:
             logging.getLogger(__name__).warning(

@@ -2,12 +2,14 @@
 
     python tools/train.py -c config/lit_data.yaml -o TRAIN.SEED=1
 
-The run's folder, output/NAME_OF_THE_YAML_FILE, gets best.pdparams and last.pdparams, the
-resolved config.yaml, train.log, log.jsonl, visualdl/ and checkpoints/. SIGTERM, SIGINT and
-SIGUSR1 let the run finish its step, save and leave with exit code 75; with TRAIN.RESUME=auto the
-same command then goes on, and ends with the same weights and log as a run that never stopped.
+The run's folder, output/NAME_OF_THE_YAML_FILE, gets best.pdparams and last.pdparams (with EMA
+also best_ema.pdparams and last_ema.pdparams), the resolved config.yaml, train.log, log.jsonl,
+visualdl/ and checkpoints/. SIGTERM, SIGINT and SIGUSR1 let the run finish its step, save and leave
+with exit code 75; with TRAIN.RESUME=auto the same command then goes on, and ends with the same
+weights and log as a run that never stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -20,11 +22,11 @@ from runtime import cpu  # before paddle, which reads what it sets
 
 # isort: split
 import paddle
-from paddle.nn import functional as F
 
 import build
 import config as configuration
 from dataset import DataError, LoaderError, name_bad_images
+from recipe.loss import labels_of, logits_of
 from recipe.optimizer import clip_gradients
 from runtime import command, distributed
 from runtime.checkpoint import (
@@ -55,12 +57,13 @@ class Position:
     """Where a run stands; with the weights and the optimizer, all that the next step needs."""
 
     epoch: int = 0
-    step: int = 0               # steps done in this epoch
+    step: int = 0               # steps done in this epoch: batches
     best: float = -1.0          # highest top-1 of a validation
+    best_ema: float = -1.0      # the same of the averaged weights
     loss_sum: float = 0.0       # over the epoch's images so far, of all processes
     correct: float = 0.0
     seen: float = 0.0
-    skipped_steps: int = 0      # of the whole run
+    skipped_steps: int = 0      # of the optimizer, in the whole run
     bad_images: dict = dataclasses.field(default_factory=dict)    # of the whole run: path: why
 
 
@@ -95,14 +98,21 @@ class Run:
         # A checkpoint has its own weights, and those that the run once began with may be gone.
         self.loaded = build.load_start(config, self.network) if checkpoint.path is None else None
         self.frozen = build.freeze_parts(config, self.network)
+        # Before anything is made from the weights: it gives every process those of the first.
+        self.model = (paddle.DataParallel(self.network) if distributed.world_size() > 1
+                      else self.network)
+        self.ema = build.ema(config, self.network)
+        self.loss = build.loss(config)
         self.trainable = [p for p in self.network.parameters() if not p.stop_gradient]
         self.schedule = build.schedule(config)
         self.optimizer = build.optimizer(config, self.network, self.schedule)
         self.train_loader, self.eval_loader = build.train_loader(config), build.eval_loader(config)
         self.steps = len(self.train_loader)
         self.class_names = build.class_names(config)
+        self.prepare = build.batch_transform(config)
         self.position = Position()
-        self.pending = []    # (loss, correct, images) of steps not yet in the position's sums
+        self.group = []      # (loss, correct, images) of the batches since the optimizer's step
+        self.pending = []    # the same of earlier ones that are not in the position's sums yet
         self.bad_steps_in_a_row = 0
         self.restored = None    # what a checkpoint gave, until the optimizer's first step
 
@@ -123,8 +133,6 @@ class Run:
             self.log.record('start', 0, config=dataclasses.asdict(config), frozen=self.frozen,
                             weights=self.loaded and dataclasses.asdict(self.loaded),
                             **environment())
-        self.model = (paddle.DataParallel(self.network) if distributed.world_size() > 1
-                      else self.network)
 
     # ---- checkpoints
 
@@ -154,13 +162,14 @@ class Run:
         if path is None:
             return None, notes
         notes = notes + compare_runs(state['identity'], self.identity, path, force)
-        restore(self.network, self.optimizer, arrays, path)
+        restore(self.network, self.optimizer, arrays, path, self.ema)
         self.restored = arrays
         self.position = Position(**state['position'])
         if state['steps'] != self.steps and self.position.step:
             notes.append(f'an epoch has {self.steps} steps now and had {state["steps"]}: epoch '
                          f'{self.position.epoch} starts again')
-            self.position = Position(epoch=self.position.epoch, best=self.position.best)
+            self.position = Position(epoch=self.position.epoch, best=self.position.best,
+                                     best_ema=self.position.best_ema)
         notes.append(f'going on from {path}: epoch {self.position.epoch}, '
                      f'step {self.position.step} of {self.steps}')
         same_folder = Path(path).parent.parent.resolve() == self.folder.resolve()
@@ -174,8 +183,8 @@ class Run:
                          steps=self.steps, log=self.log.position())
             step = self.position.epoch * self.steps + self.position.step
             try:
-                self.checkpoints.save(step, capture(self.network, self.optimizer, self.restored),
-                                      state)
+                self.checkpoints.save(step, capture(self.network, self.optimizer, self.restored,
+                                                    self.ema), state)
             except OSError as error:
                 self.log.warn(f'no checkpoint was saved: {error}; training goes on, and the '
                               'checkpoint before is whole')
@@ -218,6 +227,8 @@ class Run:
         self.log.record('end', epochs * self.steps, best=self.position.best, **scores)
         self.log.say(f'best val acc: {self.position.best:.4f}, weights in '
                      f'{self.config.TRAIN.OUTPUT_DIR}/')
+        if self.ema:
+            self.log.say(f'best EMA val acc: {self.position.best_ema:.4f}')
         self.log.say(f'ImageNet final val acc is:{scores["top1"]:.4f}')
         self.log.close()
         return scores
@@ -227,6 +238,7 @@ class Run:
 
         Loss and accuracy of the log lines are means over the epoch's images so far, of all
         processes; read_time and train_time are means over the steps since the line before.
+        Accuracy is that of the network as it trains; a mixed image counts as its larger part.
         """
         config, position = self.config, self.position
         self.schedule.step(self.progress())
@@ -239,7 +251,9 @@ class Run:
             self.step(images, labels)
             position.step += 1
             clock.has_trained(len(labels))
-            if position.step % config.TRAIN.LOG_EVERY == 0 or position.step == self.steps:
+            if self.group:    # in the middle of an optimizer step there is nothing to log or save
+                continue
+            if self.has_passed(config.TRAIN.LOG_EVERY) or position.step == self.steps:
                 skipped = report_bad_images(self.train_loader, position.bad_images, config,
                                             self.log)
                 self.log_step(clock)
@@ -256,29 +270,62 @@ class Run:
                         skipped_steps=position.skipped_steps, bad_images=skipped)
 
     def step(self, images, labels):
-        """One optimizer step on images `[B, 3, S, S]` and labels `[B]`."""
-        config = self.config
-        if config.SCHEDULER.UPDATE == 'step':
+        """Learn from pixels `[B, 3, S, S]` and labels `[B]`, the batch at the run's position.
+
+        The optimizer's step follows the last batch of a group of TRAIN.ACCUMULATE. Gradients are
+        means over the group's images, so a smaller batch at the end of an epoch weighs less.
+        """
+        epoch, step = self.position.epoch, self.position.step
+        first, last = self.group_of(step)
+        if self.config.SCHEDULER.UPDATE == 'step' and step == first:
             self.schedule.step(self.progress())
-        paddle.seed(step_seed(config.TRAIN.SEED, self.rank,
-                              self.position.epoch * self.steps + self.position.step))
-        logits = self.model(images)                             # (B, num_classes)
-        loss = cross_entropy(logits, labels, config.TRAIN.LABEL_SMOOTHING)
-        loss.backward()
+        paddle.seed(step_seed(self.config.TRAIN.SEED, self.rank, epoch * self.steps + step))
+        images, targets = self.prepare(images, labels, epoch, step)
+        # Processes share their gradients only with the last batch, when they are complete.
+        alone = step < last and distributed.world_size() > 1
+        with self.model.no_sync() if alone else contextlib.nullcontext():
+            outputs = self.model(images)                        # (B, num_classes), or two of them
+            loss = self.loss(outputs, targets, images)
+            (loss * self.share_of(step)).backward()
+        hits = logits_of(outputs).detach().argmax(axis=1) == labels_of(targets)
+        self.group.append((loss.detach(), hits.astype('float64').sum(), len(labels)))
+        if step == last:
+            self.optimizer_step()
+
+    def group_of(self, step):
+        """First and last batch of the group that makes one optimizer step with batch `step`."""
+        first = step - step % self.config.TRAIN.ACCUMULATE
+        return first, min(first + self.config.TRAIN.ACCUMULATE, self.steps) - 1
+
+    def share_of(self, step):
+        """The part of its group's images that batch `step` holds."""
+        first, last = self.group_of(step)
+        images_in = self.train_loader.batch_sampler.batch_length
+        return images_in(step) / sum(images_in(batch) for batch in range(first, last + 1))
+
+    def has_passed(self, number):
+        """Whether the batches of the optimizer step just done hold a multiple of a number."""
+        first, last = self.group_of(self.position.step - 1)
+        return (last + 1) // number > first // number
+
+    def optimizer_step(self):
+        """Move the weights by the gradients of the group, unless these are not finite."""
         # A loss that is not finite leaves no finite norm; processes share their gradients, so
         # all of them come to the same decision. The norm is the one number a step that the host
         # waits for.
-        norm = clip_gradients(self.trainable, config.TRAIN.CLIP_NORM)
+        norm = clip_gradients(self.trainable, self.config.TRAIN.CLIP_NORM)
         if math.isfinite(norm):
             self.optimizer.step()
             self.restored = None
-            correct = (logits.detach().argmax(axis=1) == labels).astype('float64').sum()
-            self.pending.append((loss.detach(), correct, len(labels)))
+            if self.ema:
+                self.ema.update()
+            self.pending += self.group
             self.bad_steps_in_a_row = 0
         else:
             self.position.skipped_steps += 1
             self.bad_steps_in_a_row += 1
-            self.give_up_after_bad_steps(norm, loss)
+            self.give_up_after_bad_steps(norm, loss=self.group[-1][0])
+        self.group = []
         self.optimizer.clear_grad()
 
     def progress(self):
@@ -313,7 +360,7 @@ class Run:
         loss, accuracy = self.means()
         read_time, train_time, images_per_second = clock.means()
         position, rate = self.position, self.optimizer.get_lr()
-        if position.step % self.config.TRAIN.LOG_EVERY == 0:
+        if self.has_passed(self.config.TRAIN.LOG_EVERY):
             self.log.say(
                 f'Epoch [{position.epoch}/{self.config.SCHEDULER.NUM_EPOCHS}], '
                 f'Step [{position.step}/{self.steps}], Loss: {loss:.4f},acc: {accuracy:.4f}, '
@@ -326,45 +373,63 @@ class Run:
 
     def finish_epoch(self):
         """Validate where it is due, write weights, move on to the next epoch."""
-        config, position = self.config, self.position
-        epoch, scores = position.epoch, None
+        config, epoch, scores = self.config, self.position.epoch, None
         metadata = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
                         class_names=self.class_names, epoch=epoch)
-        self.write_weights('last', metadata)    # first: validation may find a bad image and end
-        due = (epoch + 1) % config.TRAIN.VAL_EVERY == 0
-        if due or epoch == config.SCHEDULER.NUM_EPOCHS - 1:
-            scores = evaluate(self.network, self.eval_loader)
-            self.log.say(f'ImageNet val acc is:{scores["top1"]:.4f}')
-            self.log.record('validation', (epoch + 1) * self.steps, epoch=epoch, **scores)
-        if scores and scores['top1'] > position.best:
-            position.best = scores['top1']
-            self.write_weights('best', dict(metadata, top1=scores['top1'], top5=scores['top5']))
-        self.position = Position(epoch=epoch + 1, best=position.best,
-                                 skipped_steps=position.skipped_steps,
-                                 bad_images=position.bad_images)
+        # Written first: validation may find a bad image, and end the run.
+        self.write_weights('last', metadata)
+        if self.ema:
+            self.write_weights('last_ema', metadata, self.ema.average)
+        if (epoch + 1) % config.TRAIN.VAL_EVERY == 0 or epoch == config.SCHEDULER.NUM_EPOCHS - 1:
+            scores = self.validate('ImageNet', 'best', metadata)
+            if self.ema:
+                with self.ema.in_network():
+                    self.validate('EMA', 'best_ema', metadata)
+        self.position = dataclasses.replace(self.position, epoch=epoch + 1, step=0, loss_sum=0.0,
+                                            correct=0.0, seen=0.0)
         return scores
 
-    def write_weights(self, name, metadata):
+    def validate(self, kind, best, metadata):
+        """Score the weights that the network holds, and keep them if they are the best so far.
+
+        Args:
+            kind: what its line in the log begins with: ImageNet, or EMA for averaged weights.
+            best: the attribute of the position, and the file, that remember the best of a kind.
+        """
+        scores = evaluate(self.network, self.eval_loader)
+        self.log.say(f'{kind} val acc is:{scores["top1"]:.4f}')
+        event = 'validation' if kind == 'ImageNet' else 'validation_ema'
+        epoch = metadata['epoch']
+        self.log.record(event, (epoch + 1) * self.steps, epoch=epoch, **scores)
+        if scores['top1'] > getattr(self.position, best):
+            setattr(self.position, best, scores['top1'])
+            self.write_weights(best, dict(metadata, top1=scores['top1'], top5=scores['top5']))
+        return scores
+
+    def write_weights(self, name, metadata, state=None):
+        """Write NAME.pdparams with a state dict, that of the network if none is given."""
         if not distributed.is_main():
             return
         try:
-            write_weights(self.folder / f'{name}.pdparams', self.network.state_dict(), metadata)
+            write_weights(self.folder / f'{name}.pdparams', state or self.network.state_dict(),
+                          metadata)
         except OSError as error:
             self.log.warn(f'{name}.pdparams was not saved: {error}; training goes on')
 
     # ---- stopping
 
     def save_or_leave_if_due(self):
-        """Save a checkpoint where one is due, and leave where that was asked for."""
-        train, step = self.config.TRAIN, self.position.step
-        several = distributed.world_size() > 1
-        if several and step % STEPS_BETWEEN_AGREEMENTS:
-            leave = late = False
-        else:
+        """Save a checkpoint where one is due, and leave where that was asked for.
+
+        Called between two steps of the optimizer: a checkpoint holds no gradients.
+        """
+        train = self.config.TRAIN
+        leave = late = False
+        if distributed.world_size() == 1 or self.has_passed(STEPS_BETWEEN_AGREEMENTS):
             late = train.SAVE_MINUTES and (
                 time.monotonic() - self.saved_at > 60 * train.SAVE_MINUTES)
             leave, late = distributed.any_of(bool(self.stop_reason()), bool(late))
-        if leave or late or (train.SAVE_STEPS and step % train.SAVE_STEPS == 0):
+        if leave or late or (train.SAVE_STEPS and self.has_passed(train.SAVE_STEPS)):
             self.save()
         if leave:
             self.leave()
@@ -410,12 +475,14 @@ class Run:
         if self.frozen:
             lines.append(f'frozen: {", ".join(config.MODEL.FREEZE)} '
                          f'({len(self.frozen)} of {len(sizes)} tensors)')
+        groups = (f', {config.TRAIN.ACCUMULATE} steps\' gradients accumulated'
+                  if config.TRAIN.ACCUMULATE > 1 else '')
         return [f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
                 f'{sum(size for size, _ in sizes):,} parameters ({trainable:,} trainable); '
                 f'{len(self.train_loader.dataset):,} training and '
                 f'{len(self.eval_loader.dataset):,} validation images; '
                 f'{distributed.world_size()} process(es) of {config.TRAIN.TRAIN_BATCH_SIZE} '
-                f'images a step, {cpu.threads()} thread(s) each', *lines]
+                f'images a step{groups}, {cpu.threads()} thread(s) each', *lines]
 
 
 def report_bad_images(loader, known, config, log):
@@ -470,14 +537,6 @@ class Clock:
         elapsed = time.perf_counter() - self.started
         return (self.read_time / self.steps, (elapsed - self.read_time) / self.steps,
                 self.images * distributed.world_size() / elapsed)
-
-
-def cross_entropy(logits, labels, smoothing=0.0):
-    """Mean cross entropy of logits `[B, num_classes]`, with a share of the target spread evenly."""
-    if not smoothing:
-        return F.cross_entropy(logits, labels)
-    targets = F.label_smooth(F.one_hot(labels, logits.shape[1]), epsilon=smoothing)
-    return F.cross_entropy(logits, targets, soft_label=True)
 
 
 def prepare_folder(folder):

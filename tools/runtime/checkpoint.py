@@ -1,7 +1,8 @@
 """Checkpoints: all that the next step of a run depends on, in files that are whole or not there.
 
 A checkpoint is a NumPy .npz archive (arrays only, never code) followed by its SHA-256: weights,
-the optimizer's state by structured parameter names, and one JSON text with everything else.
+averages of weights, the optimizer's state by structured parameter names, and one JSON text with
+everything else.
 No random state needs saving: every draw of a run follows from its seed and the number of the
 epoch, step, image or process (see `step_seed` and dataset.ImageDataset), which also holds on
 Paddle 2.6.2, where a saved random state is silently empty.
@@ -209,8 +210,8 @@ def step_seed(seed, rank, step):
     return int(np.random.SeedSequence((seed, rank, step)).generate_state(1)[0] >> 1)
 
 
-def capture(network, optimizer, restored=None):
-    """Weights and optimizer state as {name: array}, by structured parameter names.
+def capture(network, optimizer, restored=None, ema=None):
+    """Weights, optimizer state and averages as {name: array}, by structured parameter names.
 
     Paddle names optimizer state by automatic names (linear_0.w_0_moment1_0), which change with
     whatever else a process has built; here it is `optimizer/moment1/head.weight`.
@@ -218,6 +219,7 @@ def capture(network, optimizer, restored=None):
     Args:
         restored: the arrays that the optimizer was restored from, until its first step. Paddle
             makes an optimizer's state in that step, and before it has none to show.
+        ema: averages of the weights (recipe.ema.Ema), stored as `ema/NAME`; None: there are none.
     """
     arrays = {f'network/{name}': value.numpy() for name, value in network.state_dict().items()}
     names = _structured_names(network)
@@ -233,18 +235,19 @@ def capture(network, optimizer, restored=None):
     if restored:
         arrays.update({name: array for name, array in restored.items()
                        if name.startswith('optimizer/')})
+    if ema:
+        arrays.update({f'ema/{name}': array for name, array in ema.state_dict().items()})
     return arrays
 
 
-def restore(network, optimizer, arrays, path):
-    """Put what `capture` took back.
+def restore(network, optimizer, arrays, path, ema=None):
+    """Put what `capture` took back; averages that it did not take begin with the weights.
 
     Raises:
         CheckpointError: where it belongs to another network or optimizer.
     """
     state = network.state_dict()
-    stored = {name[len('network/'):]: array for name, array in arrays.items()
-              if name.startswith('network/')}
+    stored = _below('network/', arrays)
     wrong = sorted(set(stored) ^ set(state)) or sorted(
         name for name in state if tuple(state[name].shape) != stored[name].shape)
     if wrong:
@@ -270,6 +273,19 @@ def restore(network, optimizer, arrays, path):
         key = (automatic[structured], kind)
         loaded[existing.get(key, f'{key[0]}_{kind}_0')] = array
     optimizer.set_state_dict(loaded)
+
+    averages = _below('ema/', arrays)
+    if ema and averages:
+        try:
+            ema.load_state_dict(averages)
+        except ValueError as error:
+            raise CheckpointError(f'{path}: has {error}') from error
+    elif ema:
+        ema.start()
+
+
+def _below(prefix, arrays):
+    return {name[len(prefix):]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _structured_names(network):
