@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -396,6 +397,25 @@ def boxes(transform, width, height, count=4000):
 
 class TestTrainTransform:
     CRITICAL_GAP = 1.95 / math.sqrt(4000)    # exceeded by chance once in a thousand seeds
+
+    def test_a_padded_crop_is_a_window_of_the_padded_image(self):
+        """As in the official transfer: resized, an eighth of black around it, a random window."""
+        image = Image.fromarray(np.random.default_rng(0).integers(1, 256, (16, 16, 3), np.uint8))
+        transform = TrainTransform(32, crop='padded')
+        resized = np.asarray(image.resize((32, 32), Image.BILINEAR))
+        padded = np.pad(resized, ((4, 4), (4, 4), (0, 0)))
+        windows = {padded[top:top + 32, left:left + 32].tobytes(): (top, left)
+                   for top in range(9) for left in range(9)}
+        found = Counter(windows[transform.pixels(image, np.random.default_rng(seed)).tobytes()]
+                        for seed in range(2000))
+        assert set(found) == set(windows.values()), 'every window, and no other'
+        expected = 2000 / 81
+        assert max(abs(count - expected) for count in found.values()) < 5 * expected ** 0.5
+
+    def test_a_padded_crop_keeps_the_shape_of_what_it_shows(self):
+        image = Image.new('RGB', (80, 40), 'white')
+        shown = TrainTransform(32, crop='padded').pixels(image, np.random.default_rng(0))
+        assert shown.shape == (32, 32, 3) and (shown == 255).any(axis=2).mean() > 0.8
 
     def test_distributions_where_every_crop_fits(self):
         left, top, right, bottom = boxes(TrainTransform(scale=(0.1, 0.5)), 4000, 4000)

@@ -169,7 +169,8 @@ def train_transform(config):
     elif data.COLOR_JITTER:
         operations.append(ColorJitter(data.COLOR_JITTER))
     return dataset.TrainTransform(config.MODEL.IMAGE_SIZE, data.TRAIN_SCALE, data.TRAIN_RATIO,
-                                  data.TRAIN_INTERPOLATION, data.FLIP, operations)
+                                  data.TRAIN_INTERPOLATION, data.FLIP, operations,
+                                  data.TRAIN_CROP)
 
 
 def random_erasing(config):

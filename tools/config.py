@@ -136,6 +136,10 @@ class Data:
     EVAL_INTERPOLATION: str = option(
         'auto', 'filter of the evaluation resize; auto: bicubic for center_crop, bilinear for '
         'squash', choices=('auto', 'bilinear', 'bicubic'))
+    TRAIN_CROP: str = option('resized', 'resized: a random part of the image, see TRAIN_SCALE; '
+                             'padded: the whole image, moved by up to an eighth of IMAGE_SIZE '
+                             'over black, as in the official transfer to CIFAR',
+                             choices=('resized', 'padded'))
     TRAIN_SCALE: tuple = option((0.05, 1.0), 'share of the image\'s area in a training crop',
                                 above=0, high=1)
     TRAIN_RATIO: tuple = option((3 / 4, 4 / 3), 'width / height of a training crop', above=0)

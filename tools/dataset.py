@@ -165,6 +165,11 @@ def normalise(pixels, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     return image
 
 
+def shorter_side_at(shorter, *sides):
+    """The sides of an image whose shorter one becomes `shorter`, as torchvision rounds them."""
+    return [min(int(shorter * side / min(sides)), LONGEST_SIDE) for side in sides]
+
+
 class EvalTransform:
     """The transform of validation, prediction and export: the same image every time.
 
@@ -203,8 +208,7 @@ class EvalTransform:
         size = self.image_size
         if self.mode == 'squash':
             return np.asarray(image.resize((size, size), self.resampling))
-        shorter = math.floor(size / self.crop_ratio)
-        scaled = [min(int(shorter * side / min(image.size)), LONGEST_SIDE) for side in image.size]
+        scaled = shorter_side_at(math.floor(size / self.crop_ratio), *image.size)
         left, top = (round((side - size) / 2) for side in scaled)
         resized = image.resize(scaled, self.resampling)
         return np.asarray(resized.crop((left, top, left + size, top + size)))
@@ -215,10 +219,13 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Random resized crop and horizontal flip, with torchvision's distributions, then operations.
+    """Random crop and horizontal flip, with torchvision's distributions, then operations.
 
     Args:
         image_size: side of the result, in pixels.
+        crop: 'resized', a part of the image of random size, place and shape; or 'padded': the
+            image with its shorter side at image_size, an eighth of that in black around it, and
+            of this a square at a random place, as in the official transfer to CIFAR.
         scale: range of the crop's area, as a part of the image's.
         ratio: range of the crop's width / height.
         interpolation: 'bilinear', 'bicubic', or 'random': one of the two for each image.
@@ -229,7 +236,7 @@ class TrainTransform:
     dtype = np.uint8    # what it makes of an image
 
     def __init__(self, image_size=224, scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3),
-                 interpolation='bilinear', flip=0.0, operations=()):
+                 interpolation='bilinear', flip=0.0, operations=(), crop='resized'):
         names = INTERPOLATIONS if interpolation == 'random' else [interpolation]
         self.resamplings = [INTERPOLATIONS[name] for name in names]
         self.image_size = image_size
@@ -237,6 +244,7 @@ class TrainTransform:
         self.ratio = ratio
         self.flip = flip
         self.operations = operations
+        self.random_crop = {'resized': self.resized_crop, 'padded': self.padded_crop}[crop]
 
     def crop_box(self, width, height, rng):
         """Draw the crop of a width x height image: (left, top, right, bottom) in pixels.
@@ -258,12 +266,24 @@ class TrainTransform:
         left, top = (width - crop_width) // 2, (height - crop_height) // 2
         return left, top, left + crop_width, top + crop_height
 
-    def pixels(self, image, rng):
-        """Augment a PIL RGB image to uint8 [image_size, image_size, 3]."""
+    def resized_crop(self, image, rng):
         # Not resize(box=...), whose filter looks beyond the crop's edges.
         image = image.crop(self.crop_box(*image.size, rng))
-        resampling = self.resamplings[rng.integers(len(self.resamplings))]
-        image = image.resize((self.image_size, self.image_size), resampling)
+        return image.resize((self.image_size, self.image_size), self.resampling(rng))
+
+    def padded_crop(self, image, rng):
+        size, padding = self.image_size, self.image_size // 8
+        image = image.resize(shorter_side_at(size, *image.size), self.resampling(rng))
+        # PIL fills with black what a box has outside of the image.
+        left, top = (int(rng.integers(-padding, side + padding - size + 1)) for side in image.size)
+        return image.crop((left, top, left + size, top + size))
+
+    def resampling(self, rng):
+        return self.resamplings[rng.integers(len(self.resamplings))]
+
+    def pixels(self, image, rng):
+        """Augment a PIL RGB image to uint8 [image_size, image_size, 3]."""
+        image = self.random_crop(image, rng)
         if rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for operation in self.operations:
