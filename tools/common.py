@@ -5,12 +5,28 @@ Sub-layer names are those of the official PyTorch code, so that published weight
 `Linear` weight is `[in, out]` here, the transpose of PyTorch's.
 """
 
+import contextlib
 import math
 
 import numpy as np
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
+
+
+def full_precision():
+    """A context inside which mixed precision is off; nothing changes where it was off.
+
+    It covers operations, not values: bring those along as `as_float32(x)`.
+    """
+    # A graph that is being exported knows no mixed precision, and Paddle 2.6 warns of it there.
+    return paddle.amp.auto_cast(enable=False) if paddle.in_dynamic_mode() else (
+        contextlib.nullcontext())
+
+
+def as_float32(x):
+    """A tensor as float32; the tensor itself where it is that already."""
+    return x if x.dtype == paddle.float32 else x.astype('float32')
 
 
 class DropPath(nn.Layer):

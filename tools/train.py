@@ -81,6 +81,8 @@ class Run:
         self.trainable = [p for p in self.network.parameters() if not p.stop_gradient]
         self.schedule = build.schedule(config)
         self.optimizer = build.optimizer(config, self.network, self.schedule)
+        self.precision, ignored = build.precision(config, self.network, self.optimizer)
+        self.precise = self.precision.wrap(self.network)    # as it is called
         self.train_loader, self.eval_loader = build.train_loader(config), build.eval_loader(config)
         self.steps = len(self.train_loader)
         self.position = Position()
@@ -99,13 +101,14 @@ class Run:
                 prepare_folder(self.folder)
             configuration.save_config(config, self.folder / 'config.yaml')
         self.log = RunLog(self.folder, config.TRAIN.VISUALDL, log_position)
-        for note in notes:
+        for note in notes + ignored:
             self.log.warn(note)
         if log_position is None:
             self.log.say(self.describe())
+            self.log.say(build.describe_rate(config))
             self.log.record('start', 0, config=dataclasses.asdict(config), **environment())
-        self.model = (paddle.DataParallel(self.network) if distributed.world_size() > 1
-                      else self.network)
+        self.model = (paddle.DataParallel(self.precise) if distributed.world_size() > 1
+                      else self.precise)
 
     # ---- checkpoints
 
@@ -132,6 +135,7 @@ class Run:
             return None, notes
         notes += compare_runs(state['identity'], self.identity, path, force)
         restore(self.network, self.optimizer, arrays, path)
+        self.precision.loss_scale.restore(state.get('loss_scale'), path)
         self.restored = arrays
         self.position = Position(**state['position'])
         if state['steps'] != self.steps and self.position.step:
@@ -148,7 +152,8 @@ class Run:
         self.add_pending()
         if distributed.is_main():
             state = dict(position=dataclasses.asdict(self.position), identity=self.identity,
-                         steps=self.steps, log=self.log.position())
+                         steps=self.steps, log=self.log.position(),
+                         loss_scale=self.precision.loss_scale.state())
             step = self.position.epoch * self.steps + self.position.step
             try:
                 self.checkpoints.save(step, capture(self.network, self.optimizer, self.restored),
@@ -191,7 +196,7 @@ class Run:
                 if self.position.epoch < epochs:
                     self.leave_if_asked()
         if scores is None:    # a finished run was started again
-            scores = evaluate(self.network, self.eval_loader)
+            scores = evaluate(self.precise, self.eval_loader)
         self.log.record('end', epochs * self.steps, best=self.position.best, **scores)
         self.log.say(f'best val acc: {self.position.best:.4f}, weights in '
                      f'{self.config.TRAIN.OUTPUT_DIR}/')
@@ -241,11 +246,12 @@ class Run:
                               self.position.epoch * self.steps + self.position.step))
         logits = self.model(images)                             # (B, num_classes)
         loss = cross_entropy(logits, labels, config.TRAIN.LABEL_SMOOTHING)
-        loss.backward()
+        self.precision.scaled(loss).backward()
         # A loss that is not finite leaves no finite norm; processes share their gradients, so
         # all of them come to the same decision. The norm is the one number a step that the host
         # waits for.
-        norm = clip_gradients(self.trainable, config.TRAIN.CLIP_NORM)
+        norm = clip_gradients(self.trainable, config.TRAIN.CLIP_NORM, config.TRAIN.CLIP_MODE,
+                              self.precision.loss_scale.value)
         if math.isfinite(norm):
             self.optimizer.step()
             self.restored = None
@@ -256,6 +262,7 @@ class Run:
             self.position.skipped_steps += 1
             self.bad_steps_in_a_row += 1
             self.give_up_after_bad_steps(norm, loss)
+        self.precision.loss_scale.update(math.isfinite(norm))
         self.optimizer.clear_grad()
 
     def progress(self):
@@ -310,7 +317,7 @@ class Run:
         self.write_weights('last', metadata)    # first: validation may find a bad image and end
         due = (epoch + 1) % config.TRAIN.VAL_EVERY == 0
         if due or epoch == config.SCHEDULER.NUM_EPOCHS - 1:
-            scores = evaluate(self.network, self.eval_loader)
+            scores = evaluate(self.precise, self.eval_loader)
             self.log.say(f'ImageNet val acc is:{scores["top1"]:.4f}')
             self.log.record('validation', (epoch + 1) * self.steps, epoch=epoch, **scores)
         if scores and scores['top1'] > position.best:
@@ -325,7 +332,8 @@ class Run:
         if not distributed.is_main():
             return
         try:
-            write_weights(self.folder / f'{name}.pdparams', self.network.state_dict(), metadata)
+            write_weights(self.folder / f'{name}.pdparams',
+                          self.precision.float32_state(self.network, self.optimizer), metadata)
         except OSError as error:
             self.log.warn(f'{name}.pdparams was not saved: {error}; training goes on')
 
@@ -373,10 +381,10 @@ class Run:
         raise TrainingError(
             f'{self.bad_steps_in_a_row} steps in a row had gradients that are not finite (norm '
             f'{norm}, loss {float(loss)}) up to epoch {position.epoch}, step {position.step}, at '
-            f'learning rate {format_rate(self.optimizer.get_lr())}, loss scale 1; the last good '
-            f'checkpoint is {good}, the weights of now are in {inspection}, the last batch was '
-            f'{", ".join(files[:4])}{" ..." if len(files) > 4 else ""}: lower the rate, or look '
-            'at these images')
+            f'learning rate {format_rate(self.optimizer.get_lr())}, loss scale '
+            f'{self.precision.loss_scale.value:g}; the last good checkpoint is {good}, the weights '
+            f'of now are in {inspection}, the last batch was {", ".join(files[:4])}'
+            f'{" ..." if len(files) > 4 else ""}: lower the rate, or look at these images')
 
     def describe(self):
         sizes = [(math.prod(p.shape), p.stop_gradient) for p in self.network.parameters()]
