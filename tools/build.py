@@ -118,8 +118,8 @@ def schedule(config):
         return Schedule(lambda progress: highest)
     for name in ('END_LR', 'WARMUP_START_LR'):
         if getattr(keys, name) > highest:
-            raise ConfigError(f'SCHEDULER.{name} is {getattr(keys, name):g}, above the highest '
-                              f'rate: {describe_rate(config)}')
+            raise ConfigError(f'SCHEDULER.{name} is {getattr(keys, name):g}, above the '
+                              f'{describe_rate(config)}')
     return Schedule(
         lambda progress: learning_rate(progress, highest, keys.WARMUP_EPOCHS,
                                        keys.WARMUP_START_LR, keys.END_LR,
