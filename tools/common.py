@@ -19,9 +19,9 @@ def full_precision():
 
     It covers operations, not values: bring those along as `as_float32(x)`.
     """
-    # A graph that is being exported knows no mixed precision, and Paddle 2.6 warns of it there.
-    return paddle.amp.auto_cast(enable=False) if paddle.in_dynamic_mode() else (
-        contextlib.nullcontext())
+    if paddle.in_dynamic_mode() or paddle.framework.in_pir_mode():
+        return paddle.amp.auto_cast(enable=False)
+    return contextlib.nullcontext()    # Paddle 2.6's graphs for export: it warns of auto_cast there
 
 
 def as_float32(x):

@@ -170,12 +170,12 @@ class T2T_module(nn.Layer):
             for index in range(len(self.soft_splits) - 1):
                 x = getattr(self, f'soft_split{index}')(x)      # (B, token_dim, side, side)
             return self.project(x).flatten(2).transpose([0, 2, 1])          # (B, N, embed_dim)
-        for index, (split, side) in enumerate(zip(self.soft_splits, self.grid_sizes)):
-            x = soft_split(x, split)                            # (B, side * side, C * k * k)
-            if index == len(self.soft_splits) - 1:
-                return self.project(x)                          # (B, N, embed_dim)
+        last = len(self.soft_splits) - 1
+        for index in range(last):
+            x = soft_split(x, self.soft_splits[index])          # (B, side * side, C * k * k)
             x = getattr(self, f'attention{index + 1}')(x)       # (B, side * side, token_dim)
-            x = tokens_to_grid(x, side)                         # (B, token_dim, side, side)
+            x = tokens_to_grid(x, self.grid_sizes[index])       # (B, token_dim, side, side)
+        return self.project(soft_split(x, self.soft_splits[last]))         # (B, N, embed_dim)
 
     def check_size(self, x):
         height, width = x.shape[2], x.shape[3]
