@@ -20,7 +20,7 @@ import zoo
 from config import ConfigError, load_config
 from recipe.optimizer import build_optimizer, clip_gradients
 from recipe.precision import InMixedPrecision, LossScale, LossScaleError, Precision
-from runtime.checkpoint import Checkpoints, capture, restore
+from runtime.checkpoint import CheckpointError, Checkpoints, capture, restore
 from t2t import Token_performer, soft_split
 
 RECIPE = '''
@@ -383,6 +383,13 @@ def test_master_weights_survive_a_checkpoint(kind, dtype, stepped):
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_weights_of_another_precision_are_refused(dtype):
+    arrays = capture(*half_network('adamw', dtype))
+    with pytest.raises(CheckpointError, match='a.ckpt: has weights of another precision .weight'):
+        restore(*half_network('adamw', 'float32'), arrays, 'a.ckpt')
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])

@@ -213,6 +213,10 @@ def restore(network, optimizer, arrays, path):
         name for name in state if tuple(state[name].shape) != stored[name].shape)
     if wrong:
         raise CheckpointError(f'{path}: belongs to another network ({", ".join(wrong[:5])})')
+    wrong = [name for name in state if state[name].numpy().dtype != stored[name].dtype]
+    if wrong:
+        raise CheckpointError(f'{path}: has weights of another precision ({", ".join(wrong[:5])}): '
+                              'give TRAIN.AMP its value back')
     for name, value in state.items():
         value.set_value(stored[name])
 
@@ -265,8 +269,7 @@ FREE_KEYS = {
     'DATA.CLASS_NAMES', 'TRAIN.PRE_TRAIN', 'TRAIN.TRAIN_NUM_WORKS', 'TRAIN.VAL_BATCH_SIZE',
     'TRAIN.VAL_NUM_WORKS', 'TRAIN.LOG_EVERY', 'TRAIN.OUTPUT_DIR', 'TRAIN.VISUALDL',
     'TRAIN.RESUME', 'TRAIN.SAVE_STEPS', 'TRAIN.SAVE_MINUTES', 'TRAIN.KEEP_CHECKPOINTS',
-    'TRAIN.TIME_LIMIT_HOURS', 'TRAIN.MAX_BAD_STEPS', 'TRAIN.MAX_BAD_IMAGES', 'MODEL.ADAPT',
-    'TRAIN.AMP_ON_CPU'}
+    'TRAIN.TIME_LIMIT_HOURS', 'TRAIN.MAX_BAD_STEPS', 'TRAIN.MAX_BAD_IMAGES', 'MODEL.ADAPT'}
 BITS_ONLY = ('paddle', 'python', 'device', 'threads')
 
 
