@@ -159,7 +159,7 @@ run() {
         local logs
         logs=log/launch/$(date +%Y%m%d-%H%M%S)-$$
         say "Each process writes to $logs/workerlog.N; this is the first one's output."
-        program=("$python" -u -W 'ignore:No ccache found' -m paddle.distributed.launch "${launch[@]}" \
+        program=("$python" -u tools/launch.py "${launch[@]}" \
             --log_level ERROR --log_dir "$logs" "$1" "${arguments[@]}")
     fi
     if ((restarts == 0)); then exec "${program[@]}"; fi

@@ -9,6 +9,7 @@ figures of the log equal those of a run that was left alone, byte for byte.
 
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -20,7 +21,14 @@ from pathlib import Path
 import conftest
 import paddle
 from test_processes import below, ranks_of
-from test_resume import assert_same_run, command, kill_often, write_recipe
+from test_resume import (
+    assert_same_run,
+    command,
+    kill_often,
+    wait_for,
+    without_roots_rights,
+    write_recipe,
+)
 
 ROOT = conftest.ROOT
 
@@ -140,19 +148,20 @@ class Faults:
         run = self.folder / f'rank_{signal.Signals(number).name}'
         process = subprocess.Popen(
             command(self.recipe, run, 'SCHEDULER.NUM_EPOCHS=1000', processes=2), cwd=ROOT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+            text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         while not (run / 'train.log').exists() or 'Step [3/' not in (run / 'train.log').read_text():
             time.sleep(0.1)
         family = below(process.pid)
-        os.kill(ranks_of(process)[-1], number)
+        os.kill(family[1], number)    # the launcher's second child
         began = time.monotonic()
-        code = process.wait(timeout=120)
-        seconds = time.monotonic() - began
+        _, error = process.communicate(timeout=120)
+        code, seconds = process.returncode, time.monotonic() - began
         time.sleep(5)
         left = [pid for pid in family if Path(f'/proc/{pid}').exists()]
         os.killpg(process.pid, signal.SIGKILL) if left else None
         return (f'{signal.Signals(number).name} to one of two processes', code,
-                f'job ended after {seconds:.0f} s, {len(left)} processes left behind')
+                f'job ended after {seconds:.0f} s, {len(left)} processes left behind, '
+                f'"{re.sub("pid [0-9]+", "pid N", last_line(error).split(" (its")[0])}"')
 
     def killed_rank(self):
         return self.hurt_rank(signal.SIGKILL)
@@ -170,7 +179,7 @@ class Faults:
             env={**os.environ, 'PYTHON': sys.executable})
         while not log.exists() or 'Step [6/' not in log.read_text():
             time.sleep(0.05)
-        os.kill(ranks_of(process)[-1], signal.SIGKILL)
+        os.kill(ranks_of(process)[1], signal.SIGKILL)
         _, error = process.communicate(timeout=200)
         again = sum('starting again' in line for line in error.splitlines())
         return ('SIGKILL to one of two processes under train.sh --restarts 2', process.returncode,
@@ -196,6 +205,24 @@ class Faults:
                 f'ended after {time.monotonic() - began:.0f} s with a line that '
                 f'{"names it and its images" if named else "DOES NOT NAME it: " + said}')
 
+    def read_only(self):
+        run = self.folder / 'read_only'
+        process = subprocess.Popen(command(self.recipe, run), cwd=ROOT, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   preexec_fn=without_roots_rights)
+        wait_for(process, r'Step \[6/')
+        for path in (run / 'checkpoints', run):
+            path.chmod(0o500)
+        output, _ = process.communicate(timeout=120)
+        for path in (run, run / 'checkpoints'):
+            path.chmod(0o700)
+        warned = output.count('no checkpoint was saved')
+        done, _ = finish(command(self.recipe, run))
+        assert done.returncode == 0, done.stderr
+        return ('the run\'s folder becomes read-only', process.returncode,
+                f'{warned} warnings, trained to the end; the checkpoint before was whole: started '
+                f'again, {same(self.unhurt[1], run)}')
+
     def not_finite(self):
         run = self.folder / 'nan'
         done, _ = finish(command(self.recipe, run, 'SCHEDULER.USE_WARMUP=false',
@@ -205,8 +232,8 @@ class Faults:
 
 
 FAULTS = ['kills_at_random_moments', 'kills_of_two_processes', 'sigterm', 'sigint', 'sigusr1',
-          'time_limit', 'cut_off', 'bit_flipped', 'disk_full', 'killed_rank', 'hung_rank',
-          'restarts', 'loader_worker', 'not_finite']
+          'time_limit', 'cut_off', 'bit_flipped', 'disk_full', 'read_only', 'killed_rank',
+          'hung_rank', 'restarts', 'loader_worker', 'not_finite']
 
 
 def main():

@@ -496,6 +496,18 @@ class TestImageDataset:
         assert first[2][0].tobytes() == expected[0, 2]
         assert images(seed=2)[0, 2][0].tobytes() != expected[0, 2]
 
+    def test_repetitions_differ_and_the_first_is_as_without(self, images):
+        keys = [(1, 2), (1, 2, 0), (1, 2, 1), (1, 2, 2), (2, 2, 1), (1, 1, 1)]
+        found = [images(seed=1)[key][0].tobytes() for key in keys]
+        assert found[0] == found[1] and len(set(found[1:])) == 5
+        assert images(seed=1)[1, 2, 2][0].tobytes() == found[3]
+        # The seed of repetition 0 is that of runs before there were repetitions.
+        dataset_ = images(seed=1)
+        image = decode_image(dataset_.samples[2][0])
+        for key, seed in (((1, 2, 0), (1, 1, 2)), ((1, 2, 2), (1, 1, 2, 2))):
+            expected = dataset_.transform(image, np.random.default_rng(seed))
+            np.testing.assert_array_equal(dataset_[key][0], expected)
+
     def test_the_global_random_state_is_left_alone(self, images):
         np.random.seed(3)
         expected = np.random.random()
@@ -553,6 +565,39 @@ class TestEpochBatchSampler:
         assert list(sampler) == whole[4:] and len(whole[4:]) == 2 and len(sampler) == 6
         sampler.set_epoch(3)
         assert len(list(sampler)) == 6
+
+    @pytest.mark.parametrize('count, world, repeats, drop_last', [
+        (300, 1, 3, False), (700, 2, 3, False), (800, 3, 3, True), (1000, 4, 2, False),
+        (520, 8, 5, True)])
+    def test_repeats_are_those_of_deit(self, count, world, repeats, drop_last):
+        """Against DeiT's definition, on lists: repeat, deal out to the ranks, cut."""
+        samplers = [EpochBatchSampler(range(count), 16, world, rank, shuffle=True, seed=9,
+                                      drop_last=drop_last, repeats=repeats)
+                    for rank in range(world)]
+        plain = EpochBatchSampler(range(count), count, 1, 0, shuffle=True, seed=9)
+        for sampler in [plain, *samplers]:
+            sampler.set_epoch(2)
+        ((*order,),) = plain
+        repeated = [(*key, copy) for key in order for copy in range(repeats)]
+        for rank, sampler in enumerate(samplers):
+            expected = repeated[rank::world][:math.floor(count // 256 * 256 / world)]
+            if drop_last:
+                expected = expected[:len(expected) // 16 * 16]
+            batches = list(sampler)
+            assert [key for batch in batches for key in batch] == expected
+            assert len(sampler) == len(batches) and {len(b) for b in batches[:-1]} <= {16}
+            sampler.set_epoch(2, start_batch=3)
+            assert list(sampler) == batches[3:] and len(sampler) == len(batches)
+
+    def test_repeats_of_a_small_data_set(self):
+        for world in (1, 2, 3):
+            samplers = [EpochBatchSampler(range(20), 4, world, rank, repeats=3)
+                        for rank in range(world)]
+            keys = [key for sampler in samplers for batch in sampler for key in batch]
+            assert len(keys) == len(set(keys)) == 20 // world * world
+            assert {index for _, index, _ in keys} == set(range(math.ceil(len(keys) / 3)))
+        with pytest.raises(DataError, match='2 image.s. for 3'):
+            EpochBatchSampler(range(2), 4, 3, 0, repeats=3)
 
     def test_nothing_to_do(self):
         with pytest.raises(DataError, match='7 image.s. for 2 process.es. do not fill a batch of'):

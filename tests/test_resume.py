@@ -1,5 +1,6 @@
 """Runs that are stopped and killed end as if nothing had happened: real processes and signals."""
 
+import ctypes
 import json
 import os
 import random
@@ -55,7 +56,7 @@ def recipe(tmp_path_factory):
 def command(recipe, folder, *overrides, processes=1, force=False):
     start = [sys.executable]
     if processes > 1:
-        start += ['-m', 'paddle.distributed.launch', '--nproc_per_node', str(processes),
+        start += ['tools/launch.py', '--nproc_per_node', str(processes),
                   '--log_level', 'ERROR', '--log_dir', f'{folder}.launch']
         overrides = ('TRAIN.TRAIN_BATCH_SIZE=4', *overrides)
     return [*start, 'tools/train.py', '-c', str(recipe), *(['--force'] if force else []), '-o',
@@ -119,7 +120,7 @@ def test_twenty_kills_change_nothing(recipe, unhurt, tmp_path):
     assert_same_run(unhurt, folder)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_kills_of_two_processes_change_nothing(recipe, tmp_path):
     run(recipe, tmp_path / 'unhurt', processes=2)
     kill_often(command(recipe, tmp_path / 'run', processes=2), kills=6, seed=2, signal_all=True)
@@ -175,7 +176,7 @@ def test_the_time_limit_saves_and_leaves_in_time(recipe, unhurt, tmp_path):
         if done.returncode != 75:
             break
         assert 'TIME_LIMIT_HOURS' in done.stderr
-        assert time.monotonic() - began < seconds + 5    # Python's own start comes on top
+        assert time.monotonic() - began < seconds + 20    # Python's own start comes on top
         assert starts < 30
     assert done.returncode == 0 and starts > 1, done.stderr
     assert_same_run(unhurt, folder)
@@ -223,6 +224,36 @@ def test_a_disk_that_is_full_costs_warnings_not_the_run(recipe, unhurt, tmp_path
     assert len(warnings) == 2 * (6 + 2), 'every second step of 13, and twice at the end of an epoch'
     assert os.listdir(folder / 'checkpoints') == []
     assert (folder / 'last.pdparams').read_bytes() == (unhurt / 'last.pdparams').read_bytes()
+
+
+def without_roots_rights():
+    """Even root may not write into a read-only folder, in the process about to start."""
+    drop_from_bounding_set, may_override_permissions = 24, 1    # linux/prctl.h, capability.h
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, may_override_permissions, 0, 0, 0)
+
+
+def test_a_folder_that_becomes_read_only_costs_warnings_not_the_run(recipe, tmp_path):
+    folder = tmp_path / 'run'
+    process = subprocess.Popen(command(recipe, folder), cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=without_roots_rights)
+    wait_for(process, r'Epoch \[0/2\], Step \[6/')
+    (folder / 'checkpoints').chmod(0o500)
+    folder.chmod(0o500)
+    time.sleep(0.5)    # a checkpoint that was being written then may still arrive
+    before = {path: path.read_bytes() for path in Checkpoints(folder / 'checkpoints').paths()}
+    try:
+        output, error = process.communicate(timeout=120)
+    finally:
+        folder.chmod(0o700)
+        (folder / 'checkpoints').chmod(0o700)
+    assert process.returncode == 0, error
+    assert output.count('no checkpoint was saved') >= 6
+    assert 'best.pdparams was not saved' in output and 'last.pdparams was not saved' in output
+    assert before and {path: path.read_bytes()
+                       for path in Checkpoints(folder / 'checkpoints').paths()} == before
+    for path in before:
+        read_checkpoint(path)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import paddle
 import dataset
 import zoo
 from config import ROOT, ConfigError, project_path
+from recipe.augment import ColorJitter, RandomErasing, auto_augment
 from recipe.optimizer import build_optimizer
 from recipe.precision import Precision
 from runtime import distributed
@@ -68,9 +69,23 @@ def eval_transform(config):
 
 
 def train_transform(config):
-    data = config.DATA
+    data, operations = config.DATA, []
+    if data.AUTO_AUGMENT:
+        operations.append(auto_augment(data.AUTO_AUGMENT, config.MODEL.IMAGE_SIZE, data.MEAN,
+                                       data.TRAIN_INTERPOLATION))
+    elif data.COLOR_JITTER:
+        operations.append(ColorJitter(data.COLOR_JITTER))
     return dataset.TrainTransform(config.MODEL.IMAGE_SIZE, data.TRAIN_SCALE, data.TRAIN_RATIO,
-                                  data.TRAIN_INTERPOLATION, data.FLIP, data.MEAN, data.STD)
+                                  data.TRAIN_INTERPOLATION, data.FLIP, data.MEAN, data.STD,
+                                  operations)
+
+
+def random_erasing(config):
+    """The RandomErasing of normalised training batches, or None where there is none."""
+    data = config.DATA
+    if not data.ERASE_PROBABILITY:
+        return None
+    return RandomErasing(data.ERASE_PROBABILITY, data.ERASE_MODE, count=data.ERASE_COUNT)
 
 
 def train_loader(config):
@@ -78,18 +93,19 @@ def train_loader(config):
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH,
                    train_transform(config), train.TRAIN_BATCH_SIZE, train.TRAIN_NUM_WORKS,
-                   shuffle=True, bad_images='replace')
+                   'replace', shuffle=True, drop_last=train.DROP_LAST,
+                   repeats=train.REPEATED_AUGMENT)
 
 
 def eval_loader(config):
     """Validation batches in the order of the list; an image that can't be read has label -1."""
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH,
-                   eval_transform(config), train.VAL_BATCH_SIZE, train.VAL_NUM_WORKS,
-                   shuffle=False, bad_images='blank')
+                   eval_transform(config), train.VAL_BATCH_SIZE, train.VAL_NUM_WORKS, 'blank')
 
 
-def _loader(config, folder, list_file, transform, batch_size, num_workers, shuffle, bad_images):
+def _loader(config, folder, list_file, transform, batch_size, num_workers, bad_images,
+            **order):
     folder = project_path(folder)
     samples = dataset.load_samples(
         folder, project_path(list_file) if list_file else None,
@@ -98,7 +114,7 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, shuff
                                   folder, bad_images)
     sampler = dataset.EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
-        shuffle=shuffle, seed=config.TRAIN.SEED)
+        seed=config.TRAIN.SEED, **order)
     return dataset.Loader(images, sampler, num_workers, config.DATA.SHARED_MEMORY)
 
 

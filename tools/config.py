@@ -75,6 +75,11 @@ class Train:
                        high=2 ** 31 - 1)
     LABEL_SMOOTHING: float = option(0.0, 'share of the target spread over all classes', low=0,
                                     below=1)
+    DROP_LAST: bool = option(False, 'leave out an epoch\'s last batch where it is not full, as '
+                             'the official recipe does')
+    REPEATED_AUGMENT: int = option(1, 'differently augmented copies of each image, side by side '
+                                   'over the cards; an epoch keeps its length and sees fewer '
+                                   'images. DeiT has 3', low=1)
     CLIP_NORM: float = option(1.0, 'largest global norm of the gradient (CLIP_MODE norm) or '
                               'largest size of each of its numbers (value); 0: no clipping', low=0)
     CLIP_MODE: str = option('norm', 'what CLIP_NORM limits', choices=('norm', 'value'))
@@ -133,6 +138,17 @@ class Data:
                                       'the two for each image',
                                       choices=('bilinear', 'bicubic', 'random'))
     FLIP: float = option(0.0, 'probability of a horizontal flip in training', low=0, high=1)
+    AUTO_AUGMENT: str = option(
+        '', 'RandAugment or AutoAugment in timm\'s language: rand-m9-mstd0.5-inc1 is the official '
+        'recipe\'s; or original, originalr, v0, v0r; empty: none')
+    COLOR_JITTER: float = option(
+        0.0, 'largest change of brightness, contrast and saturation, 0.4 in timm; inactive while '
+        'AUTO_AUGMENT is on, as in the official recipe', low=0)
+    ERASE_PROBABILITY: float = option(0.0, 'share of training images that random erasing changes',
+                                      low=0, high=1)
+    ERASE_MODE: str = option('pixel', 'what an erased box shows: const, the mean colour; rand, one '
+                             'random colour; pixel, noise', choices=('const', 'rand', 'pixel'))
+    ERASE_COUNT: int = option(1, 'most boxes erased in an image', low=1)
     MEAN: tuple = option((0.485, 0.456, 0.406), 'mean of the channels, of values in 0 to 1')
     STD: tuple = option((0.229, 0.224, 0.225), 'standard deviation of the channels', above=0)
     CLASS_NAMES: str = option('', 'file of class names, one a line; empty: folder names, or '
@@ -442,6 +458,13 @@ def _check_together(config, said, path):
                'weights in Paddle: use TRAIN.AMP O1, or adamw')
     if config.TRAIN.PRE_TRAIN and not config.MODEL_PATH:
         refuse('TRAIN.PRE_TRAIN', 'is true, but MODEL_PATH names no weights: set it')
+    if data.AUTO_AUGMENT:
+        # Here, because it brings Pillow and Paddle, which nothing else of a configuration needs.
+        from recipe.augment import auto_augment
+        try:
+            auto_augment(data.AUTO_AUGMENT, config.MODEL.IMAGE_SIZE, data.MEAN)
+        except ValueError as error:
+            refuse('DATA.AUTO_AUGMENT', str(error))
     for name, (low, high) in (('TRAIN_SCALE', data.TRAIN_SCALE), ('TRAIN_RATIO', data.TRAIN_RATIO)):
         if low > high:
             refuse(f'DATA.{name}', f'is ({low:g}, {high:g}): put the smaller number first')

@@ -4,7 +4,6 @@ Read from top to bottom: which images there are, how one is decoded, how it is c
 resized, how samples become epochs and batches, and how worker processes deliver them.
 """
 
-import ctypes
 import gc
 import glob
 import io
@@ -16,7 +15,6 @@ import os
 import re
 import signal
 import stat
-import sys
 import threading
 import warnings
 from contextlib import closing
@@ -25,6 +23,8 @@ import numpy as np
 import paddle
 from paddle.io import DataLoader, Dataset, DistributedBatchSampler
 from PIL import Image, UnidentifiedImageError
+
+from runtime import follow_parent
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -332,7 +332,7 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Random resized crop and horizontal flip, with torchvision's distributions.
+    """Random resized crop and horizontal flip, with torchvision's distributions, then operations.
 
     Args:
         image_size: side of the result, in pixels.
@@ -341,10 +341,12 @@ class TrainTransform:
         interpolation: 'bilinear', 'bicubic', or 'random': one of the two for each image.
         flip: probability of a horizontal flip.
         mean, std: one number a channel, for pixels in [0, 1].
+        operations: what a recipe adds: each makes a PIL image of a PIL image and a Generator.
     """
 
     def __init__(self, image_size=224, scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3),
-                 interpolation='bilinear', flip=0.0, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+                 interpolation='bilinear', flip=0.0, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+                 operations=()):
         names = INTERPOLATIONS if interpolation == 'random' else [interpolation]
         self.resamplings = [INTERPOLATIONS[name] for name in names]
         self.image_size = image_size
@@ -352,6 +354,7 @@ class TrainTransform:
         self.ratio = ratio
         self.flip = flip
         self.mean, self.std = mean, std
+        self.operations = operations
 
     def crop_box(self, width, height, rng):
         """Draw the crop of a width x height image: (left, top, right, bottom) in pixels.
@@ -381,6 +384,8 @@ class TrainTransform:
         image = image.resize((self.image_size, self.image_size), resampling)
         if rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for operation in self.operations:
+            image = operation(image, rng)
         return np.asarray(image)
 
     def __call__(self, image, rng):
@@ -392,7 +397,10 @@ class TrainTransform:
 
 
 class ImageDataset(Dataset):
-    """Images and labels, where the key (epoch, index) alone decides how an image is augmented.
+    """Images and labels, where the key alone decides how an image is augmented.
+
+    A key is (epoch, index), or (epoch, index, repetition) where an epoch holds an image more than
+    once; repetition 0 is the same as none.
 
     Neither the number of workers and processes nor the order of reading changes a sample. Every
     epoch draws anew, and the same seed draws the same again, so that a resumed run goes on as if
@@ -428,7 +436,7 @@ class ImageDataset(Dataset):
         self.bad_images = bad_images
 
     def __getitem__(self, key):
-        """Return the image, float32 [3, H, W], and its label, int64, of a key (epoch, index).
+        """Return the image, float32 [3, H, W], and its label, int64, of a key.
 
         A plain index stands for epoch 0.
 
@@ -440,7 +448,7 @@ class ImageDataset(Dataset):
 
     def read(self, key):
         """Return (image, (label, bad)), where bad maps paths that cannot be read to messages."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index, *repetition = key if isinstance(key, tuple) else (0, key)
         label = self.samples[index][1]
         bad = {}
         for path in self._candidates(index):
@@ -452,7 +460,7 @@ class ImageDataset(Dataset):
                 bad[path] = printable(str(error))
                 continue
             # The key alone decides on the augmentation, whichever image it falls on.
-            rng = np.random.default_rng((self.seed, epoch, index))
+            rng = np.random.default_rng((self.seed, epoch, index, *filter(None, repetition)))
             return self.transform(image, rng), (label, bad)
         if self.bad_images == 'replace':
             raise ImageError(f'no image of class {label} can be read: '
@@ -471,7 +479,7 @@ class ImageDataset(Dataset):
                     yield path
 
     def path_of(self, key):
-        """The path of a key (epoch, index), fit to be printed."""
+        """The path of a key, fit to be printed."""
         return printable(self.samples[key[1]][0])
 
     def __len__(self):
@@ -479,13 +487,19 @@ class ImageDataset(Dataset):
 
 
 class EpochBatchSampler(DistributedBatchSampler):
-    """Batches of (epoch, index) keys for one of num_replicas processes.
+    """Batches of an ImageDataset's keys for one of num_replicas processes.
 
     The order depends on (seed, epoch) alone. Every step's global batch is cut into equal,
     consecutive parts, one for each rank. To make the last one divisible the epoch's first
     samples are repeated at its end, fewer than num_replicas of them. That does no harm in
     training. An evaluation without shuffling joins the parts in the order of the ranks and cuts
     them at len(dataset). All ranks get batches of the same number and sizes.
+
+    With repeats an epoch is that of DeiT's repeated augmentation (Hoffer et al., CVPR 2020): every
+    image of the order stands there `repeats` times in a row, and the ranks take turns, so that
+    they see different augmentations of one image; the epoch ends after as many samples as the
+    data set has, down to a multiple of 256, so that the rest of the order is not seen in it. Keys
+    are (epoch, index, repetition) then, else (epoch, index).
 
     Args:
         dataset: anything with a length.
@@ -494,15 +508,22 @@ class EpochBatchSampler(DistributedBatchSampler):
         shuffle: a new order every epoch instead of that of the data set.
         drop_last: leave out the last batch if it is not full.
         seed: an int, not negative.
+        repeats: copies of an image in a row.
 
     Raises:
         DataError: if there is no image, or drop_last leaves none.
     """
 
     def __init__(self, dataset, batch_size, num_replicas=None, rank=None, shuffle=False,
-                 drop_last=False, seed=0):
+                 drop_last=False, seed=0, repeats=1):
         super().__init__(dataset, batch_size, num_replicas, rank, shuffle, drop_last)
         self.seed = seed
+        self.repeats = repeats
+        if repeats > 1:
+            # Of fewer than 256 images DeiT would leave none; here they all count.
+            images = len(dataset) // 256 * 256 or len(dataset)
+            self.num_samples = images // self.nranks
+            self.total_size = self.num_samples * self.nranks
         self.start_batch = 0
         if len(self) == 0:
             raise DataError(f'{len(dataset)} image(s) for {self.nranks} process(es) do not fill a '
@@ -525,12 +546,18 @@ class EpochBatchSampler(DistributedBatchSampler):
         order = np.arange(len(self.dataset))
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        order = np.resize(order, self.total_size)    # repeats from the start
         global_size = self.batch_size * self.nranks
         for batch in range(start, len(self)):
-            global_batch = order[batch * global_size:(batch + 1) * global_size]
-            local_batch = np.split(global_batch, self.nranks)[self.local_rank]
-            yield [(self.epoch, int(index)) for index in local_batch]
+            places = np.arange(batch * global_size,
+                               min((batch + 1) * global_size, self.total_size))
+            if self.repeats == 1:
+                local = np.split(places, self.nranks)[self.local_rank]
+                # Beyond the end the order begins again.
+                yield [(self.epoch, int(index)) for index in order[local % len(order)]]
+            else:
+                local = places[self.local_rank::self.nranks]
+                yield [(self.epoch, int(index), int(repetition)) for index, repetition
+                       in zip(order[local // self.repeats], local % self.repeats)]
 
 
 class LoaderError(RuntimeError):
@@ -696,13 +723,11 @@ def _start_worker(worker_id):
     """Make a worker process leave signals to the whole group to its parent, and not outlive it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == 'linux':
-        signal.signal(signal.SIGUSR2, _follow_parent)
-        set_parent_death_signal = 1    # PR_SET_PDEATHSIG in linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, _end_with_parent)
+    follow_parent(signal.SIGUSR2)
 
 
-def _follow_parent(*_):
+def _end_with_parent(*_):
     """End a worker whose parent is dead, with its files in /dev/shm, which nobody will read."""
     paddle.base.core._cleanup_mmap_fds()
     os._exit(1)

@@ -29,6 +29,7 @@ from runtime import command, distributed
 from runtime.checkpoint import (
     Checkpoints,
     capture,
+    claim,
     compare_runs,
     read_checkpoint,
     restore,
@@ -93,6 +94,9 @@ class Run:
         self.folder = Path(configuration.project_path(config.TRAIN.OUTPUT_DIR))
         self.checkpoints = Checkpoints(self.folder / 'checkpoints', config.TRAIN.KEEP_CHECKPOINTS)
         self.saved_at = time.monotonic()
+        if distributed.is_main():
+            self.lock = claim(self.folder)
+        distributed.wait_for_all()
         log_position, notes = self.resume(force)
         # Every process must have looked for a checkpoint before one of them makes the folder.
         distributed.wait_for_all()
@@ -374,7 +378,7 @@ class Run:
         position, sampler = self.position, self.train_loader.batch_sampler
         sampler.set_epoch(position.epoch, position.step)
         samples = self.train_loader.dataset.samples
-        files = [samples[index][0] for _, index in next(iter(sampler))]
+        files = [samples[key[1]][0] for key in next(iter(sampler))]
         inspection = self.folder / 'not_finite.pdparams'
         self.write_weights('not_finite', dict(epoch=position.epoch, step=position.step))
         good = next(iter(self.checkpoints.paths()), 'none was saved yet')

@@ -7,6 +7,8 @@ epoch, step, image or process (see `step_seed` and dataset.ImageDataset), which 
 Paddle 2.6.2, where a saved random state is silently empty.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -166,6 +168,41 @@ def sync_folder(folder):
         pass    # some network file systems refuse it for folders
     finally:
         os.close(descriptor)
+
+
+def claim(folder, patience=30.0):
+    """Keep other processes from training in a run's folder for as long as this one lives.
+
+    Two jobs in one folder would take each other's checkpoints and mix their logs; it happens when
+    a job is started again while the processes of the one before still die.
+
+    Args:
+        folder: the run's; the lock is the file `.NAME.lock` beside it.
+        patience: seconds to wait for another process to end.
+
+    Returns:
+        The open lock file, to be held on to; the system unlocks it when the process ends, even
+        by SIGKILL.
+
+    Raises:
+        CheckpointError: if the other process is still there after that.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(folder.parent / f'.{folder.name}.lock', 'a+b')
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            # A lock of the process, not of the file: loader processes don't inherit it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return lock    # a file system without locks
+        if time.monotonic() > deadline:
+            raise CheckpointError(f'{folder}: another process trains in this folder: wait for its '
+                                  'end, or choose another TRAIN.OUTPUT_DIR')
+        time.sleep(0.2)
 
 
 def step_seed(seed, rank, step):

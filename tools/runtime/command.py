@@ -7,8 +7,14 @@ its line begins with by `kind`.
 
 import argparse
 import os
+import re
+import signal
 import sys
 import traceback
+
+# How the line begins on which a command ends early.
+LAST_WORDS = re.compile(r'(error|failed|stopped|interrupted)\b')
+SECONDS_TO_LEAVE = 10    # for a process of several; Paddle may wait for one that is gone
 
 
 class UsageError(ValueError):
@@ -46,4 +52,7 @@ def run(main, arguments=None):
         said = ' '.join(str(error).split()) or 'no message'
         kind = 'error' if code == 2 else getattr(error, 'kind', f'failed: {type(error).__name__}')
         print(f'{kind}: {said}', file=sys.stderr)
+    if code and 'PADDLE_TRAINER_ID' in os.environ:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)    # which kills
+        signal.alarm(SECONDS_TO_LEAVE)
     sys.exit(code)

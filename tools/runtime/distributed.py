@@ -1,9 +1,6 @@
 """Processes: the same calls work with one process and with many (one a card)."""
 
-import ctypes
 import itertools
-import signal
-import sys
 
 import paddle
 import paddle.distributed as dist
@@ -11,14 +8,8 @@ import paddle.distributed as dist
 
 def init():
     """Join the processes that paddle.distributed.launch started; nothing to do for one."""
-    if world_size() == 1:
-        return
-    if sys.platform == 'linux':
-        # A launcher that has ended, or was killed, must not leave its processes behind, and a
-        # stopped or stuck one hears no other signal.
-        set_parent_death_signal = 1    # PR_SET_PDEATHSIG in linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    dist.init_parallel_env()
+    if world_size() > 1:
+        dist.init_parallel_env()
 
 
 def rank():

@@ -50,7 +50,7 @@ def create_model(name, num_classes=1000, img_size=224, **kwargs):
     if name not in MODELS:
         nearest = difflib.get_close_matches(name, MODELS, n=1)
         hint = f', did you mean {nearest[0]}?' if nearest else ''
-        raise ValueError(f'model {name!r} is unknown{hint} Known: {", ".join(MODELS)}')
+        raise ValueError(f'model {name!r} is unknown{hint}; known: {", ".join(MODELS)}')
     network, options = MODELS[name]
     return network(num_classes=num_classes, img_size=img_size, **{**options, **kwargs})
 
