@@ -3,9 +3,11 @@
 import numpy as np
 import paddle
 import pytest
+from official import GOLDEN
 
 import build
-from config import load_config
+from config import ConfigError, load_config
+from runtime import distributed
 from scheduler import Schedule, format_rate, learning_rate
 
 
@@ -34,6 +36,89 @@ def test_the_cosine_recipe_follows_the_paddle_repositorys_scheduler():
     way = (np.arange(3, 301) - 3) / 297
     down = 5e-4 + (3e-3 - 5e-4) * (1 + np.cos(np.pi * way)) / 2
     np.testing.assert_allclose(found, np.concatenate([warm, down]), rtol=1e-12)
+
+
+OFFICIAL = """
+SCHEDULER: {NUM_EPOCHS: 310, COOLDOWN_EPOCHS: 10, BASE_LR: 1e-3, WARMUP_EPOCHS: 10,
+            WARMUP_START_LR: 1e-6, END_LR: 1e-5, DECAY: cosine, DECAY_FROM: start}
+"""
+
+
+def recipe(tmp_path, text):
+    (tmp_path / 'recipe.yaml').write_text(text)
+    return tmp_path / 'recipe.yaml'
+
+
+def test_the_official_recipe(tmp_path):
+    found = rates(recipe(tmp_path, OFFICIAL), 310)
+    np.testing.assert_allclose(found, np.load(GOLDEN / 'lr_official.npz')['lr'], rtol=0, atol=1e-12)
+
+
+def test_the_official_recipe_with_a_warm_up_of_five_epochs_is_one_key_away(tmp_path):
+    found = rates(recipe(tmp_path, OFFICIAL.replace('WARMUP_EPOCHS: 10', 'WARMUP_EPOCHS: 5')), 310)
+    wanted = np.load(GOLDEN / 'lr_official.npz')['lr']
+    np.testing.assert_allclose(found[10:], wanted[10:], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found[:5], 1e-6 + np.arange(5) * (1e-3 - 1e-6) / 5, rtol=1e-12)
+    way = np.arange(5, 10) / 300
+    np.testing.assert_allclose(found[5:10], 1e-5 + (1e-3 - 1e-5) * np.cos(np.pi * way / 2) ** 2,
+                               rtol=1e-12)
+
+
+def test_pits_recipe(tmp_path):
+    found = rates(recipe(tmp_path, """
+        SCHEDULER: {NUM_EPOCHS: 310, COOLDOWN_EPOCHS: 10, BASE_LR: 1e-3, WARMUP_EPOCHS: 20,
+                    WARMUP_START_LR: 5e-7, END_LR: 5e-6, DECAY_FROM: start}"""), 310)
+    np.testing.assert_allclose(found[:20], np.linspace(5e-7, 1e-3, 21)[:20], rtol=1e-12)
+    epochs = np.arange(20, 300)
+    np.testing.assert_allclose(
+        found[20:300], 5e-6 + (1e-3 - 5e-6) * np.cos(np.pi * epochs / 600) ** 2, rtol=1e-12)
+    assert found[300:] == [5e-6] * 10
+
+
+def test_vits_fine_tuning_recipe(tmp_path):
+    found = rates(recipe(tmp_path, """
+        SCHEDULER: {NUM_EPOCHS: 30, BASE_LR: 0.03, WARMUP_EPOCHS: 0, END_LR: 0}"""), 30)
+    np.testing.assert_allclose(found, 0.03 * np.cos(np.pi * np.arange(30) / 60) ** 2, rtol=1e-12)
+    assert found[0] == 0.03
+
+
+@pytest.mark.parametrize('batch, processes, lr_batch, wanted', [
+    (64, 8, 512, 1e-3), (256, 4, 512, 2e-3), (16, 1, 512, 1e-3 / 32), (16, 1, 0, 1e-3)])
+def test_the_rate_goes_with_the_images_a_step(tmp_path, monkeypatch, batch, processes, lr_batch,
+                                              wanted):
+    monkeypatch.setattr(distributed, 'world_size', lambda: processes)
+    path = recipe(tmp_path, f"""
+        TRAIN: {{TRAIN_BATCH_SIZE: {batch}}}
+        SCHEDULER: {{BASE_LR: 1e-3, LR_BATCH: {lr_batch}, WARMUP_EPOCHS: 5, END_LR: 1e-5,
+                     WARMUP_START_LR: 1e-6}}""")
+    found = rates(path, 300)
+    assert max(found) == found[5] == pytest.approx(wanted, rel=1e-12)
+    assert found[0] == 1e-6 and min(found[5:]) > 1e-5    # the ends stay
+    line = build.describe_rate(load_config(path))
+    assert line.startswith(f'highest learning rate {format_rate(wanted)}')
+    assert (f'for {lr_batch} images a step, of which there are {batch * processes}' in line
+            ) == bool(lr_batch)
+
+
+def test_a_rate_that_is_scaled_below_its_end_is_refused(tmp_path):
+    path = recipe(tmp_path, """
+        TRAIN: {TRAIN_BATCH_SIZE: 1}
+        SCHEDULER: {BASE_LR: 1e-3, LR_BATCH: 512, END_LR: 1e-5}""")
+    with pytest.raises(ConfigError, match='SCHEDULER.END_LR is 1e-05, above the '
+                       'highest learning rate 0.000001953: 0.0010 for 512 images a step, of '
+                       'which there are 1'):
+        build.schedule(load_config(path))
+
+
+@pytest.mark.parametrize('keys, said', [
+    ('DECAY_FROM: begin', 'SCHEDULER.DECAY_FROM must be one of warmup, start'),
+    ('LR_BATCH: -1', 'SCHEDULER.LR_BATCH must be at least 0'),
+    ('LR_BATCH: 0.5', 'SCHEDULER.LR_BATCH must be a whole number'),
+    ('COOLDOWN_EPOCHS: 300', 'SCHEDULER.COOLDOWN_EPOCHS is 300, which the 300 of '
+     'SCHEDULER.NUM_EPOCHS do not hold behind the 3 of SCHEDULER.WARMUP_EPOCHS')])
+def test_bad_keys_are_named(tmp_path, keys, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(recipe(tmp_path, f'SCHEDULER: {{{keys}}}'))
 
 
 def test_where_the_published_log_leaves_1e_3():

@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+import paddle
+
 import dataset
 import samples
 import zoo
@@ -20,10 +22,11 @@ from recipe.freeze import freeze
 from recipe.loss import CrossEntropy, DistillationLoss
 from recipe.mixup import Mixup
 from recipe.optimizer import build_optimizer
+from recipe.precision import Precision
 from recipe.teacher import ExportedTeacher
 from runtime import distributed
 from runtime.weights import WeightsError
-from scheduler import Schedule, learning_rate
+from scheduler import Schedule, format_rate, learning_rate
 from t2t import T2T_ViT
 from zoo.names import weights_for
 
@@ -290,19 +293,77 @@ def fingerprint(loader):
 
 def schedule(config):
     """The learning rate over the epochs, standing at the first one."""
-    keys = config.SCHEDULER
+    keys, highest = config.SCHEDULER, highest_rate(config)
     if not keys.USE_WARMUP:
-        return Schedule(lambda progress: keys.BASE_LR)
+        return Schedule(lambda progress: highest)
+    for name in ('END_LR', 'WARMUP_START_LR'):
+        if getattr(keys, name) > highest:
+            raise ConfigError(f'SCHEDULER.{name} is {getattr(keys, name):g}, above the '
+                              f'{describe_rate(config)}')
     return Schedule(
-        lambda progress: learning_rate(progress, keys.BASE_LR, keys.WARMUP_EPOCHS,
-                                       keys.WARMUP_START_LR, keys.END_LR, keys.NUM_EPOCHS,
-                                       keys.DECAY),
+        lambda progress: learning_rate(progress, highest, keys.WARMUP_EPOCHS,
+                                       keys.WARMUP_START_LR, keys.END_LR,
+                                       keys.NUM_EPOCHS - keys.COOLDOWN_EPOCHS, keys.DECAY,
+                                       keys.DECAY_FROM),
         progress=keys.LAST_EPOCHS + 1)
 
 
+def images_a_step(config):
+    """How many images an optimizer step sees, on all cards."""
+    train = config.TRAIN
+    return train.TRAIN_BATCH_SIZE * distributed.world_size() * train.ACCUMULATE
+
+
+def highest_rate(config):
+    """BASE_LR, scaled to the images a step where LR_BATCH says what it is for.
+
+    In proportion (Goyal et al., 2017, section 2.1); the two ends of the schedule stay.
+    """
+    keys = config.SCHEDULER
+    return keys.BASE_LR * (images_a_step(config) / keys.LR_BATCH if keys.LR_BATCH else 1)
+
+
+def describe_rate(config):
+    """One line on the highest rate and where it comes from."""
+    keys = config.SCHEDULER
+    line = f'highest learning rate {format_rate(highest_rate(config))}'
+    if keys.LR_BATCH:
+        line += (f': {format_rate(keys.BASE_LR)} for {keys.LR_BATCH} images a step, of which '
+                 f'there are {images_a_step(config)}')
+    return line
+
+
 def optimizer(config, bare_network, rate):
-    return build_optimizer(bare_network, rate, config.SCHEDULER.WEIGHT_DECAY,
-                           config.TRAIN.DECAY_ALL)
+    train, keys = config.TRAIN, config.SCHEDULER
+    return build_optimizer(bare_network, rate, keys.WEIGHT_DECAY, train.DECAY_ALL,
+                           train.OPTIMIZER, train.MOMENTUM, train.NESTEROV, train.BETAS,
+                           train.EPSILON, keys.BACKBONE_LR_SCALE, keys.LAYER_DECAY)
+
+
+def precision(config, bare_network, built_optimizer):
+    """How to compute; returns (Precision, lines for the person where AMP is ignored).
+
+    Raises:
+        ConfigError: where this device has no mixed precision. Paddle itself would go on in
+            float32 and say nothing of it.
+    """
+    train = config.TRAIN
+    if train.AMP == 'none':
+        return Precision(bare_network, built_optimizer), []
+    device = paddle.device.get_device()
+    if device == 'cpu':
+        if train.AMP_ON_CPU == 'refuse':
+            raise ConfigError(f'TRAIN.AMP is {train.AMP}, but this is a CPU, where Paddle has no '
+                              'mixed precision: use a GPU, TRAIN.AMP=none, or '
+                              'TRAIN.AMP_ON_CPU=ignore to train in float32')
+        return (Precision(bare_network, built_optimizer),
+                [f'TRAIN.AMP {train.AMP} is ignored on this CPU: training in float32'])
+    supported = (paddle.amp.is_float16_supported if train.AMP_DTYPE == 'float16'
+                 else paddle.amp.is_bfloat16_supported)
+    if not supported():
+        raise ConfigError(f'TRAIN.AMP_DTYPE is {train.AMP_DTYPE}, which {device} does not compute '
+                          'in: use the other one, or TRAIN.AMP=none')
+    return Precision(bare_network, built_optimizer, train.AMP, train.AMP_DTYPE), []
 
 
 def class_names(config, metadata=None):

@@ -15,6 +15,21 @@ from paddle import nn
 from paddle.nn import functional as F
 
 
+def full_precision():
+    """A context inside which mixed precision is off; nothing changes where it was off.
+
+    It covers operations, not values: bring those along as `as_float32(x)`.
+    """
+    if paddle.in_dynamic_mode() or paddle.framework.in_pir_mode():
+        return paddle.amp.auto_cast(enable=False)
+    return contextlib.nullcontext()    # Paddle 2.6's graphs for export: it warns of auto_cast there
+
+
+def as_float32(x):
+    """A tensor as float32; the tensor itself where it is that already."""
+    return x if x.dtype == paddle.float32 else x.astype('float32')
+
+
 class DropPath(nn.Layer):
     """Stochastic depth (Huang et al., ECCV 2016): drops a residual branch for whole images.
 

@@ -97,9 +97,25 @@ class Train:
     REPEATED_AUGMENT: int = option(1, 'differently augmented copies of each image, side by side '
                                    'over the cards; an epoch keeps its length and sees fewer '
                                    'images. DeiT has 3', low=1)
-    CLIP_NORM: float = option(1.0, 'largest global norm of the gradient; 0: no clipping', low=0)
+    CLIP_NORM: float = option(1.0, 'largest global norm of the gradient (CLIP_MODE norm) or '
+                              'largest size of each of its numbers (value); 0: no clipping', low=0)
+    CLIP_MODE: str = option('norm', 'what CLIP_NORM limits', choices=('norm', 'value'))
     DECAY_ALL: bool = option(True, 'decay every parameter; false leaves out 1-D parameters, '
-                             'biases and the class token, as the official recipe does')
+                             'biases, class tokens and position tables, as the official recipes '
+                             'do')
+    OPTIMIZER: str = option('adamw', 'sgd: with MOMENTUM; lamb: for large batches',
+                            choices=('adamw', 'sgd', 'lamb'))
+    MOMENTUM: float = option(0.9, 'momentum of sgd', low=0, below=1)
+    NESTEROV: bool = option(False, 'Nesterov\'s momentum in sgd')
+    BETAS: tuple = option((0.9, 0.999), 'running means of adamw and lamb', low=0, below=1)
+    EPSILON: float = option(1e-8, 'what adamw and lamb add to the denominator', above=0)
+    AMP: str = option('none', 'mixed precision, on GPUs: O1 computes matrix products in AMP_DTYPE; '
+                      'O2 nearly all, with AMP_DTYPE weights and float32 copies of them; not run '
+                      'here', choices=('none', 'O1', 'O2'))
+    AMP_DTYPE: str = option('float16', 'half precision of AMP; float16 comes with a dynamic loss '
+                            'scale', choices=('float16', 'bfloat16'))
+    AMP_ON_CPU: str = option('refuse', 'what AMP does on a CPU, where Paddle has none; ignore: '
+                             'train in float32', choices=('refuse', 'ignore'))
     ACCUMULATE: int = option(1, 'batches whose gradients make up one optimizer step, as if they '
                              'were one batch; the last group of an epoch may have fewer. Steps '
                              'of the log, LOG_EVERY and SAVE_STEPS count batches, and wait for '
@@ -171,14 +187,25 @@ class Scheduler:
     LAST_EPOCHS: int = option(-1, 'epoch of the schedule before the first one: -1 starts the '
                               'schedule at 0; 0 starts it at 1, as the Paddle repository does',
                               low=-1)
-    WEIGHT_DECAY: float = option(0.3, 'decoupled weight decay of AdamW', low=0)
+    WEIGHT_DECAY: float = option(0.3, 'weight decay: decoupled in adamw and lamb, coupled (L2) '
+                                 'in sgd', low=0)
     BASE_LR: float = option(0.003, 'highest learning rate', above=0)
+    LR_BATCH: int = option(0, 'images a step, of all cards, that BASE_LR is meant for: another '
+                           'number scales it in proportion; 0: BASE_LR as it is', low=0)
     USE_WARMUP: bool = option(True, 'follow the schedule; false keeps BASE_LR throughout')
     WARMUP_EPOCHS: float = option(3, 'epochs from WARMUP_START_LR up to BASE_LR, linearly', low=0)
     WARMUP_START_LR: float = option(1e-6, 'rate at the schedule\'s epoch 0', low=0)
     END_LR: float = option(5e-4, 'rate at the end', low=0)
     DECAY: str = option('cosine', 'way from BASE_LR down to END_LR', choices=('cosine', 'linear'))
+    DECAY_FROM: str = option('warmup', 'where the way down is counted from: the end of the warm-up '
+                             'or, as the official recipe has it, epoch 0',
+                             choices=('warmup', 'start'))
+    COOLDOWN_EPOCHS: float = option(0, 'the last of NUM_EPOCHS, which stay at END_LR', low=0)
     UPDATE: str = option('epoch', 'how often the rate moves', choices=('epoch', 'step'))
+    BACKBONE_LR_SCALE: float = option(1.0, 'factor on the rate of all but the heads; the official '
+                                      'transfer recipe has 0.01', above=0)
+    LAYER_DECAY: float = option(1.0, 'factor on the rate from each block to the one below it; '
+                                'the heads have 1', above=0, high=1)
 
 
 @dataclass
@@ -503,10 +530,15 @@ def _check_together(config, said, path):
         if schedule.WARMUP_EPOCHS > schedule.NUM_EPOCHS:
             refuse('SCHEDULER.WARMUP_EPOCHS', f'is {schedule.WARMUP_EPOCHS:g}, longer than the '
                    f'{schedule.NUM_EPOCHS} of SCHEDULER.NUM_EPOCHS')
-        if schedule.END_LR > schedule.BASE_LR:
+        if schedule.WARMUP_EPOCHS + schedule.COOLDOWN_EPOCHS > schedule.NUM_EPOCHS:
+            refuse('SCHEDULER.COOLDOWN_EPOCHS', f'is {schedule.COOLDOWN_EPOCHS:g}, which the '
+                   f'{schedule.NUM_EPOCHS} of SCHEDULER.NUM_EPOCHS do not hold behind the '
+                   f'{schedule.WARMUP_EPOCHS:g} of SCHEDULER.WARMUP_EPOCHS')
+        # With LR_BATCH the highest rate is known once the processes are: see build.schedule.
+        if schedule.END_LR > schedule.BASE_LR and not schedule.LR_BATCH:
             refuse('SCHEDULER.END_LR', f'is {schedule.END_LR:g}, above the {schedule.BASE_LR:g} '
                    'of SCHEDULER.BASE_LR that it decays from')
-        if schedule.WARMUP_START_LR > schedule.BASE_LR:
+        if schedule.WARMUP_START_LR > schedule.BASE_LR and not schedule.LR_BATCH:
             refuse('SCHEDULER.WARMUP_START_LR', f'is {schedule.WARMUP_START_LR:g}, above the '
                    f'{schedule.BASE_LR:g} of SCHEDULER.BASE_LR that it warms up to')
         if schedule.LAST_EPOCHS >= schedule.NUM_EPOCHS:
@@ -515,6 +547,9 @@ def _check_together(config, said, path):
     if config.TRAIN.PRE_TRAIN and config.MODEL.PRETRAINED:
         refuse('MODEL.PRETRAINED', 'and TRAIN.PRE_TRAIN (with MODEL_PATH) both name weights to '
                'start from: keep one of the two')
+    if config.TRAIN.AMP == 'O2' and config.TRAIN.OPTIMIZER == 'lamb':
+        refuse('TRAIN.OPTIMIZER', 'is lamb, which takes no float32 gradients of half-precision '
+               'weights in Paddle: use TRAIN.AMP O1, or adamw')
     if config.TRAIN.PRE_TRAIN and not config.MODEL_PATH:
         refuse('TRAIN.PRE_TRAIN', 'is true, but MODEL_PATH names no weights: set it')
     if data.AUTO_AUGMENT:

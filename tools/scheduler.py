@@ -6,7 +6,7 @@ from paddle.optimizer.lr import LRScheduler
 
 
 def learning_rate(progress, base_lr, warmup_epochs, warmup_start_lr, end_lr, total_epochs,
-                  decay='cosine'):
+                  decay='cosine', decay_from='warmup'):
     """Linear warm-up from `warmup_start_lr` to `base_lr`, then decay to `end_lr`.
 
     Args:
@@ -14,10 +14,14 @@ def learning_rate(progress, base_lr, warmup_epochs, warmup_start_lr, end_lr, tot
         warmup_epochs: length of the warm-up, in epochs.
         total_epochs: where `end_lr` is reached, warm-up included; the rate stays there.
         decay: 'cosine' (half a wave) or 'linear'.
+        decay_from: where the way down is counted from: 'warmup', its end, or 'start', epoch 0.
+            The official recipe does the latter, so that its rate, at the end of the warm-up,
+            joins a cosine that is already under way.
     """
     if progress < warmup_epochs:
         return warmup_start_lr + (base_lr - warmup_start_lr) * progress / warmup_epochs
-    way = (progress - warmup_epochs) / max(1, total_epochs - warmup_epochs)
+    first = warmup_epochs if decay_from == 'warmup' else 0
+    way = (progress - first) / max(1, total_epochs - first)
     way = min(way, 1.0)
     remaining = 0.5 * (1 + math.cos(math.pi * way)) if decay == 'cosine' else 1 - way
     return end_lr + (base_lr - end_lr) * remaining

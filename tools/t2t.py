@@ -24,8 +24,10 @@ from common import (
     Block,
     ImageClassifier,
     Mlp,
+    as_float32,
     check_size,
     for_each_image,
+    full_precision,
     grid_to_tokens,
     initialise,
     sinusoid_table,
@@ -42,6 +44,9 @@ class Token_performer(nn.Layer):
     Attention costs O(N) here, which the 3136 tokens behind the first soft split need:
     `[B, N, dim]` to `[B, N, in_dim]`. The width changes, so the values serve as the skip
     connection.
+
+    Features and attention are computed in float32 also where the rest is not: in float16 the
+    exponentials overflow and epsilon is 0, which ends in nan.
     """
 
     def __init__(self, dim, in_dim, kernel_ratio=0.5, drop=0.1, frozen=True):
@@ -66,19 +71,24 @@ class Token_performer(nn.Layer):
         """Positive random features of the softmax kernel: `[B, N, in_dim]` to `[B, N, m]`.
 
         exp(w x - |x|^2 / 2) / sqrt(m), so that features(q) . features(k) estimates exp(q . k).
+        They are float32, whatever comes in.
         """
-        half_square_norm = (x * x).sum(axis=-1, keepdim=True) / 2          # (B, N, 1)
-        projected = paddle.matmul(x, self.w, transpose_y=True)             # (B, N, m)
-        return paddle.exp(projected - half_square_norm) / math.sqrt(self.num_features)
+        x, w = as_float32(x), as_float32(self.w)
+        with full_precision():
+            half_square_norm = (x * x).sum(axis=-1, keepdim=True) / 2      # (B, N, 1)
+            projected = paddle.matmul(x, w, transpose_y=True)              # (B, N, m)
+            return paddle.exp(projected - half_square_norm) / math.sqrt(self.num_features)
 
     def single_attn(self, x):
         """One attention head without a softmax: `[B, N, dim]` to `[B, N, in_dim]`."""
         key, query, value = paddle.split(self.kqv(x), 3, axis=-1)          # k, q, v: official order
         key, query = self.prm_exp(key), self.prm_exp(query)                # (B, N, m)
-        key_sum = key.sum(axis=1, keepdim=True)                            # (B, 1, m)
-        normaliser = paddle.matmul(query, key_sum, transpose_y=True)       # (B, N, 1)
-        key_value = paddle.matmul(key, value, transpose_x=True)            # (B, m, in_dim)
-        y = paddle.matmul(query, key_value) / (normaliser + self.epsilon)  # (B, N, in_dim)
+        with full_precision():
+            key_sum = key.sum(axis=1, keepdim=True)                        # (B, 1, m)
+            normaliser = paddle.matmul(query, key_sum, transpose_y=True)   # (B, N, 1)
+            key_value = paddle.matmul(key, as_float32(value), transpose_x=True)  # (B, m, in_dim)
+            y = paddle.matmul(query, key_value) / (normaliser + self.epsilon)    # (B, N, in_dim)
+        y = y if y.dtype == value.dtype else y.astype(value.dtype)
         return value + self.dp(self.proj(y))
 
     def forward(self, x):
@@ -171,12 +181,12 @@ class T2T_module(nn.Layer):
             for index in range(len(self.soft_splits) - 1):
                 x = getattr(self, f'soft_split{index}')(x)      # (B, token_dim, side, side)
             return grid_to_tokens(self.project(x))              # (B, N, embed_dim)
-        for index, (split, side) in enumerate(zip(self.soft_splits, self.grid_sizes)):
-            x = soft_split(x, split)                            # (B, side * side, C * k * k)
-            if index == len(self.soft_splits) - 1:
-                return self.project(x)                          # (B, N, embed_dim)
+        last = len(self.soft_splits) - 1
+        for index in range(last):
+            x = soft_split(x, self.soft_splits[index])          # (B, side * side, C * k * k)
             x = getattr(self, f'attention{index + 1}')(x)       # (B, side * side, token_dim)
-            x = tokens_to_grid(x, side)                         # (B, token_dim, side, side)
+            x = tokens_to_grid(x, self.grid_sizes[index])       # (B, token_dim, side, side)
+        return self.project(soft_split(x, self.soft_splits[last]))         # (B, N, embed_dim)
 
 
 class T2T_ViT(ImageClassifier):
@@ -244,9 +254,14 @@ class T2T_ViT(ImageClassifier):
 
 
 def soft_split(x, split):
-    """Cut a grid into overlapping windows: `[B, C, H, W]` to tokens `[B, N, C * k * k]`."""
+    """Cut a grid into overlapping windows: `[B, C, H, W]` to tokens `[B, N, C * k * k]`.
+
+    In float32 also under mixed precision: backward, the overlapping windows are summed.
+    """
     kernel, stride, padding = split
-    return F.unfold(x, kernel, stride, padding).transpose([0, 2, 1])
+    x = as_float32(x)
+    with full_precision():
+        return F.unfold(x, kernel, stride, padding).transpose([0, 2, 1])
 
 
 def grid_sizes(img_size, soft_splits=SOFT_SPLITS):

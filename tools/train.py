@@ -93,44 +93,54 @@ class Run:
             self.lock = claim(self.folder)
         distributed.wait_for_all()    # a job that was here before may still have saved
         checkpoint = self.find_checkpoint()
-        paddle.seed(config.TRAIN.SEED)
-        self.network = build.network(config)
-        # A checkpoint has its own weights, and those that the run once began with may be gone.
-        self.loaded = build.load_start(config, self.network) if checkpoint.path is None else None
-        self.frozen = build.freeze_parts(config, self.network)
-        # Before anything is made from the weights: it gives every process those of the first.
-        self.model = (paddle.DataParallel(self.network) if distributed.world_size() > 1
-                      else self.network)
-        self.ema = build.ema(config, self.network)
-        self.loss = build.loss(config)
-        self.trainable = [p for p in self.network.parameters() if not p.stop_gradient]
-        self.schedule = build.schedule(config)
-        self.optimizer = build.optimizer(config, self.network, self.schedule)
+        self.build_network(checkpoint)
         self.train_loader, self.eval_loader = build.train_loader(config), build.eval_loader(config)
         self.steps = len(self.train_loader)
         self.class_names = build.class_names(config)
         self.prepare = build.batch_transform(config)
+        self.loss = build.loss(config)
         self.position = Position()
         self.group = []      # (loss, correct, images) of the batches since the optimizer's step
         self.pending = []    # the same of earlier ones that are not in the position's sums yet
         self.bad_steps_in_a_row = 0
         self.restored = None    # what a checkpoint gave, until the optimizer's first step
-
         self.saved_at = time.monotonic()
-        log_position, notes = self.resume(checkpoint, force)
+        self.open_log(*self.resume(checkpoint, force))
+
+    def build_network(self, checkpoint):
+        """The network, and all that is made from its weights."""
+        config = self.config
+        paddle.seed(config.TRAIN.SEED)
+        self.network = build.network(config)
+        # A checkpoint has its own weights, and those that the run once began with may be gone.
+        self.loaded = build.load_start(config, self.network) if checkpoint.path is None else None
+        self.frozen = build.freeze_parts(config, self.network)
+        self.trainable = [p for p in self.network.parameters() if not p.stop_gradient]
+        self.schedule = build.schedule(config)
+        self.optimizer = build.optimizer(config, self.network, self.schedule)
+        self.precision, self.warnings = build.precision(config, self.network, self.optimizer)
+        self.precise = self.precision.wrap(self.network)    # as it is called
+        # Gives every process the weights of the first, so before the averages begin with them.
+        self.model = (paddle.DataParallel(self.precise) if distributed.world_size() > 1
+                      else self.precise)
+        self.ema = build.ema(config, self.network)
+
+    def open_log(self, position, notes):
+        """Go on with the log at a position, or begin it in a folder of its own."""
         # Every process must have looked for a checkpoint before one of them makes the folder.
         distributed.wait_for_all()
         if distributed.is_main():
-            if log_position is None:
+            if position is None:
                 prepare_folder(self.folder)
-            configuration.save_config(config, self.folder / 'config.yaml')
-        self.log = RunLog(self.folder, config.TRAIN.VISUALDL, log_position)
-        for note in notes:
+            configuration.save_config(self.config, self.folder / 'config.yaml')
+        self.log = RunLog(self.folder, self.config.TRAIN.VISUALDL, position)
+        for note in notes + self.warnings:
             self.log.warn(note)
-        if log_position is None:
+        if position is None:
             for line in self.describe():
                 self.log.say(line)
-            self.log.record('start', 0, config=dataclasses.asdict(config), frozen=self.frozen,
+            self.log.record('start', 0, config=dataclasses.asdict(self.config),
+                            frozen=self.frozen,
                             weights=self.loaded and dataclasses.asdict(self.loaded),
                             **environment())
 
@@ -163,6 +173,7 @@ class Run:
             return None, notes
         notes = notes + compare_runs(state['identity'], self.identity, path, force)
         restore(self.network, self.optimizer, arrays, path, self.ema)
+        self.precision.loss_scale.restore(state.get('loss_scale'), path)
         self.restored = arrays
         self.position = Position(**state['position'])
         if state['steps'] != self.steps and self.position.step:
@@ -180,7 +191,8 @@ class Run:
         self.add_pending()
         if distributed.is_main():
             state = dict(position=dataclasses.asdict(self.position), identity=self.identity,
-                         steps=self.steps, log=self.log.position())
+                         steps=self.steps, log=self.log.position(),
+                         loss_scale=self.precision.loss_scale.state())
             step = self.position.epoch * self.steps + self.position.step
             try:
                 self.checkpoints.save(step, capture(self.network, self.optimizer, self.restored,
@@ -223,7 +235,7 @@ class Run:
                 if self.position.epoch < epochs:
                     self.leave_if_asked()
         if scores is None:    # a finished run was started again
-            scores = evaluate(self.network, self.eval_loader)
+            scores = evaluate(self.precise, self.eval_loader)
         self.log.record('end', epochs * self.steps, best=self.position.best, **scores)
         self.log.say(f'best val acc: {self.position.best:.4f}, weights in '
                      f'{self.config.TRAIN.OUTPUT_DIR}/')
@@ -286,7 +298,7 @@ class Run:
         with self.model.no_sync() if alone else contextlib.nullcontext():
             outputs = self.model(images)                        # (B, num_classes), or two of them
             loss = self.loss(outputs, targets, images)
-            (loss * self.share_of(step)).backward()
+            self.precision.scaled(loss * self.share_of(step)).backward()
         hits = logits_of(outputs).detach().argmax(axis=1) == labels_of(targets)
         self.group.append((loss.detach(), hits.astype('float64').sum(), len(labels)))
         if step == last:
@@ -313,20 +325,25 @@ class Run:
         # A loss that is not finite leaves no finite norm; processes share their gradients, so
         # all of them come to the same decision. The norm is the one number a step that the host
         # waits for.
-        norm = clip_gradients(self.trainable, self.config.TRAIN.CLIP_NORM)
+        train, loss_scale = self.config.TRAIN, self.precision.loss_scale
+        norm = clip_gradients(self.trainable, train.CLIP_NORM, train.CLIP_MODE, loss_scale.value)
         if math.isfinite(norm):
             self.optimizer.step()
             self.restored = None
             if self.ema:
-                self.ema.update()
+                self.ema.update(self.float32_state())
             self.pending += self.group
             self.bad_steps_in_a_row = 0
         else:
             self.position.skipped_steps += 1
             self.bad_steps_in_a_row += 1
             self.give_up_after_bad_steps(norm, loss=self.group[-1][0])
+        loss_scale.update(math.isfinite(norm))
         self.group = []
         self.optimizer.clear_grad()
+
+    def float32_state(self):
+        return self.precision.float32_state(self.network, self.optimizer)
 
     def progress(self):
         """Where the schedule stands, in epochs."""
@@ -396,7 +413,7 @@ class Run:
             kind: what its line in the log begins with: ImageNet, or EMA for averaged weights.
             best: the attribute of the position, and the file, that remember the best of a kind.
         """
-        scores = evaluate(self.network, self.eval_loader)
+        scores = evaluate(self.precise, self.eval_loader)
         self.log.say(f'{kind} val acc is:{scores["top1"]:.4f}')
         event = 'validation' if kind == 'ImageNet' else 'validation_ema'
         epoch = metadata['epoch']
@@ -411,7 +428,7 @@ class Run:
         if not distributed.is_main():
             return
         try:
-            write_weights(self.folder / f'{name}.pdparams', state or self.network.state_dict(),
+            write_weights(self.folder / f'{name}.pdparams', state or self.float32_state(),
                           metadata)
         except OSError as error:
             self.log.warn(f'{name}.pdparams was not saved: {error}; training goes on')
@@ -461,10 +478,10 @@ class Run:
         raise TrainingError(
             f'{self.bad_steps_in_a_row} steps in a row had gradients that are not finite (norm '
             f'{norm}, loss {float(loss)}) up to epoch {position.epoch}, step {position.step}, at '
-            f'learning rate {format_rate(self.optimizer.get_lr())}, loss scale 1; the last good '
-            f'checkpoint is {good}, the weights of now are in {inspection}, the last batch was '
-            f'{", ".join(files[:4])}{" ..." if len(files) > 4 else ""}: lower the rate, or look '
-            'at these images')
+            f'learning rate {format_rate(self.optimizer.get_lr())}, loss scale '
+            f'{self.precision.loss_scale.value:g}; the last good checkpoint is {good}, the weights '
+            f'of now are in {inspection}, the last batch was {", ".join(files[:4])}'
+            f'{" ..." if len(files) > 4 else ""}: lower the rate, or look at these images')
 
     def describe(self):
         """What is about to be trained, in lines for the person."""
@@ -482,7 +499,8 @@ class Run:
                 f'{len(self.train_loader.dataset):,} training and '
                 f'{len(self.eval_loader.dataset):,} validation images; '
                 f'{distributed.world_size()} process(es) of {config.TRAIN.TRAIN_BATCH_SIZE} '
-                f'images a step{groups}, {cpu.threads()} thread(s) each', *lines]
+                f'images a step{groups}, {cpu.threads()} thread(s) each', *lines,
+                build.describe_rate(config)]
 
 
 def report_bad_images(loader, known, config, log):

@@ -42,13 +42,17 @@ class Ema:
             for name, value in self.network.state_dict().items()}
 
     @paddle.no_grad()
-    def update(self):
-        """Take in the network's values; to be called after every step of the optimizer."""
+    def update(self, state=None):
+        """Take in the network's values; to be called after every step of the optimizer.
+
+        Args:
+            state: these values, where there are more exact ones than the network's own.
+        """
         self.updates += 1
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in self.network.state_dict().items():
+        for name, value in (state or self.network.state_dict()).items():
             if _is_floating(value):
                 # average + (1 - decay) * (value - average): a frozen value stays, to the bit.
                 self.average[name].lerp_(value.detach().astype('float32'), 1 - decay)

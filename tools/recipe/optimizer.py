@@ -1,46 +1,128 @@
-"""AdamW as the recipes use it: which parameters decay, and gradient clipping."""
+"""Optimizers as the recipes use them: who decays, who learns how fast, and gradient clipping."""
 
 import math
+import re
 
 import paddle
 
-
-def is_matrix(name, parameter):
-    """Whether a parameter decays in the official recipe: not 1-D, no bias, no class token."""
-    return (parameter.ndim > 1 and not name.endswith('.bias')
-            and name.split('.')[-1] != 'cls_token')
+NEVER_DECAYED = ('bias', 'cls_token', 'dist_token', 'pos_embed')
 
 
-def build_optimizer(network, learning_rate, weight_decay, decay_all=True):
-    """AdamW (betas 0.9 and 0.999, epsilon 1e-8, decoupled decay) over what is trainable.
+def decays(name, parameter):
+    """Whether a parameter decays in the official recipes, by its structured name.
+
+    Not those with one axis, biases, class and distillation tokens, and position tables: the
+    official T2T-ViT freezes its table, and DeiT, ViT and PiT leave theirs out.
+    """
+    return parameter.ndim > 1 and name.split('.')[-1] not in NEVER_DECAYED
+
+
+def rate_scales(names, backbone_scale=1.0, layer_decay=1.0):
+    """The factor on the learning rate of every parameter.
+
+    Args:
+        names: structured names of all parameters of a network.
+        backbone_scale: factor of all that is no head (the official transfer recipe has 0.01).
+        layer_decay: factor from a layer to the one below it (BEiT, Bao et al., ICLR 2022,
+            appendix): the last norm and the heads have 1, the last block `layer_decay`, and
+            tokens and tables below the first block the lowest power.
+
+    Returns:
+        dict: name to factor.
+    """
+    places = {name: re.match(r'(?:transformers\.(\d+)\.)?blocks\.(\d+)\.', name)
+              for name in names}
+    blocks = sorted({_block(place) for place in places.values() if place})
+    top, scales = len(blocks) + 1, {}
+    for name, place in places.items():
+        first, _, rest = name.partition('.')
+        if place:
+            layer = 1 + blocks.index(_block(place))
+        elif first == 'pools':    # PiT's: belongs to the stage in front of it
+            stage = int(rest.partition('.')[0])
+            layer = sum(block[0] <= stage for block in blocks)
+        else:
+            layer = top if first in ('norm', 'head', 'head_dist') else 0
+        is_head = first in ('head', 'head_dist')
+        scales[name] = layer_decay ** (top - layer) * (1.0 if is_head else backbone_scale)
+    return scales
+
+
+def _block(place):
+    """(stage, number) of a block, to sort by."""
+    return int(place[1] or 0), int(place[2])
+
+
+def build_optimizer(network, learning_rate, weight_decay, decay_all=True, kind='adamw',
+                    momentum=0.9, nesterov=False, betas=(0.9, 0.999), epsilon=1e-8,
+                    backbone_scale=1.0, layer_decay=1.0):
+    """An optimizer over what is trainable.
 
     Args:
         network: the bare network; names are its structured ones.
         learning_rate: a number or a Paddle LRScheduler.
-        weight_decay: the decay, multiplied by the rate at every step.
-        decay_all: True decays every parameter, as the Paddle repository does; False leaves out
-            1-D parameters, biases and the class token, as the official recipe does.
+        weight_decay: for 'adamw' (Loshchilov and Hutter, ICLR 2019) multiplied by the rate and
+            taken from the parameter; for 'sgd' added to the gradient, as PyTorch's does; for
+            'lamb' (You et al., ICLR 2020) added to the update whose norm is set.
+        decay_all: True decays every parameter, as the Paddle repository does; False only those
+            of `decays`, as the official recipes do.
+        kind: 'adamw', 'sgd' or 'lamb'.
+        momentum, nesterov: of 'sgd'.
+        betas, epsilon: of the other two.
+        backbone_scale, layer_decay: see `rate_scales`.
     """
     trainable = [(name, p) for name, p in network.named_parameters() if not p.stop_gradient]
+    scales = rate_scales([name for name, _ in network.named_parameters()], backbone_scale,
+                         layer_decay)
     # Paddle asks by automatic names (linear_0.w_0), hence the detour.
-    decayed = {p.name for name, p in trainable if decay_all or is_matrix(name, p)}
-    return paddle.optimizer.AdamW(
-        learning_rate=learning_rate, parameters=[p for _, p in trainable],
-        beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=float(weight_decay),
-        apply_decay_param_fun=decayed.__contains__)
+    decayed = {p.name for name, p in trainable if decay_all or decays(name, p)}
+    for name, parameter in trainable:
+        parameter.optimize_attr = {'learning_rate': scales[name]}
+        parameter.regularizer = (paddle.regularizer.L2Decay(float(weight_decay))
+                                 if kind == 'sgd' and parameter.name in decayed else None)
+    common = dict(learning_rate=learning_rate, parameters=[p for _, p in trainable])
+    if kind == 'sgd':
+        return paddle.optimizer.Momentum(momentum=momentum, use_nesterov=nesterov, **common)
+    common.update(beta1=betas[0], beta2=betas[1], epsilon=epsilon)
+    if kind == 'lamb':
+        return paddle.optimizer.Lamb(
+            lamb_weight_decay=float(weight_decay),
+            exclude_from_weight_decay_fn=lambda p: p.name not in decayed, **common)
+    return paddle.optimizer.AdamW(weight_decay=float(weight_decay),
+                                  apply_decay_param_fun=decayed.__contains__, **common)
 
 
 @paddle.no_grad()
-def clip_gradients(parameters, max_norm=0.0):
-    """Scale all gradients so that their common norm is at most `max_norm`; 0 leaves them.
+def clip_gradients(parameters, limit=0.0, mode='norm', loss_scale=1.0):
+    """Take the loss scale out of all gradients and clip them, in place.
+
+    Gradients that are not finite are left as they are: their step is to be skipped, and that
+    clipping happens here and not in the optimizer allows it.
+
+    Args:
+        parameters: those without a gradient are passed over.
+        limit: 0 clips nothing.
+        mode: 'norm' scales all gradients so that their common norm is at most `limit`; 'value'
+            cuts each of their numbers off at -limit and limit.
+        loss_scale: what the loss was multiplied by before its gradients were computed.
 
     Returns:
-        The norm before, a float: inf or nan where any gradient is not finite. Clipping here and
-        not in the optimizer lets a step with such gradients be skipped.
+        The norm before clipping and without the loss scale, a float: inf or nan where any
+        gradient is not finite.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = math.sqrt(paddle.add_n([gradient.square().sum() for gradient in gradients]).item())
-    if max_norm and max_norm < norm < math.inf:
-        for gradient in gradients:
-            gradient.scale_(max_norm / norm)
+    # In float32: the squares of float16 gradients overflow early.
+    squares = [(gradient if gradient.dtype == paddle.float32 else gradient.astype('float32'))
+               .square().sum() for gradient in gradients]
+    norm = math.sqrt(paddle.add_n(squares).item()) / loss_scale
+    if not math.isfinite(norm):
+        return norm
+    factor = 1 / loss_scale
+    if mode == 'norm' and 0 < limit < norm:
+        factor *= limit / norm
+    for gradient in gradients:
+        if factor != 1:
+            gradient.scale_(factor)
+        if mode == 'value' and limit:
+            gradient.clip_(-limit, limit)
     return norm

@@ -19,6 +19,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import paddle
 
 FOOTER = b'T2TCKPT1'    # behind it the 32 bytes of the SHA-256
 NAME = re.compile(r'step-(\d+)\.ckpt')
@@ -252,12 +253,20 @@ def restore(network, optimizer, arrays, path, ema=None):
         name for name in state if tuple(state[name].shape) != stored[name].shape)
     if wrong:
         raise CheckpointError(f'{path}: belongs to another network ({", ".join(wrong[:5])})')
+    wrong = [name for name in state if state[name].numpy().dtype != stored[name].dtype]
+    if wrong:
+        raise CheckpointError(f'{path}: has weights of another precision ({", ".join(wrong[:5])}): '
+                              'give TRAIN.AMP its value back')
     for name, value in state.items():
         value.set_value(stored[name])
 
     automatic = {structured: name for name, structured in _structured_names(network).items()}
+    masters = {name: tensor.name for name, tensor
+               in optimizer.state_dict().get('master_weights', {}).items()}
     existing = {_split_key(key, automatic.values()): key for key in optimizer.state_dict()
                 if key not in ('LR_Scheduler', 'master_weights')}
+    mastered = {name.split('/', 2)[2] for name in arrays
+                if name.startswith('optimizer/master_weights/')}
     # Paddle insists on a schedule's state; ours is set by the caller, from epoch and step.
     loaded = {key: value for key, value in optimizer.state_dict().items() if key == 'LR_Scheduler'}
     for name, array in arrays.items():
@@ -267,11 +276,15 @@ def restore(network, optimizer, arrays, path, ema=None):
         if structured not in automatic:
             raise CheckpointError(f'{path}: has optimizer state for {structured}, which does not '
                                   'train here')
+        name = automatic[structured]
+        # Paddle names the state of a parameter with a master weight after that one.
+        owner = masters.get(name, f'{name}_fp32_master_0') if structured in mastered else name
         if kind == 'master_weights':
-            loaded.setdefault(kind, {})[automatic[structured]] = array
+            weight = paddle.to_tensor(array)
+            weight.name = owner
+            loaded.setdefault(kind, {})[name] = weight
             continue
-        key = (automatic[structured], kind)
-        loaded[existing.get(key, f'{key[0]}_{kind}_0')] = array
+        loaded[existing.get((name, kind), f'{owner}_{kind}_0')] = array
     optimizer.set_state_dict(loaded)
 
     averages = _below('ema/', arrays)
@@ -295,9 +308,11 @@ def _structured_names(network):
 
 
 def _split_key(key, automatic_names):
-    """linear_0.w_0_moment1_0 as ('linear_0.w_0', 'moment1')."""
+    """linear_0.w_0_moment1_0 or linear_0.w_0_fp32_master_0_moment1_0 as
+    ('linear_0.w_0', 'moment1').
+    """
     name = max((name for name in automatic_names if key.startswith(name + '_')), key=len)
-    return name, re.sub(r'_\d+$', '', key[len(name) + 1:])
+    return name, re.sub(r'^fp32_master_\d+_|_\d+$', '', key[len(name) + 1:])
 
 
 # Keys that don't change what a run computes, so that a resumed run may have others.
