@@ -445,21 +445,23 @@ class Run:
         if distributed.world_size() == 1 or self.has_passed(STEPS_BETWEEN_AGREEMENTS):
             late = train.SAVE_MINUTES and (
                 time.monotonic() - self.saved_at > 60 * train.SAVE_MINUTES)
-            leave, late = distributed.any_of(bool(self.stop_reason()), bool(late))
+            reason = self.stop_reason()    # now: saving changes what a time limit says
+            leave, late = distributed.any_of(bool(reason), bool(late))
         if leave or late or (train.SAVE_STEPS and self.has_passed(train.SAVE_STEPS)):
             self.save()
         if leave:
-            self.leave()
+            self.leave(reason)
 
     def leave_if_asked(self):
-        if distributed.any_of(bool(self.stop_reason()))[0]:
-            self.leave()
+        reason = self.stop_reason()
+        if distributed.any_of(bool(reason))[0]:
+            self.leave(reason)
 
     def stop_reason(self):
         return self.stop_request.reason(5 * self.checkpoints.save_seconds)
 
-    def leave(self):
-        reason = self.stop_reason() or 'another process was asked to stop'
+    def leave(self, reason):
+        reason = reason or 'another process was asked to stop'
         raise Stopped(f'{reason}: saved in epoch {self.position.epoch}, step '
                       f'{self.position.step} of {self.steps}; the same command with '
                       'TRAIN.RESUME=auto goes on')
