@@ -293,18 +293,13 @@ def fingerprint(loader):
 
 def schedule(config):
     """The learning rate over the epochs, standing at the first one."""
-    keys, highest = config.SCHEDULER, highest_rate(config)
+    keys, scale = config.SCHEDULER, rate_scale(config)
     if not keys.USE_WARMUP:
-        return Schedule(lambda progress: highest)
-    for name in ('END_LR', 'WARMUP_START_LR'):
-        if getattr(keys, name) > highest:
-            raise ConfigError(f'SCHEDULER.{name} is {getattr(keys, name):g}, above the '
-                              f'{describe_rate(config)}')
+        return Schedule(lambda progress: scale * keys.BASE_LR)
     return Schedule(
-        lambda progress: learning_rate(progress, highest, keys.WARMUP_EPOCHS,
-                                       keys.WARMUP_START_LR, keys.END_LR,
-                                       keys.NUM_EPOCHS - keys.COOLDOWN_EPOCHS, keys.DECAY,
-                                       keys.DECAY_FROM),
+        lambda progress: scale * learning_rate(
+            progress, keys.BASE_LR, keys.WARMUP_EPOCHS, keys.WARMUP_START_LR, keys.END_LR,
+            keys.NUM_EPOCHS - keys.COOLDOWN_EPOCHS, keys.DECAY, keys.DECAY_FROM),
         progress=keys.LAST_EPOCHS + 1)
 
 
@@ -314,19 +309,19 @@ def images_a_step(config):
     return train.TRAIN_BATCH_SIZE * distributed.world_size() * train.ACCUMULATE
 
 
-def highest_rate(config):
-    """BASE_LR, scaled to the images a step where LR_BATCH says what it is for.
+def rate_scale(config):
+    """The factor on all rates where LR_BATCH says for how many images a step they are meant.
 
-    In proportion (Goyal et al., 2017, section 2.1); the two ends of the schedule stay.
+    In proportion to the images: Goyal et al. (2017), section 2.1.
     """
-    keys = config.SCHEDULER
-    return keys.BASE_LR * (images_a_step(config) / keys.LR_BATCH if keys.LR_BATCH else 1)
+    meant_for = config.SCHEDULER.LR_BATCH
+    return images_a_step(config) / meant_for if meant_for else 1
 
 
 def describe_rate(config):
     """One line on the highest rate and where it comes from."""
     keys = config.SCHEDULER
-    line = f'highest learning rate {format_rate(highest_rate(config))}'
+    line = f'highest learning rate {format_rate(rate_scale(config) * keys.BASE_LR)}'
     if keys.LR_BATCH:
         line += (f': {format_rate(keys.BASE_LR)} for {keys.LR_BATCH} images a step, of which '
                  f'there are {images_a_step(config)}')

@@ -190,8 +190,9 @@ class Scheduler:
     WEIGHT_DECAY: float = option(0.3, 'weight decay: decoupled in adamw and lamb, coupled (L2) '
                                  'in sgd', low=0)
     BASE_LR: float = option(0.003, 'highest learning rate', above=0)
-    LR_BATCH: int = option(0, 'images a step, of all cards, that BASE_LR is meant for: another '
-                           'number scales it in proportion; 0: BASE_LR as it is', low=0)
+    LR_BATCH: int = option(0, 'images a step, of all cards, that the rates are meant for: '
+                           'another number scales them in proportion; 0: they are as they stand',
+                           low=0)
     USE_WARMUP: bool = option(True, 'follow the schedule; false keeps BASE_LR throughout')
     WARMUP_EPOCHS: float = option(3, 'epochs from WARMUP_START_LR up to BASE_LR, linearly', low=0)
     WARMUP_START_LR: float = option(1e-6, 'rate at the schedule\'s epoch 0', low=0)
@@ -534,11 +535,10 @@ def _check_together(config, said, path):
             refuse('SCHEDULER.COOLDOWN_EPOCHS', f'is {schedule.COOLDOWN_EPOCHS:g}, which the '
                    f'{schedule.NUM_EPOCHS} of SCHEDULER.NUM_EPOCHS do not hold behind the '
                    f'{schedule.WARMUP_EPOCHS:g} of SCHEDULER.WARMUP_EPOCHS')
-        # With LR_BATCH the highest rate is known once the processes are: see build.schedule.
-        if schedule.END_LR > schedule.BASE_LR and not schedule.LR_BATCH:
+        if schedule.END_LR > schedule.BASE_LR:
             refuse('SCHEDULER.END_LR', f'is {schedule.END_LR:g}, above the {schedule.BASE_LR:g} '
                    'of SCHEDULER.BASE_LR that it decays from')
-        if schedule.WARMUP_START_LR > schedule.BASE_LR and not schedule.LR_BATCH:
+        if schedule.WARMUP_START_LR > schedule.BASE_LR:
             refuse('SCHEDULER.WARMUP_START_LR', f'is {schedule.WARMUP_START_LR:g}, above the '
                    f'{schedule.BASE_LR:g} of SCHEDULER.BASE_LR that it warms up to')
         if schedule.LAST_EPOCHS >= schedule.NUM_EPOCHS:

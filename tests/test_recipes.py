@@ -1,0 +1,101 @@
+"""Every configuration that is shipped: loaded, and trained for two steps at a tiny size."""
+
+import json
+from itertools import islice
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import build
+from config import load_config
+from train import Run
+
+GOLDEN = ROOT / 'tests' / 'golden'
+RECIPES = sorted(path.stem for path in (ROOT / 'config').glob('*.yaml'))
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """Ten classes of two small photograph-sized noise images, as class folders."""
+    folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+    for label in range(10):
+        (folder / f'class{label}').mkdir()
+        for number in range(2):
+            pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f'class{label}' / f'{number}.jpg')
+    return folder
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_two_steps(name, images, tmp_path):
+    config = load_config(f'config/{name}.yaml', [
+        f'DATA_PATH.TRAIN_DATASET_PATH={images}', 'DATA_PATH.TRAIN_DATASET_LABEL_PATH=',
+        f'DATA_PATH.VAL_DATASET_PATH={images}', 'DATA_PATH.VAL_DATASET_LABEL_PATH=',
+        'MODEL.IMAGE_SIZE=32', 'MODEL.PRETRAINED=', 'TRAIN.PRE_TRAIN=false',
+        'TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.TRAIN_NUM_WORKS=0', 'TRAIN.VAL_NUM_WORKS=0',
+        'TRAIN.VISUALDL=false', f'TRAIN.OUTPUT_DIR={tmp_path}/run'])
+    run = Run(config)
+    before = {name: value.numpy() for name, value in run.network.state_dict().items()}
+    run.schedule.step(1.0)    # past a warm-up that begins at 0
+    run.model.train()
+    for pixels, labels in islice(run.train_loader, 2):
+        run.step(pixels, labels)
+        run.position.step += 1
+    assert run.position.skipped_steps == 0
+    loss, accuracy = run.means()
+    assert np.isfinite(loss) and 0 <= accuracy <= 1
+    trained = {name for name, p in run.network.named_parameters() if not p.stop_gradient}
+    moved = {name for name, value in run.network.state_dict().items()
+             if (value.numpy() != before[name]).any()}
+    # A gradient may be exactly 0; what is frozen may not move at all.
+    assert moved <= trained and len(moved) > 0.9 * len(trained)
+    if run.ema:
+        assert run.ema.updates == 2
+        assert any((run.ema.average[name].numpy() != before[name]).any() for name in moved)
+
+
+def test_the_official_recipe_follows_the_published_schedule():
+    config = load_config('config/t2t_vit_7_official.yaml', ['TRAIN.TRAIN_BATCH_SIZE=512'])
+    schedule, found = build.schedule(config), []
+    for epoch in range(config.SCHEDULER.NUM_EPOCHS):
+        schedule.step(epoch)
+        found.append(schedule())
+    np.testing.assert_allclose(found, np.load(GOLDEN / 'lr_official.npz')['lr'], rtol=0, atol=1e-12)
+
+
+def trained_sizes(config):
+    network = build.network(config)
+    build.freeze_parts(config, network)
+    return {name: p.size for name, p in network.named_parameters() if not p.stop_gradient}
+
+
+@pytest.mark.parametrize('name', ['t2t_vit_7_official', 't2t_vit_14', 't2t_vit_t_14', 'pit_ti'])
+def test_the_recipes_train_as_many_parameters_as_the_originals(name):
+    config = load_config(f'config/{name}.yaml')
+    published = json.loads((GOLDEN / 'variants.json').read_text())[config.MODEL.NAME]
+    assert sum(trained_sizes(config).values()) == published['trainable']
+
+
+def test_the_official_transfer_holds_three_parts_in_its_optimizer():
+    sizes = trained_sizes(load_config('config/t2t_vit_14_cifar10.yaml'))
+    assert {name.split('.')[0] for name in sizes} == {'tokens_to_token', 'blocks', 'head'}
+
+
+def test_the_official_transfer_moves_the_backbone_a_hundredth_as_fast():
+    config = load_config('config/t2t_vit_14_cifar10.yaml', ['MODEL.IMAGE_SIZE=32'])
+    network = build.network(config)
+    rate = build.schedule(config)
+    optimizer = build.optimizer(config, network, rate)
+    before = {name: value.numpy() for name, value in network.state_dict().items()}
+    for parameter in network.parameters():
+        if not parameter.stop_gradient:
+            parameter.grad = paddle.ones_like(parameter)
+    optimizer.step()
+    for name in ('head.weight', 'blocks.3.attn.qkv.weight', 'tokens_to_token.project.bias'):
+        value, scale = network.state_dict()[name].numpy(), 1 if name.startswith('head') else 0.01
+        # SGD's first step: rate times gradient and coupled decay.
+        expected = before[name] - rate() * scale * (1 + 5e-4 * before[name])
+        np.testing.assert_allclose(value, expected, rtol=0, atol=2e-7, err_msg=name)
