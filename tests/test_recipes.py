@@ -57,6 +57,30 @@ def test_two_steps(name, images, tmp_path):
         assert any((run.ema.average[name].numpy() != before[name]).any() for name in moved)
 
 
+@pytest.mark.parametrize('kind, student', [
+    ('hard', 'pit_ti_distilled'), ('soft', 'deit_tiny_distilled_patch16_224'), ('soft', 'pit_ti')])
+def test_a_t2t_vit_teaches(kind, student, images, tmp_path):
+    config = load_config('config/pit_ti.yaml', [
+        f'DATA_PATH.TRAIN_DATASET_PATH={images}', 'DATA_PATH.TRAIN_DATASET_LABEL_PATH=',
+        f'DATA_PATH.VAL_DATASET_PATH={images}', 'DATA_PATH.VAL_DATASET_LABEL_PATH=',
+        f'MODEL.NAME={student}', 'MODEL.IMAGE_SIZE=48', f'DISTILL.TYPE={kind}', 'DISTILL.ALPHA=1',
+        'DISTILL.TEACHER=t2t_vit_7', 'DISTILL.WEIGHTS=output/t2t_vit_7_lit_data.pdparams',
+        'TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.TRAIN_NUM_WORKS=0', 'TRAIN.VAL_NUM_WORKS=0',
+        'TRAIN.VISUALDL=false', f'TRAIN.OUTPUT_DIR={tmp_path}/run'])
+    run = Run(config)
+    run.schedule.step(20.0)
+    run.model.train()
+    before = {name: value.numpy() for name, value in run.network.state_dict().items()}
+    pixels, labels = next(iter(run.train_loader))
+    run.step(pixels, labels)
+    after = {name: value.numpy() for name, value in run.network.state_dict().items()}
+    # With all of the loss the teacher's, the labels' own head learns nothing but from it.
+    taught = run.network.heads[-1] + '.bias'
+    assert (after[taught] != before[taught]).any()
+    if len(run.network.heads) == 2:
+        assert (after['head.bias'] == before['head.bias']).all()
+
+
 def test_the_official_recipe_follows_the_published_schedule():
     config = load_config('config/t2t_vit_7_official.yaml', ['TRAIN.TRAIN_BATCH_SIZE=512'])
     schedule, found = build.schedule(config), []
