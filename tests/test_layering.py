@@ -22,8 +22,9 @@ ALLOWED = {
     'zoo.t2t_variants': {'t2t', 'common'},
     'zoo': {'t2t', 'common', 'zoo', 'runtime.weights'},
     'build': {'config', 'dataset', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
+    'engines': {'build', 'dataset', 'runtime'},
 }
-BETWEEN_COMMANDS = {'train': {'val'}, 'predict': {'export'}, 'val': {'export'}}
+BETWEEN_COMMANDS = {'train': {'val'}}
 
 
 def imports_of(path):
