@@ -75,7 +75,6 @@ class SimpleTokens(nn.Layer):
         super().__init__()
         self.splits = list(zip(tokens.soft_splits, tokens.grid_sizes))
         self.stages = nn.LayerList()
-        channels = 3
         for index, (split, side) in enumerate(self.splits):
             if index == len(self.splits) - 1:
                 stage = tokens.project
@@ -109,7 +108,7 @@ def windows(grid, split, side):
     kernel, stride, padding = split
     channels, rest, cells = grid.shape[-1], kernel - stride, side + 1
     behind = stride - padding
-    # As one channel of rows W * C wide: Paddle's oneDNN code crashes in padding channels-last grids.
+    # As one channel of rows W * C wide: oneDNN in Paddle crashes on padding channels-last grids.
     height, width = grid.shape[1:3]
     grid = F.pad(grid.reshape([-1, 1, height, width * channels]),
                  [padding * channels, behind * channels, padding, behind])
@@ -158,7 +157,7 @@ class SimplePerformer(nn.Layer):
 
     def features(self, x):
         """`prm_exp` without its constant factor: `[B, N, in_dim]` to `[B, N, m]`."""
-        return paddle.exp(paddle.matmul(x, self.w) + paddle.matmul(paddle.square(x), self.minus_half))
+        return paddle.exp(paddle.matmul(x, self.w) + paddle.matmul(x * x, self.minus_half))
 
     def forward(self, x):
         key, query, value = paddle.split(self.kqv(self.norm1(x)), 3, axis=-1)    # (B, N, in_dim)
