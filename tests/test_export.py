@@ -174,7 +174,9 @@ def test_the_commands_export_and_use_an_export(tmp_path):
 
 def test_a_wrong_export_is_not_published(trained, tmp_path, monkeypatch):
     config, network, metadata = trained
-    out = exported(trained, tmp_path)
+    exported(trained, tmp_path, softmax=True)
+    out = exported(trained, tmp_path)    # in the place of the first
+    assert not engines.load_engine(out).description.softmax
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def spoilt(network):

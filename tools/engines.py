@@ -30,6 +30,8 @@ PRECISIONS = ('float32', 'bfloat16')
 DESCRIPTION = 'inference.yml'
 METADATA_KEY = 'inference.yml'    # of the text inside an .onnx file
 LARGEST_DESCRIPTION = 4 << 20     # bytes; a million class names would still fit
+BFLOAT16_OPERATORS = {'fc', 'matmul', 'matmul_v2', 'fused_matmul', 'softmax', 'layer_norm',
+                      'transpose2', 'reshape2', 'elementwise_add', 'concat', 'slice'}
 GRAPH_FILES = ('inference.json', 'inference.pdmodel')    # Paddle 3, Paddle 2
 
 
@@ -250,6 +252,8 @@ def predictor(graph, parameters, threads, precision='float32'):
     config.enable_mkldnn()
     if precision == 'bfloat16':
         config.enable_mkldnn_bfloat16()
+        if paddle.__version__.startswith('2.'):    # fails on some of the others
+            config.set_bfloat16_op(BFLOAT16_OPERATORS)
     loaded = paddle.inference.create_predictor(config)
     image = loaded.get_input_handle(loaded.get_input_names()[0])
     output = loaded.get_output_handle(loaded.get_output_names()[0])
@@ -266,6 +270,7 @@ def _load_onnxruntime(path, threads):
     onnxruntime = _optional('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3    # errors; a warning comes for every constant it removes
     try:
         session = onnxruntime.InferenceSession(str(path), options,
                                                providers=['CPUExecutionProvider'])

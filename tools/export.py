@@ -227,9 +227,18 @@ def _check_place(out, format):
 
 def _publish(written, out):
     """Put what was written in its place; an earlier export stays until then."""
-    if out.is_dir():    # a rename does not replace a folder that holds something
-        shutil.rmtree(out)
-    os.rename(written, out)
+    if not out.is_dir():
+        os.rename(written, out)
+        return
+    # A rename does not replace a folder that holds something.
+    earlier = out.with_name(f'.{out.name}.{os.getpid()}.earlier')
+    os.rename(out, earlier)
+    try:
+        os.rename(written, out)
+    except OSError:
+        os.rename(earlier, out)
+        raise
+    shutil.rmtree(earlier)
 
 
 def describe(config, metadata, options):
@@ -273,6 +282,9 @@ def main(arguments):
     if options.format == 'onnx' and options.precision != 'float32':
         raise command.UsageError(f'--precision {options.precision} is for Paddle Inference; an '
                                  'ONNX export is float32')
+    if options.format == 'onnx' and not options.fast and paddle.__version__.startswith('2.'):
+        raise command.UsageError('--plain does not work with ONNX and Paddle 2: paddle2onnx 1.3 '
+                                 'leaves out the small epsilon of the Performer')
     sizes = ([f'MODEL.IMAGE_SIZE={options.image_size}', 'MODEL.ADAPT=true']
              if options.image_size is not None else [])
     config = configuration.load_config(options.config, options.override + sizes)

@@ -165,6 +165,7 @@ class SimplePerformer(nn.Layer):
         key_sum = paddle.matmul(self.ones, key)                 # (B, 1, m)
         normaliser = paddle.matmul(query, key_sum, transpose_y=True)       # (B, N, 1)
         key_value = paddle.matmul(key, value, transpose_x=True)            # (B, m, in_dim)
+        # A reciprocal of the N normalisers would be less work; Paddle 2.6's oneDNN gets it wrong.
         y = paddle.matmul(query, key_value) / (normaliser + self.epsilon)
         x = value + self.proj(y)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
