@@ -26,8 +26,9 @@ ALLOWED = {
     'zoo.names': {'zoo', 'runtime.weights'},
     'build': {'config', 'dataset', 'samples', 'zoo', 't2t', 'recipe', 'runtime', 'scheduler',
               'common'},
+    'engines': {'build', 'dataset', 'runtime'},
 }
-BETWEEN_COMMANDS = {'train': {'val'}, 'predict': {'export'}, 'val': {'export'}}
+BETWEEN_COMMANDS = {'train': {'val'}}
 
 
 def imports_of(path):

@@ -193,11 +193,14 @@ def train_loader(config):
                    repeats=train.REPEATED_AUGMENT)
 
 
-def eval_loader(config):
-    """Validation batches in the order of the list; an image that can't be read has label -1."""
+def eval_loader(config, transform=None):
+    """Validation batches in the order of the list; an image that can't be read has label -1.
+
+    `transform` replaces the configuration's, for an export that brings its own.
+    """
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH,
-                   eval_transform(config), train.VAL_BATCH_SIZE, train.VAL_NUM_WORKS,
+                   transform or eval_transform(config), train.VAL_BATCH_SIZE, train.VAL_NUM_WORKS,
                    'val', 'blank')
 
 

@@ -18,6 +18,7 @@ from paddle.nn import functional as F
 
 import build
 import config as configuration
+import engines
 from dataset import ImageError, decode_image
 from runtime import command
 from samples import IMAGE_EXTENSIONS
@@ -80,7 +81,7 @@ def main(arguments):
     configuration.add_arguments(parser)
     parser.add_argument('images', nargs='*', default=[os.path.relpath(PLATE)], metavar='IMAGE',
                         help='file, folder or glob (default: a plate of lit_data)')
-    parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
+    engines.add_arguments(parser)
     parser.add_argument('--top-k', type=int, default=5, metavar='K',
                         help='how many classes to show (default: 5)')
     parser.add_argument('--json', action='store_true', help='one JSON object a line and image')
@@ -91,12 +92,11 @@ def main(arguments):
     paths = find_images(options.images)
     if not paths:
         raise command.UsageError(f'{" ".join(options.images)}: no images in there')
-    network, metadata = build.trained_network(
-        config, build.weights_path(config, options.weights))
-    names = build.class_names(config, metadata)
+    network, transform, names = engines.open_model(
+        config, build.weights_path(config, options.weights), options.engine)
 
     failed = 0
-    for path, probabilities, error in predict(network, build.eval_transform(config), paths,
+    for path, probabilities, error in predict(network, transform, paths,
                                               config.DATA.DECODER, config.TRAIN.VAL_BATCH_SIZE):
         if error:
             failed += 1

@@ -1,6 +1,7 @@
 """Validate: top-1 and top-5 of a network over every validation image, each counted once.
 
     python tools/val.py -c config/t2t_vit_7.yaml --weights output/t2t_vit_7.pdparams
+    python tools/val.py --weights output/exported
 """
 
 import time
@@ -13,6 +14,7 @@ from paddle.nn import functional as F
 
 import build
 import config as configuration
+import engines
 from dataset import DataError, name_bad_images
 from runtime import command, distributed
 from runtime.logger import progress, say
@@ -90,7 +92,7 @@ def top_k_hits(logits, labels, k=5):
 def main(arguments):
     parser = command.parser(__doc__)
     configuration.add_arguments(parser)
-    parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
+    engines.add_arguments(parser)
     parser.add_argument('--skip-bad', action='store_true',
                         help='score the other images where some cannot be read')
     options = parser.parse_args(arguments)
@@ -98,8 +100,8 @@ def main(arguments):
     weights = build.weights_path(config, options.weights)
 
     distributed.init()
-    network, _ = build.trained_network(config, weights)
-    loader = build.eval_loader(config)
+    network, transform, _ = engines.open_model(config, weights, options.engine)
+    loader = build.eval_loader(config, transform)
     say(f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, {len(loader.dataset)} images '
         f'of {config.DATA_PATH.VAL_DATASET_PATH}, {distributed.world_size()} process(es)')
     scores = evaluate(network, loader, log_every=10, skip_bad=options.skip_bad)

@@ -1,0 +1,306 @@
+"""Exported networks: what they say about themselves, and the engines that run them.
+
+An export is a folder of Paddle Inference (`inference.json` or `.pdmodel`, `.pdiparams` and
+`inference.yml`) or one `.onnx` file with the text of inference.yml inside. Either one carries all
+that is needed to use it: image transform, class names, and what is part of the graph.
+
+    engine = load_engine('output/exported')
+    logits = engine(images)
+
+inference.yml is checked as the foreign file that it may be. The graph can't be: an engine
+executes it, as a program, so take graphs only from people whose programs you would run.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+import yaml
+
+import build
+from dataset import INTERPOLATIONS, EvalTransform
+from runtime import cpu
+
+ENGINES = ('paddle', 'inference', 'onnxruntime', 'openvino')
+FORMATS = ('paddle', 'onnx')
+PRECISIONS = ('float32', 'bfloat16')
+DESCRIPTION = 'inference.yml'
+METADATA_KEY = 'inference.yml'    # of the text inside an .onnx file
+LARGEST_DESCRIPTION = 4 << 20     # bytes; a million class names would still fit
+BFLOAT16_OPERATORS = {'fc', 'matmul', 'matmul_v2', 'fused_matmul', 'softmax', 'layer_norm',
+                      'transpose2', 'reshape2', 'elementwise_add', 'concat', 'slice'}
+GRAPH_FILES = ('inference.json', 'inference.pdmodel')    # Paddle 3, Paddle 2
+
+
+class EngineError(ValueError):
+    """An export or an engine that can't be used: one line saying what to do."""
+
+    exit_code = 2
+
+
+@dataclass
+class Description:
+    """What inference.yml says: all that is needed to use the graph beside it."""
+
+    model: str
+    format: str
+    precision: str
+    image_size: int
+    num_classes: int
+    normalise: bool           # the graph normalises: it takes pixels of 0 to 255
+    softmax: bool             # the graph gives probabilities, not logits
+    input: str
+    output: str
+    eval_transform: str
+    eval_crop_ratio: float
+    eval_interpolation: str
+    mean: list
+    std: list
+    class_names: list
+    paddle: str               # version that wrote it
+
+    def transform(self):
+        """From a PIL image to what the graph takes: float32 `[3, image_size, image_size]`."""
+        mean, std = (((0.0,) * 3, (1 / 255,) * 3) if self.normalise else (self.mean, self.std))
+        return EvalTransform(self.image_size, self.eval_transform, self.eval_crop_ratio,
+                             self.eval_interpolation, mean, std)
+
+    def text(self):
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def parse_description(text, where):
+    """The Description that a YAML text holds; the text may come from a stranger.
+
+    Raises:
+        EngineError: naming `where`, the key, and what it must be.
+    """
+    def refuse(problem):
+        raise EngineError(f'{where}: {problem}; export the network again')
+
+    if len(text) > LARGEST_DESCRIPTION:
+        refuse(f'larger than {LARGEST_DESCRIPTION} bytes')
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        refuse(f'is no valid YAML ({getattr(error, "problem", None) or "unreadable"})')
+    if not isinstance(content, dict):
+        refuse('must hold `key: value` lines')
+    fields = {field.name: field.type for field in dataclasses.fields(Description)}
+    for name, wanted in fields.items():
+        if name not in content:
+            refuse(f'lacks {name}')
+        if type(content[name]) is int and wanted is float:
+            content[name] = float(content[name])
+        if type(content[name]) is not wanted:
+            refuse(f'{name} must be of type {wanted.__name__}, not {type(content[name]).__name__}')
+    description = Description(**{name: content[name] for name in fields})
+
+    def require(name, fine, words):
+        if not fine:
+            refuse(f'{name} must be {words}')
+
+    for name, choices in (('format', FORMATS), ('precision', PRECISIONS),
+                          ('eval_transform', ('center_crop', 'squash')),
+                          ('eval_interpolation', tuple(INTERPOLATIONS))):
+        require(name, getattr(description, name) in choices, f'one of {", ".join(choices)}')
+    require('image_size', 1 <= description.image_size <= 8192, 'in 1 to 8192')
+    require('num_classes', 1 <= description.num_classes <= 10 ** 6, 'in 1 to 1000000')
+    require('eval_crop_ratio', 0.05 <= description.eval_crop_ratio <= 1, 'in 0.05 to 1')
+    for name in ('mean', 'std'):
+        numbers = getattr(description, name)
+        require(name, len(numbers) == 3 and all(
+            type(number) in (int, float) and math.isfinite(number) for number in numbers),
+            'three numbers')
+    require('std', min(description.std) > 0, 'above 0')
+    names = description.class_names
+    require('class_names', all(type(name) is str for name in names)
+            and len(names) in (0, description.num_classes),
+            f'{description.num_classes} texts, or none')
+    return description
+
+
+class Engine:
+    """An exported graph that is called like the network it was made from.
+
+    Images go in as `description.transform()` makes them, float32 `[B, 3, S, S]`, array or tensor;
+    logits come out as a tensor `[B, num_classes]`. Of a graph that ends in a softmax they are the
+    logarithms of its probabilities, of which softmax and cross entropy make the same again.
+    """
+
+    training = False
+
+    def __init__(self, description, run):
+        self.description = description
+        self._run = run
+
+    def __call__(self, images):
+        images = np.ascontiguousarray(np.asarray(images, dtype='float32'))
+        size = self.description.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f'the exported network takes images [B, 3, {size}, {size}], '
+                             f'not {list(images.shape)}')
+        output = self._run(images)
+        if self.description.softmax:
+            output = np.log(np.maximum(output, np.finfo('float32').tiny))
+        return paddle.to_tensor(output)
+
+    def eval(self):
+        return self
+
+    train = eval    # an exported graph knows evaluation only
+
+
+def is_export(path):
+    """Whether a path is that of an export rather than of a weights file."""
+    return Path(path).is_dir() or Path(path).suffix == '.onnx'
+
+
+def load_engine(path, engine=None, threads=None):
+    """Load an export.
+
+    Args:
+        path: folder of Paddle Inference, or .onnx file.
+        engine: 'inference' for a folder, 'onnxruntime' or 'openvino' for an .onnx file; None
+            takes the first that fits.
+        threads: threads to compute on; None: all that this process may use.
+
+    Raises:
+        EngineError: for a damaged export, an engine that can't run it or is not installed.
+    """
+    path = Path(path)
+    fitting = ('inference',) if path.is_dir() else ('onnxruntime', 'openvino')
+    if engine is None:
+        engine = fitting[0]
+    if engine not in fitting:
+        kind = 'a folder of Paddle Inference' if path.is_dir() else 'an .onnx file'
+        raise EngineError(f'{path}: is {kind}, which --engine {engine} does not run: use '
+                          f'--engine {" or ".join(fitting)}')
+    if not path.exists():
+        raise EngineError(f'{path}: no such export')
+    loader = dict(inference=_load_inference, onnxruntime=_load_onnxruntime,
+                  openvino=_load_openvino)[engine]
+    return Engine(*loader(path, threads or cpu.threads()))
+
+
+def add_arguments(parser):
+    """Give an argparse parser the options `--weights` and `--engine`."""
+    parser.add_argument('--weights', metavar='PATH', help='weights, or an export: a folder or an '
+                        '.onnx file; default: MODEL_PATH')
+    parser.add_argument('--engine', choices=ENGINES, help='what computes: paddle runs weights, the '
+                        'others exports; default: what fits PATH')
+
+
+def open_model(config, weights, engine=None):
+    """What validation and prediction run: a network with weights, or an export.
+
+    An export knows its model, image size, classes and transform, which replace those of the
+    configuration.
+
+    Returns:
+        (network or Engine, evaluation transform, class names).
+
+    Raises:
+        EngineError: where the engine can't run what `weights` names.
+    """
+    if is_export(weights):
+        loaded = load_engine(weights, engine)
+        about = loaded.description
+        config.MODEL.NAME, config.MODEL.IMAGE_SIZE = about.model, about.image_size
+        config.MODEL.NUM_CLASSES = about.num_classes
+        return loaded, about.transform(), about.class_names
+    if engine not in (None, 'paddle'):
+        raise EngineError(f'{weights}: --engine {engine} runs exported networks: make one with '
+                          'tools/export.py and name it with --weights')
+    network, metadata = build.trained_network(config, weights)
+    return network, build.eval_transform(config), build.class_names(config, metadata)
+
+
+def _load_inference(folder, threads):
+    path = folder / DESCRIPTION
+    try:
+        if path.stat().st_size > LARGEST_DESCRIPTION:
+            raise EngineError(f'{path}: larger than {LARGEST_DESCRIPTION} bytes')
+        description = parse_description(path.read_text(encoding='utf-8'), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f'{folder}: is no export of tools/export.py: {DESCRIPTION} '
+                          f'cannot be read ({error})') from error
+    graphs = [folder / name for name in GRAPH_FILES if (folder / name).is_file()]
+    parameters = folder / 'inference.pdiparams'
+    if not graphs or not parameters.is_file():
+        raise EngineError(f'{folder}: is no whole export: it needs inference.pdiparams and '
+                          f'{" or ".join(GRAPH_FILES)}')
+    try:
+        run = predictor(str(graphs[0]), str(parameters), threads, description.precision)
+    except Exception as error:    # whatever Paddle throws at a graph it can't read
+        reason = str(error).strip().splitlines()[-1:] or ['no reason given']
+        raise EngineError(f'{folder}: Paddle {paddle.__version__} cannot load it, written by '
+                          f'Paddle {description.paddle}: {reason[0]}') from error
+    return description, run
+
+
+def predictor(graph, parameters, threads, precision='float32'):
+    """A function that runs a graph of Paddle Inference: ndarray to ndarray."""
+    config = paddle.inference.Config(graph, parameters)
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    # oneDNN's kernels use AVX-512 on every processor that has it; MKL's only on Intel's.
+    config.enable_mkldnn()
+    if precision == 'bfloat16':
+        config.enable_mkldnn_bfloat16()
+        if paddle.__version__.startswith('2.'):    # fails on some of the others
+            config.set_bfloat16_op(BFLOAT16_OPERATORS)
+    loaded = paddle.inference.create_predictor(config)
+    image = loaded.get_input_handle(loaded.get_input_names()[0])
+    output = loaded.get_output_handle(loaded.get_output_names()[0])
+
+    def run(images):
+        image.copy_from_cpu(images)
+        loaded.run()
+        return output.copy_to_cpu()
+
+    return run
+
+
+def _load_onnxruntime(path, threads):
+    onnxruntime = _optional('onnxruntime')
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3    # errors; a warning comes for every constant it removes
+    try:
+        session = onnxruntime.InferenceSession(str(path), options,
+                                               providers=['CPUExecutionProvider'])
+    except Exception as error:    # it has its own class for every kind of fault
+        raise EngineError(f'{path}: ONNX Runtime cannot load it: {error}') from error
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, '')
+    description = parse_description(text, path)
+    return description, lambda images: session.run([description.output],
+                                                   {description.input: images})[0]
+
+
+def _load_openvino(path, threads):
+    openvino = _optional('openvino')
+    try:
+        model = openvino.Core().read_model(str(path))
+    except Exception as error:    # RuntimeError with a page of text
+        raise EngineError(f'{path}: OpenVINO cannot load it') from error
+    key = ['framework', METADATA_KEY]
+    text = model.get_rt_info(key).astype(str) if model.has_rt_info(key) else ''
+    description = parse_description(text, path)
+    # Left to itself it computes in bfloat16 wherever the processor can.
+    compiled = openvino.compile_model(model, 'CPU', {
+        'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': 'f32'})
+    request = compiled.create_infer_request()
+    return description, lambda images: request.infer([images])[compiled.output(0)].copy()
+
+
+def _optional(name):
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise EngineError(f'--engine {name} needs the package {name}: '
+                          'pip install -r requirements-deploy.txt') from error

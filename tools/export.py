@@ -1,0 +1,302 @@
+"""Export a trained network for deployment: a folder of Paddle Inference, or one ONNX file.
+
+    python tools/export.py -c config/lit_data.yaml output/exported
+    python tools/export.py -c config/lit_data.yaml output/exported.onnx
+
+The export is run on real images beside the network it was made from, and is put in its place only
+if the two agree. tools/val.py and tools/predict.py run it: `--weights output/exported`.
+"""
+
+import dataclasses
+import importlib.metadata
+import inspect
+import os
+import shutil
+from pathlib import Path
+
+from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
+
+# isort: split
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+import build
+import config as configuration
+import engines
+from dataset import decode_image
+from runtime import command
+from zoo.simplify import simplified
+
+OPSETS = range(13, 20)    # that every version of paddle2onnx below writes
+# Which paddle2onnx works with which Paddle; other pairs fail or crash the process.
+PADDLE2ONNX = {'3.3': '2.1', '2.6': '1.3'}
+# Largest difference of an output, as a share of the largest output of the network (at least 1),
+# and the smallest share of images whose best class must be the network's.
+AGREEMENT = {'float32': (1e-4, 1.0), 'bfloat16': (0.05, 0.9)}
+CHECK_IMAGES = configuration.ROOT / 'lit_data' / 'val'
+CHECK_BATCHES = (1, 15)    # the two show that the batch axis is dynamic
+
+
+class ExportError(RuntimeError):
+    """An export that does not compute what its network does; nothing was written."""
+
+
+@paddle.jit.not_to_static
+def traced(network, images):
+    """Call a network whose Python code Paddle shall run, not rewrite, while it builds the graph.
+
+    None of ours decides by a tensor's value, and 2.6 and 3.3 fail to rewrite some of their loops.
+    """
+    return network(images)
+
+
+class Deployed(nn.Layer):
+    """A network with what is put around it in an export.
+
+    Args:
+        network: normalised images `[B, 3, S, S]` to logits.
+        mean, std: None, or one number a channel: take pixels of 0 to 255 and normalise them here.
+        softmax: give probabilities.
+    """
+
+    def __init__(self, network, mean=None, std=None, softmax=False):
+        super().__init__()
+        self.network = network
+        self.softmax = softmax
+        self.normalise = mean is not None
+        if self.normalise:
+            mean, std = np.float32(mean).reshape(3, 1, 1), np.float32(std).reshape(3, 1, 1)
+            self.register_buffer('factor', paddle.to_tensor(1 / (255 * std)))
+            self.register_buffer('shift', paddle.to_tensor(mean / std))
+
+    def forward(self, images):
+        if self.normalise:
+            images = images * self.factor - self.shift
+        logits = traced(self.network, images)
+        return F.softmax(logits, axis=-1) if self.softmax else logits
+
+
+def export(network, description, out, fast=True, opset=17):
+    """Write an export that agrees with its network, or nothing.
+
+    Args:
+        network: what `build.trained_network` returns, or anything like it.
+        description: an engines.Description; `input`, `output` and `paddle` are filled in.
+        out: path of the folder, or of the .onnx file; an earlier export there is replaced.
+        fast: simplify the network first (zoo/simplify.py); the arithmetic stays the same.
+        opset: ONNX operator set.
+
+    Returns:
+        (largest difference of an output, share of images with the same best class).
+
+    Raises:
+        ExportError: where the two don't agree.
+        EngineError: where the place is taken or a package is missing.
+    """
+    out = Path(out)
+    _check_place(out, description.format)
+    if description.format == 'onnx':
+        _check_paddle2onnx()
+    network.eval()
+    constants = (description.mean, description.std) if description.normalise else (None, None)
+    deployed = Deployed(simplified(network) if fast else network, *constants, description.softmax)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
+    try:
+        work.mkdir()
+        written = write_graph(deployed, description, work)
+        if description.format == 'onnx':
+            written = _convert(written, description, work, opset)
+        found = compare(network, engines.load_engine(written), description)
+        _publish(written, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def write_graph(deployed, description, folder):
+    """Write a Deployed as a folder of Paddle Inference with its inference.yml."""
+    folder = Path(folder)
+    deployed.eval()
+    size = description.image_size
+    images = paddle.static.InputSpec([None, 3, size, size], 'float32', name=description.input)
+    paddle.jit.save(deployed, str(folder / 'inference'), input_spec=[images])
+    (folder / 'inference.pdiparams.info').unlink(missing_ok=True)    # for training on, in 2.6
+    description.paddle = paddle.__version__
+    (folder / engines.DESCRIPTION).write_text(description.text(), encoding='utf-8')
+    return folder
+
+
+def compare(network, engine, description):
+    """Run a network and its export on real images, in batches of different sizes.
+
+    Returns:
+        (largest difference of an output, share of images with the same best class).
+
+    Raises:
+        ExportError: where they differ by more than AGREEMENT allows.
+    """
+    paths = sorted(CHECK_IMAGES.rglob('*.JPEG'))[::8][:sum(CHECK_BATCHES)]
+    if not paths:
+        raise ExportError(f'{CHECK_IMAGES}: no images to check the export with: make them with '
+                          'tools/prepare.py')
+    images = [decode_image(path) for path in paths]
+    for_network = dataclasses.replace(description, normalise=False).transform()
+    wanted, found = [], []
+    start = 0
+    for count in CHECK_BATCHES:
+        batch = images[start:start + count]
+        start += count
+        with paddle.no_grad():
+            wanted.append(network(paddle.to_tensor(np.stack(
+                [for_network(image) for image in batch]))).numpy())
+        transform = engine.description.transform()
+        found.append(engine(np.stack([transform(image) for image in batch])).numpy())
+    wanted, found = np.concatenate(wanted), np.concatenate(found)
+    if description.softmax:
+        wanted, found = (F.softmax(paddle.to_tensor(logits), axis=1).numpy()
+                         for logits in (wanted, found))
+    difference = float(np.abs(found - wanted).max())
+    same = float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean())
+    most, least = AGREEMENT[description.precision]
+    # Written so that a NaN on either side is a disagreement.
+    if not (difference <= most * max(1.0, float(np.abs(wanted).max())) and same >= least):
+        raise ExportError(
+            f'the export differs from its network by up to {difference:.2g} on {len(paths)} '
+            f'images and agrees on the best class of {same:.0%}: nothing was written')
+    return difference, same
+
+
+def _convert(folder, description, work, opset):
+    """An .onnx file of an exported folder, with the text of inference.yml inside."""
+    import onnx
+    import paddle2onnx
+
+    graph = next(folder / name for name in engines.GRAPH_FILES if (folder / name).is_file())
+    path = work / 'exported.onnx'
+    options = dict(opset_version=opset, auto_upgrade_opset=False, verbose=False)
+    # Its default tool installs packages while it runs.
+    if 'optimize_tool' in inspect.signature(paddle2onnx.export).parameters:
+        options['optimize_tool'] = 'none'
+    paddle2onnx.export(str(graph), str(folder / 'inference.pdiparams'), str(path), **options)
+    model = onnx.load(str(path))
+    # paddle2onnx 2.1 leaves the number to pad with uninitialised; without one, ONNX pads with 0.
+    for node in model.graph.node:
+        if node.op_type == 'Pad':
+            del node.input[2:]
+    description.output = model.graph.output[0].name
+    entry = model.metadata_props.add()
+    entry.key, entry.value = engines.METADATA_KEY, description.text()
+    onnx.save(model, str(path))
+    return path
+
+
+def _check_paddle2onnx():
+    """Raise EngineError unless an ONNX file can be written and checked here."""
+    wanted = next((version for paddle_version, version in PADDLE2ONNX.items()
+                   if paddle.__version__.startswith(paddle_version)), None)
+    pairs = ', '.join(f'Paddle {one} with paddle2onnx {other}'
+                      for one, other in PADDLE2ONNX.items())
+    for name in ('paddle2onnx', 'onnx', 'onnxruntime'):
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            raise engines.EngineError(
+                f'--format onnx needs {name}: pip install -r requirements-deploy.txt (these work '
+                f'together: {pairs})') from None
+        if name == 'paddle2onnx' and (not wanted or not installed.startswith(wanted)):
+            raise engines.EngineError(
+                f'--format onnx does not work with Paddle {paddle.__version__} and paddle2onnx '
+                f'{installed}; these work together: {pairs}')
+
+
+def _check_place(out, format):
+    """Raise EngineError where something else than an earlier export is in the way."""
+    if (out.suffix == '.onnx') != (format == 'onnx'):
+        raise engines.EngineError(f'{out}: an ONNX file ends in .onnx, and a folder of Paddle '
+                                  f'Inference does not (--format {format})')
+    if not os.path.lexists(out):
+        return
+    earlier = out.is_file() if format == 'onnx' else (out / engines.DESCRIPTION).is_file()
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.is_symlink() or not (earlier or empty):
+        raise engines.EngineError(f'{out}: exists and is no export; name another place')
+
+
+def _publish(written, out):
+    """Put what was written in its place; an earlier export stays until then."""
+    if not out.is_dir():
+        os.rename(written, out)
+        return
+    # A rename does not replace a folder that holds something.
+    earlier = out.with_name(f'.{out.name}.{os.getpid()}.earlier')
+    os.rename(out, earlier)
+    try:
+        os.rename(written, out)
+    except OSError:
+        os.rename(earlier, out)
+        raise
+    shutil.rmtree(earlier)
+
+
+def describe(config, metadata, options):
+    """The Description of an export of a configuration's network."""
+    data = config.DATA
+    interpolation = data.EVAL_INTERPOLATION
+    if interpolation == 'auto':
+        interpolation = 'bicubic' if data.EVAL_TRANSFORM == 'center_crop' else 'bilinear'
+    return engines.Description(
+        model=config.MODEL.NAME, format=options.format, precision=options.precision,
+        image_size=config.MODEL.IMAGE_SIZE, num_classes=config.MODEL.NUM_CLASSES,
+        normalise=options.normalise, softmax=options.softmax, input='images', output='logits',
+        eval_transform=data.EVAL_TRANSFORM, eval_crop_ratio=data.EVAL_CROP_RATIO,
+        eval_interpolation=interpolation, mean=list(data.MEAN), std=list(data.STD),
+        class_names=build.class_names(config, metadata), paddle=paddle.__version__)
+
+
+def main(arguments):
+    parser = command.parser(__doc__)
+    configuration.add_arguments(parser)
+    parser.add_argument('out', metavar='OUT', help='folder, or file that ends in .onnx')
+    parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
+    parser.add_argument('--format', choices=engines.FORMATS,
+                        help='default: onnx where OUT ends in .onnx, else paddle')
+    parser.add_argument('--normalise', action='store_true',
+                        help='the export takes pixels of 0 to 255 and normalises them itself')
+    parser.add_argument('--softmax', action='store_true', help='the export gives probabilities')
+    parser.add_argument('--precision', choices=engines.PRECISIONS, default='float32',
+                        help='what Paddle Inference computes in (default: float32)')
+    parser.add_argument('--opset', type=int, default=17, metavar='N',
+                        help=f'ONNX operator set, {OPSETS[0]} to {OPSETS[-1]} (default: 17)')
+    parser.add_argument('--image-size', type=int, metavar='S',
+                        help='another size than the weights were trained at; pos_embed is '
+                        'interpolated')
+    parser.add_argument('--plain', dest='fast', action='store_false',
+                        help='export the layers as they are, unmerged')
+    options = parser.parse_args(arguments)
+    options.format = options.format or ('onnx' if options.out.endswith('.onnx') else 'paddle')
+    if options.opset not in OPSETS:
+        raise command.UsageError(f'--opset {options.opset}: use {OPSETS[0]} to {OPSETS[-1]}')
+    if options.format == 'onnx' and options.precision != 'float32':
+        raise command.UsageError(f'--precision {options.precision} is for Paddle Inference; an '
+                                 'ONNX export is float32')
+    if options.format == 'onnx' and not options.fast and paddle.__version__.startswith('2.'):
+        raise command.UsageError('--plain does not work with ONNX and Paddle 2: paddle2onnx 1.3 '
+                                 'leaves out the small epsilon of the Performer')
+    sizes = ([f'MODEL.IMAGE_SIZE={options.image_size}', 'MODEL.ADAPT=true']
+             if options.image_size is not None else [])
+    config = configuration.load_config(options.config, options.override + sizes)
+    network, metadata = build.trained_network(
+        config, build.weights_path(config, options.weights))
+    difference, same = export(network, describe(config, metadata, options), options.out,
+                              options.fast, options.opset)
+    print(f'{options.out}: {config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
+          f'{options.format}, {options.precision}; on {sum(CHECK_BATCHES)} images in batches of '
+          f'{" and ".join(map(str, CHECK_BATCHES))} it differs from the network by at most '
+          f'{difference:.1e}, with the same best class on {same:.0%}')
+
+
+if __name__ == '__main__':
+    command.run(main)
