@@ -24,7 +24,7 @@ ALLOWED = {
     'build': {'config', 'dataset', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
     'engines': {'build', 'dataset', 'runtime'},
 }
-BETWEEN_COMMANDS = {'train': {'val'}}
+BETWEEN_COMMANDS = {'train': {'val'}, 'measure': {'export', 'train'}}
 
 
 def imports_of(path):
