@@ -231,28 +231,35 @@ def _load_inference(folder, threads):
     if not graphs or not parameters.is_file():
         raise EngineError(f'{folder}: is no whole export: it needs inference.pdiparams and '
                           f'{" or ".join(GRAPH_FILES)}')
-    config = paddle.inference.Config(str(graphs[0]), str(parameters))
-    config.disable_gpu()
-    config.disable_glog_info()
-    config.set_cpu_math_library_num_threads(threads)
-    config.enable_mkldnn()    # oneDNN's kernels use AVX-512 on every processor; MKL's do not
-    if description.precision == 'bfloat16':
-        config.enable_mkldnn_bfloat16()
     try:
-        predictor = paddle.inference.create_predictor(config)
+        run = predictor(str(graphs[0]), str(parameters), threads, description.precision)
     except Exception as error:    # whatever Paddle throws at a graph it can't read
         reason = str(error).strip().splitlines()[-1:] or ['no reason given']
         raise EngineError(f'{folder}: Paddle {paddle.__version__} cannot load it, written by '
                           f'Paddle {description.paddle}: {reason[0]}') from error
-    image = predictor.get_input_handle(predictor.get_input_names()[0])
-    output = predictor.get_output_handle(predictor.get_output_names()[0])
+    return description, run
+
+
+def predictor(graph, parameters, threads, precision='float32'):
+    """A function that runs a graph of Paddle Inference: ndarray to ndarray."""
+    config = paddle.inference.Config(graph, parameters)
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    # oneDNN's kernels use AVX-512 on every processor that has it; MKL's only on Intel's.
+    config.enable_mkldnn()
+    if precision == 'bfloat16':
+        config.enable_mkldnn_bfloat16()
+    loaded = paddle.inference.create_predictor(config)
+    image = loaded.get_input_handle(loaded.get_input_names()[0])
+    output = loaded.get_output_handle(loaded.get_output_names()[0])
 
     def run(images):
         image.copy_from_cpu(images)
-        predictor.run()
+        loaded.run()
         return output.copy_to_cpu()
 
-    return description, run
+    return run
 
 
 def _load_onnxruntime(path, threads):

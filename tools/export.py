@@ -182,6 +182,10 @@ def _convert(folder, description, work, opset):
         options['optimize_tool'] = 'none'
     paddle2onnx.export(str(graph), str(folder / 'inference.pdiparams'), str(path), **options)
     model = onnx.load(str(path))
+    # paddle2onnx 2.1 leaves the number to pad with uninitialised; without one, ONNX pads with 0.
+    for node in model.graph.node:
+        if node.op_type == 'Pad':
+            del node.input[2:]
     description.output = model.graph.output[0].name
     entry = model.metadata_props.add()
     entry.key, entry.value = engines.METADATA_KEY, description.text()

@@ -1,6 +1,261 @@
-"""The same function of a network with less work, for deployment."""
+"""The same function of a network with less work, for deployment.
+
+`simplified(network)` computes what a T2T-ViT computes in evaluation, from tables that were merged
+beforehand in float64:
+
+- A LayerNorm's weight and bias go into the linear layer behind it.
+- The attention scale goes into the queries' weights. A constant added to all keys changes no
+  softmax, and one added to all values passes through it: both biases leave the inner loop.
+- Positions and the class token are one table.
+- Of the last block only the class token is used, so only it gets a query and an MLP.
+- A soft split cuts the grid into cells as large as its stride. A window is a cell and parts of
+  the next ones, so four slices hold all windows; unfold copies them number by number instead. The
+  numbers of a window then stand in another order, and so do the rows of the weights behind it.
+- The Performer's 1 / sqrt(m) cancels between numerator and normaliser, but for its epsilon. Its
+  sums are products with constant vectors, for which engines have their fastest code.
+"""
+
+import copy
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+from common import Attention, Block, Mlp
+from t2t import T2T_ViT, Token_performer
 
 
 def simplified(network):
-    """A layer that computes what `network` does in evaluation."""
-    return network
+    """A layer that computes what `network` does in evaluation; the network stays as it is.
+
+    Parts that are no plain T2T-ViT (variants' blocks, other token transformers, other networks)
+    are used as they are.
+
+    Returns:
+        A layer in evaluation mode: images `[B, 3, S, S]` to logits, equal up to rounding.
+    """
+    network = copy.deepcopy(network)
+    network.eval()
+    simple = SimpleT2T(network) if isinstance(network, T2T_ViT) else network
+    simple.eval()
+    return simple
+
+
+class SimpleT2T(nn.Layer):
+    """What `simplified` makes of a T2T_ViT."""
+
+    def __init__(self, network):
+        super().__init__()
+        tokens = network.tokens_to_token
+        self.tokens = tokens if tokens.convolutional else SimpleTokens(tokens)
+        positions = network.pos_embed.numpy()
+        self.class_token = constant(network.cls_token.numpy() + positions[:, :1])    # (1, 1, C)
+        self.positions = constant(positions[:, 1:])             # (1, N, C)
+        last = len(network.blocks) - 1
+        self.blocks = nn.LayerList([
+            SimpleBlock(block, only_class_token=index == last) if is_plain(block) else block
+            for index, block in enumerate(network.blocks)])
+        self.norm = network.norm
+        self.head = network.head
+
+    def forward(self, x):
+        x = self.tokens(x) + self.positions                     # (B, N, C)
+        class_token = paddle.zeros_like(x[:, :1]) + self.class_token       # (B, 1, C)
+        x = paddle.concat([class_token, x], axis=1)             # (B, 1 + N, C)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0]))                    # (B, num_classes)
+
+
+class SimpleTokens(nn.Layer):
+    """What `simplified` makes of a T2T_module: images to tokens `[B, N, embed_dim]`."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.splits = list(zip(tokens.soft_splits, tokens.grid_sizes))
+        self.stages = nn.LayerList()
+        for index, (split, side) in enumerate(self.splits):
+            if index == len(self.splits) - 1:
+                stage = tokens.project
+                first, norm = stage, None
+            else:
+                stage = getattr(tokens, f'attention{index + 1}')
+                performs = type(stage) is Token_performer
+                first, norm = stage.kqv if performs else stage.attn.qkv, stage.norm1
+            width = first.weight.shape[0]
+            order = window_order(width // split[0] ** 2, split)
+            reorder(first, norm, order)
+            if norm is not None and performs:
+                stage = SimplePerformer(stage, side * side)
+            self.stages.append(stage)
+
+    def forward(self, x):
+        x = x.transpose([0, 2, 3, 1])                           # (B, S, S, C)
+        last = len(self.splits) - 1
+        for index, (split, side) in enumerate(self.splits):
+            x = self.stages[index](windows(x, split, side))     # (B, side * side, token_dim)
+            if index < last:
+                x = x.reshape([0, side, side, x.shape[-1]])
+        return x
+
+
+def windows(grid, split, side):
+    """A soft split of channels-last grids: `[B, H, W, C]` to `[B, side * side, C * k * k]`.
+
+    The numbers of a window stand in `window_order`. The kernel may be up to two strides wide.
+    """
+    kernel, stride, padding = split
+    channels, rest, cells = grid.shape[-1], kernel - stride, side + 1
+    behind = stride - padding
+    # As one channel of rows W * C wide: oneDNN in Paddle crashes on padding channels-last grids.
+    height, width = grid.shape[1:3]
+    grid = F.pad(grid.reshape([-1, 1, height, width * channels]),
+                 [padding * channels, behind * channels, padding, behind])
+    grid = grid.reshape([-1, cells, stride, cells, stride, channels])
+    grid = grid.transpose([0, 1, 3, 2, 4, 5])    # (B, cells, cells, stride, stride, C)
+    parts = [grid[:, :-1, :-1], grid[:, :-1, 1:, :, :rest], grid[:, 1:, :-1, :rest],
+             grid[:, 1:, 1:, :rest, :rest]]
+    sizes = [stride * stride, stride * rest, rest * stride, rest * rest]
+    return paddle.concat([part.reshape([-1, side * side, size * channels])
+                          for part, size in zip(parts, sizes)], axis=-1)
+
+
+def window_order(channels, split):
+    """Where the numbers of `windows` stand in a window of unfold: an index array `[C * k * k]`."""
+    kernel, stride, _ = split
+    place = np.arange(channels * kernel * kernel).reshape(channels, kernel, kernel)
+    place = place.transpose(1, 2, 0)                            # (k, k, C)
+    own, rest = slice(stride), slice(stride, kernel)
+    return np.concatenate([place[rows, columns].ravel()
+                           for rows in (own, rest) for columns in (own, rest)])
+
+
+def reorder(linear, norm, order):
+    """Make a linear layer, and the norm in front of it, take their input in another order."""
+    for parameter in (linear.weight,) if norm is None else (linear.weight, norm.weight, norm.bias):
+        parameter.set_value(parameter.numpy()[order])
+
+
+class SimplePerformer(nn.Layer):
+    """What `simplified` makes of a Token_performer over `num_tokens` tokens."""
+
+    def __init__(self, performer, num_tokens):
+        super().__init__()
+        self.norm1 = Normalise(performer.norm1)
+        self.kqv = Affine(*merged(performer.norm1, performer.kqv))
+        w = performer.w.numpy().T                               # (in_dim, m)
+        self.w = constant(w)
+        self.minus_half = constant(np.full_like(w, -0.5))
+        self.ones = constant(np.ones((1, 1, num_tokens)))
+        # A tensor: paddle2onnx 1.3 leaves out the addition of so small a number.
+        self.epsilon = constant([[[performer.epsilon * performer.num_features]]])
+        self.proj = Affine(performer.proj.weight, performer.proj.bias)
+        self.norm2 = Normalise(performer.norm2)
+        self.fc1 = Affine(*merged(performer.norm2, performer.mlp[0]))
+        self.fc2 = Affine(performer.mlp[2].weight, performer.mlp[2].bias)
+
+    def features(self, x):
+        """`prm_exp` without its constant factor: `[B, N, in_dim]` to `[B, N, m]`."""
+        return paddle.exp(paddle.matmul(x, self.w) + paddle.matmul(x * x, self.minus_half))
+
+    def forward(self, x):
+        key, query, value = paddle.split(self.kqv(self.norm1(x)), 3, axis=-1)    # (B, N, in_dim)
+        key, query = self.features(key), self.features(query)   # (B, N, m)
+        key_sum = paddle.matmul(self.ones, key)                 # (B, 1, m)
+        normaliser = paddle.matmul(query, key_sum, transpose_y=True)       # (B, N, 1)
+        key_value = paddle.matmul(key, value, transpose_x=True)            # (B, m, in_dim)
+        y = paddle.matmul(query, key_value) / (normaliser + self.epsilon)
+        x = value + self.proj(y)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class SimpleBlock(nn.Layer):
+    """What `simplified` makes of a Block: `[B, N, C]` to `[B, N, C]`.
+
+    With `only_class_token` the result is `[B, 1, C]`, the first token's.
+    """
+
+    def __init__(self, block, only_class_token=False):
+        super().__init__()
+        attention = block.attn
+        self.only_class_token = only_class_token
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        weight, bias = merged(block.norm1, attention.qkv)
+        query, key, value = np.split(weight, 3, axis=1)
+        query_bias, _, value_bias = np.split(bias, 3)
+        self.norm1 = Normalise(block.norm1)
+        self.query = Affine(query * attention.scale, query_bias * attention.scale)
+        self.key = Affine(key, np.zeros_like(query_bias))
+        self.value = Affine(value, np.zeros_like(query_bias))
+        weight, bias = exactly(attention.proj.weight), exactly(attention.proj.bias)
+        self.proj = Affine(weight, value_bias @ weight + bias)
+        self.norm2 = Normalise(block.norm2)
+        self.fc1 = Affine(*merged(block.norm2, block.mlp.fc1))
+        self.fc2 = Affine(block.mlp.fc2.weight, block.mlp.fc2.bias)
+
+    def split_heads(self, x):
+        x = x.reshape([0, 0, self.num_heads, self.head_dim])    # (B, N, heads, head_dim)
+        return x.transpose([0, 2, 1, 3])                        # (B, heads, N, head_dim)
+
+    def forward(self, x):
+        normed = self.norm1(x)
+        key, value = self.split_heads(self.key(normed)), self.split_heads(self.value(normed))
+        if self.only_class_token:
+            x, normed = x[:, :1], normed[:, :1]
+        query = self.split_heads(self.query(normed))            # (B, heads, N, head_dim)
+        attention = F.softmax(paddle.matmul(query, key, transpose_y=True), axis=-1)
+        y = paddle.matmul(attention, value)                     # (B, heads, N, head_dim)
+        y = y.transpose([0, 2, 1, 3]).flatten(2)                # (B, N, C)
+        x = x + self.proj(y)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class Affine(nn.Layer):
+    """x @ weight + bias, of arrays that were merged from several layers'."""
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.weight, self.bias = constant(weight), constant(bias)
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class Normalise(nn.Layer):
+    """A LayerNorm whose weight and bias were merged into the next layer."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.shape, self.epsilon = list(norm._normalized_shape), norm._epsilon
+
+    def forward(self, x):
+        return F.layer_norm(x, self.shape, epsilon=self.epsilon)
+
+
+def is_plain(block):
+    """Whether a block is the paper's own, without a variant's parts."""
+    return type(block) is Block and type(block.attn) is Attention and type(block.mlp) is Mlp
+
+
+def exactly(values):
+    """float64 array of a tensor or array."""
+    return np.asarray(values, dtype='float64')
+
+
+def merged(norm, linear):
+    """(weight, bias) of a linear layer behind a LayerNorm without weight and bias, float64."""
+    weight = exactly(linear.weight)
+    bias = exactly(norm.bias) @ weight
+    if linear.bias is not None:
+        bias = bias + exactly(linear.bias)
+    return exactly(norm.weight)[:, None] * weight, bias
+
+
+def constant(values):
+    """A frozen float32 parameter."""
+    values = np.ascontiguousarray(values, dtype='float32')
+    parameter = paddle.create_parameter(list(values.shape), 'float32')
+    parameter.set_value(values)
+    parameter.stop_gradient = True
+    return parameter

@@ -1,0 +1,212 @@
+"""Exports compute what their networks do, through every engine, and nothing wrong is published."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from conftest import ROOT
+from official import GOLDEN, image_batch
+from test_golden import build as golden_network
+
+import build
+import dataset
+import engines
+import export
+import val
+from config import load_config
+from zoo.simplify import simplified, window_order, windows
+
+WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
+EXACT = 1e-5    # of logits up to 14: within what float32 rounding in another order changes
+
+
+@dataclasses.dataclass
+class Options:
+    format: str = 'paddle'
+    precision: str = 'float32'
+    normalise: bool = False
+    softmax: bool = False
+
+
+@pytest.fixture(scope='module')
+def trained():
+    config = load_config('config/lit_data.yaml')
+    network, metadata = build.trained_network(config, WEIGHTS)
+    network.eval()
+    return config, network, metadata
+
+
+@pytest.fixture(scope='module')
+def pictures():
+    """Real images, PIL, fewer than a validation batch and more than one."""
+    paths = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))[3::12]
+    return [dataset.decode_image(path) for path in paths]
+
+
+def exported(trained, folder, name='exported', fast=True, **options):
+    config, network, metadata = trained
+    options = Options(**options)
+    out = folder / (f'{name}.onnx' if options.format == 'onnx' else name)
+    export.export(network, export.describe(config, metadata, options), out, fast=fast)
+    return out
+
+
+def logits_of(network, images):
+    with paddle.no_grad():
+        return network(paddle.to_tensor(images)).numpy()
+
+
+def run(*arguments, code=0):
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True,
+                          cwd=ROOT, timeout=120)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize('variant', ['t2t_vit_7', 't2t_vit_7_96', 't2t_vit_14', 't2t_vit_t_14',
+                                     't2t_vit_14_se', 't2t_vit_16_ghost', 't2t_vit_dense'])
+def test_the_simplified_network_meets_the_golden_figures(variant):
+    network, size = golden_network(variant)
+    network.eval()
+    before = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
+    found = logits_of(simplified(network), image_batch(size).numpy())
+    golden = np.load(GOLDEN / f'forward_{variant}.npz')['logits']
+    np.testing.assert_allclose(found, golden, rtol=0, atol=EXACT)
+    for name, tensor in network.state_dict().items():
+        assert np.array_equal(tensor.numpy(), before[name]), f'{name} was changed'
+
+
+def test_the_simplified_network_bears_nearly_flat_images(trained):
+    """Windows with next to no variance, where LayerNorm magnifies every rounding error."""
+    _, network, _ = trained
+    random = np.random.RandomState(0)
+    images = np.full((4, 3, 48, 48), 2.64, 'float32')
+    images[2:] = 0
+    images[1::2] -= (random.rand(2, 3, 48, 48) < 0.02) * np.float32(0.0175)    # one level of 255
+    np.testing.assert_allclose(logits_of(simplified(network), images),
+                               logits_of(network, images), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize('split, size', [((7, 4, 2), 48), ((3, 2, 1), 12)])
+def test_windows_are_those_of_unfold(split, size):
+    grid = np.random.RandomState(0).rand(2, size, size, 5).astype('float32')
+    unfolded = paddle.nn.functional.unfold(
+        paddle.to_tensor(grid.transpose(0, 3, 1, 2)), *split).numpy().transpose(0, 2, 1)
+    found = windows(paddle.to_tensor(grid), split, size // split[1]).numpy()
+    np.testing.assert_array_equal(found, unfolded[:, :, window_order(5, split)])
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(fast=False), dict(normalise=True, softmax=True)], ids=str)
+def test_paddle_inference_agrees_with_the_network(trained, pictures, tmp_path, options):
+    _, network, _ = trained
+    engine = engines.load_engine(exported(trained, tmp_path, **options))
+    images = np.stack([build.eval_transform(trained[0])(picture) for picture in pictures])
+    given = np.stack([engine.description.transform()(picture) for picture in pictures])
+    wanted = logits_of(network, images)
+    if options.get('softmax'):    # logarithms of probabilities
+        wanted = paddle.nn.functional.log_softmax(paddle.to_tensor(wanted)).numpy()
+    for count in (len(given), 1, 3):    # the batch axis is dynamic
+        found = engine(given[:count]).numpy()
+        likely = wanted[:count] > -15    # the logarithm of less is beyond float32's rounding
+        np.testing.assert_allclose(found[likely], wanted[:count][likely], rtol=0,
+                                   atol=2e-4 if options.get('softmax') else 3e-5)
+        assert found.shape == (count, 1000)
+    with pytest.raises(ValueError, match=r'takes images \[B, 3, 48, 48\]'):
+        engine(np.zeros((1, 3, 32, 32), 'float32'))
+
+
+def test_bfloat16_finds_the_same_classes(trained, pictures, tmp_path):
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+        if 'avx512_bf16' not in file.read():
+            pytest.skip('this processor does not multiply bfloat16')
+    engine = engines.load_engine(exported(trained, tmp_path, precision='bfloat16'))
+    images = np.stack([engine.description.transform()(picture) for picture in pictures])
+    wanted = logits_of(trained[1], images)
+    found = engine(images).numpy()
+    assert 1e-4 < np.abs(found - wanted).max() < 0.5    # it does compute in another precision
+    assert (found.argmax(axis=1) == wanted.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_onnx_agrees_with_the_network(trained, pictures, tmp_path, engine):
+    for package in ('paddle2onnx', 'onnx', 'onnxruntime', engine):
+        pytest.importorskip(package)
+    loaded = engines.load_engine(exported(trained, tmp_path, format='onnx'), engine)
+    images = np.stack([loaded.description.transform()(picture) for picture in pictures])
+    wanted = logits_of(trained[1], images)
+    for count in (len(images), 1):
+        np.testing.assert_allclose(loaded(images[:count]).numpy(), wanted[:count], rtol=0,
+                                   atol=1e-3 if paddle.__version__ < '3' else 3e-5)
+    assert loaded.description.class_names[923] == 'plate'
+
+
+def test_evaluate_scores_an_export_as_its_network(trained, tmp_path):
+    config, network, _ = trained
+    out = exported(trained, tmp_path, softmax=True)
+    engine, transform, names = engines.open_model(load_config('config/lit_data.yaml'), out)
+    scores = [val.evaluate(each, build.eval_loader(config, transform)) for each in
+              (network, engine)]
+    assert scores[0]['top1'] == scores[1]['top1'] and scores[0]['top5'] == scores[1]['top5']
+    assert abs(scores[0]['loss'] - scores[1]['loss']) < 1e-5
+    assert names == build.class_names(config)
+
+
+def test_the_commands_export_and_use_an_export(tmp_path):
+    out = tmp_path / 'exported'
+    said = run('tools/export.py', out).stdout
+    assert 'same best class on 100%' in said
+    # Another size in the configuration: the export brings its own.
+    best = run('tools/predict.py', '--weights', out, '-o', 'MODEL.IMAGE_SIZE=64').stdout
+    assert best.splitlines()[0] == 'class_id is: 923' and 'plate' in best
+    error = run('tools/predict.py', '--weights', out, '--engine', 'onnxruntime', code=2).stderr
+    assert error.startswith('error: ') and '--engine inference' in error
+    error = run('tools/predict.py', '--engine', 'inference', code=2).stderr
+    assert 'tools/export.py' in error
+    error = run('tools/export.py', '-o', 'MODEL.IMAGE_SIZE=48', '--', ROOT / 'docs', code=2).stderr
+    assert 'exists and is no export' in error
+
+
+def test_a_wrong_export_is_not_published(trained, tmp_path, monkeypatch):
+    config, network, metadata = trained
+    out = exported(trained, tmp_path)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def spoilt(network):
+        wrong = simplified(network)
+        wrong.head.bias.set_value(wrong.head.bias + 0.01)
+        return wrong
+
+    monkeypatch.setattr(export, 'simplified', spoilt)
+    description = export.describe(config, metadata, Options())
+    for place in (out, tmp_path / 'another'):
+        with pytest.raises(export.ExportError, match='differs from its network by up to 0.01'):
+            export.export(network, description, place)
+    assert os.listdir(tmp_path) == ['exported']    # nothing beside it, no temporary folder
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_inference_yml_is_not_trusted(trained, tmp_path):
+    out = exported(trained, tmp_path)
+    text = (out / engines.DESCRIPTION).read_text(encoding='utf-8')
+    said = yaml.safe_load(text)
+    assert (said['image_size'], said['eval_transform'], said['normalise']) == (
+        48, 'center_crop', False)
+    spoilt = [('image_size', 'many'), ('image_size', 0), ('eval_crop_ratio', -1.0),
+              ('class_names', ['one']), ('std', [1, 1, 0]), ('mean', [float('nan')] * 3),
+              ('format', 'pickle'), ('softmax', 'yes'), ('eval_crop_ratio', float('nan'))]
+    for key, value in spoilt:
+        with pytest.raises(engines.EngineError, match=key):
+            engines.parse_description(yaml.safe_dump({**said, key: value}), 'a file')
+    del said['mean']
+    for text in (yaml.safe_dump(said), '[', '- 1', '', '!!python/object/apply:os.getcwd []'):
+        with pytest.raises(engines.EngineError, match='export the network again'):
+            engines.parse_description(text, 'a file')
+    (out / 'inference.pdiparams').unlink()
+    with pytest.raises(engines.EngineError, match='is no whole export'):
+        engines.load_engine(out)
