@@ -33,7 +33,8 @@ class MatrixProducts(nn.Layer):
     """Nothing but large matrix products: what the machine can do at most.
 
     Images `[B, 3, side, side]` are multiplied by four matrices `[side, side]`, one after another;
-    the ReLU between them keeps an engine from merging them.
+    the ReLU between them keeps an engine from merging them. They are one matrix then, not a batch
+    of grids, with which Paddle Inference reaches only half of that speed.
     """
 
     side = 1024
@@ -44,9 +45,10 @@ class MatrixProducts(nn.Layer):
         self.products = nn.LayerList([nn.Linear(self.side, self.side) for _ in range(4)])
 
     def forward(self, x):
+        x = x.reshape([-1, self.side])                          # (B * 3 * side, side)
         for product in self.products:
             x = F.relu(product(x))
-        return x.mean(axis=[2, 3])                              # (B, 3)
+        return x.mean(axis=1).reshape([-1, 3 * self.side])      # (B, 3 * side)
 
 
 def load_network(config, weights):
@@ -109,7 +111,7 @@ def run_limit(request):
     if request['engine'] == 'inference':
         about = engines.Description(
             model='matrix products', format='paddle', precision=request['precision'],
-            image_size=network.side, num_classes=3, normalise=False, softmax=False,
+            image_size=network.side, num_classes=3 * network.side, normalise=False, softmax=False,
             input='images', output='logits', eval_transform='squash', eval_crop_ratio=1.0,
             eval_interpolation='bilinear', mean=[0.0] * 3, std=[1.0] * 3, class_names=[],
             paddle=paddle.__version__)
