@@ -118,7 +118,7 @@ def test_a_broken_engine_costs_its_row_only(capfd):
 
     def start(request, threads, timeout):
         name = request['name']
-        worker = process(programs[name], 3 if name == 'silent' else 30)(request, threads, timeout)
+        worker = process(programs[name], 1 if name == 'silent' else 30)(request, threads, timeout)
         started.append(worker.process)
         return worker
 
@@ -127,7 +127,7 @@ def test_a_broken_engine_costs_its_row_only(capfd):
     assert errors['good'] is None and errors['fine'] is None
     assert 'exit code 1' in errors['dead'] and 'no engine' in errors['dead']
     assert 'SIGABRT' in errors['late'] and 'last words' in errors['late']
-    assert 'no answer within 3 s' in errors['silent']
+    assert 'no answer within 1 s' in errors['silent']
     assert 'cannot be read' in errors['babbles'] or 'exit code' in errors['babbles']
     for row in rows:
         wanted = [[0.5] * 3] * 2 if row.error is None else None

@@ -327,7 +327,15 @@ def share(limits, row, call, macs, images):
 
 
 def report(rows, about, model, options):
-    """All results as one dict, the content of the JSON file."""
+    """All results as one dict, the content of the JSON file.
+
+    Figures with a spread are dicts of median, quartiles, range and count, over the timed calls.
+    `speed_ratio` and `share_of_limit` are medians over the rounds, of figures of the same round:
+    how many times as fast as `compared_with`, and the network's FLOP/s, two for each of its MACs,
+    as a share of those of the best matrix products. `difference` is the largest one of a logit
+    from that of `compared_with`, as a share of the largest logit. What was not measured is None.
+    SCHEMA changes with the meaning or the name of a key.
+    """
     limits, macs, batch = rows['limits'], model['macs']['total'], options.batch_size
     working = [row for row in rows['engines'] if not row.error]
     first = working[0] if working else None
