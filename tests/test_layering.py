@@ -28,7 +28,7 @@ ALLOWED = {
               'common'},
     'engines': {'build', 'dataset', 'runtime'},
 }
-BETWEEN_COMMANDS = {'train': {'val'}}
+BETWEEN_COMMANDS = {'train': {'val'}, 'measure': {'export', 'train'}}
 
 
 def imports_of(path):

@@ -1,0 +1,262 @@
+"""What the benchmark counts and compares; how fast anything is, is no matter of a test."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+
+import benchmark
+import zoo
+from benchmark import Row, Worker, WorkerError
+from zoo.macs import count_macs, total_macs
+
+# Networks that share their code differ by numbers only: one of each is enough.
+ONE_OF_EACH = {network: name for name, (network, _) in reversed(list(zoo.MODELS.items()))}
+NETWORKS = [(name, {}) for name in ONE_OF_EACH.values()] + [
+    ('t2t_vit_t_14', {}), ('t2t_vit_7', {'tokens_type': 'convolution'})]
+
+
+def products_seen(network, size, monkeypatch):
+    """A second way to MACs: the shapes of every product that Paddle is asked for."""
+    seen = dict(linear=0, attention=0)
+    functional = paddle.nn.functional
+    linear, convolution, matmul = functional.linear, functional.conv._conv_nd, paddle.matmul
+
+    def seen_linear(x, weight, *args, **kwargs):
+        seen['linear'] += math.prod(x.shape) * weight.shape[1]
+        return linear(x, weight, *args, **kwargs)
+
+    def seen_convolution(x, weight, *args, **kwargs):
+        output = convolution(x, weight, *args, **kwargs)
+        seen['linear'] += math.prod(output.shape) * math.prod(weight.shape[1:])
+        return output
+
+    def seen_matmul(x, y, transpose_x=False, transpose_y=False):
+        output = matmul(x, y, transpose_x, transpose_y)
+        shared = x.shape[-2] if transpose_x else x.shape[-1]
+        seen['attention'] += math.prod(output.shape) * shared
+        return output
+
+    with monkeypatch.context() as patch, paddle.no_grad():
+        patch.setattr(functional, 'linear', seen_linear)
+        patch.setattr(functional.conv, '_conv_nd', seen_convolution)
+        patch.setattr(paddle, 'matmul', seen_matmul)
+        network(paddle.zeros([1, 3, size, size]))
+    return seen
+
+
+@pytest.mark.parametrize('name, options', NETWORKS)
+def test_macs_are_those_of_the_products_that_paddle_computes(name, options, monkeypatch):
+    network = zoo.create_model(name, img_size=64, num_classes=10, **options)
+    network.eval()
+    found = total_macs(count_macs(network, 64))
+    seen = products_seen(network, 64, monkeypatch)
+    assert min(seen.values()) > 0
+    assert found == dict(seen, total=seen['linear'] + seen['attention'])
+
+
+@pytest.mark.parametrize('name, published', [
+    ('t2t_vit_7', 1.1), ('t2t_vit_10', 1.5), ('t2t_vit_12', 1.8), ('t2t_vit_14', 4.8),
+    ('t2t_vit_t_14', 6.1)])
+def test_macs_are_the_papers(name, published):
+    network = zoo.create_model(name)
+    layers = count_macs(network, 224)
+    macs = total_macs(layers)
+    assert round(macs['total'] / 1e9, 1) == published
+    assert network.training and sum(layer.macs for layer in layers) == macs['total']
+    if name == 't2t_vit_7':
+        assert macs['linear'] == 975_534_080    # what paddle.flops gives
+
+
+@pytest.mark.skipif(int(np.__version__.split('.')[0]) > 1, reason='paddle.flops needs numpy 1')
+def test_linear_macs_are_those_of_paddle_flops():
+    network = zoo.create_model('t2t_vit_7', num_classes=7)
+    linear = total_macs(count_macs(network, 224))['linear']
+    assert linear == paddle.flops(network, [1, 3, 224, 224], custom_ops={
+        layer: lambda *_: None for layer in (paddle.nn.LayerNorm, paddle.nn.GELU)})
+
+
+# ---- processes
+
+def process(program, timeout=30):
+    """Starts Workers that run a text of Python instead of measure.py."""
+    return lambda request, threads, _: Worker(request, threads, timeout,
+                                              (sys.executable, '-c', program))
+
+
+ANSWERS = '''
+import json, sys
+sys.stdin.readline()
+print(json.dumps(dict(device='cpu', macs=10)), flush=True)
+for line in sys.stdin:
+    repeats = json.loads(line)['repeats']
+    print(json.dumps(dict(seconds=[0.5] * repeats, peak_memory=1.0)), flush=True)
+'''
+DIES_LATER = '''
+import json, os, sys
+sys.stdin.readline()
+print(json.dumps(dict(device='cpu')), flush=True)
+sys.stdin.readline()
+print('last words', file=sys.stderr, flush=True)
+os.abort()
+'''
+
+
+def test_a_broken_engine_costs_its_row_only(capfd):
+    programs = dict(good=ANSWERS, dead='raise SystemExit("no engine")', late=DIES_LATER,
+                    silent='import time; time.sleep(60)', babbles='print("hello")', fine=ANSWERS)
+    rows = [Row(name, dict(name=name), ('latency',)) for name in programs]
+    started = []
+
+    def start(request, threads, timeout):
+        name = request['name']
+        worker = process(programs[name], 1 if name == 'silent' else 30)(request, threads, timeout)
+        started.append(worker.process)
+        return worker
+
+    benchmark.measure(rows, SimpleNamespace(threads=1, timeout=30, rounds=2, repeats=3), start)
+    errors = {row.name: row.error for row in rows}
+    assert errors['good'] is None and errors['fine'] is None
+    assert 'exit code 1' in errors['dead'] and 'no engine' in errors['dead']
+    assert 'SIGABRT' in errors['late'] and 'last words' in errors['late']
+    assert 'no answer within 1 s' in errors['silent']
+    assert 'cannot be read' in errors['babbles'] or 'exit code' in errors['babbles']
+    for row in rows:
+        wanted = [[0.5] * 3] * 2 if row.error is None else None
+        assert row.rounds.get('latency') == wanted
+    assert all(child.poll() is not None for child in started)    # none is left behind
+    assert 'no engine' in capfd.readouterr().err
+
+
+def test_a_worker_passes_on_what_an_engine_complains_of():
+    worker = Worker(dict(run='engine', engine='onnxruntime', export='nowhere.onnx', threads=1),
+                    threads=1, timeout=120)
+    with pytest.raises(WorkerError, match='^nowhere.onnx: no such export$'):
+        worker.answer()
+    worker.close()
+
+
+# ---- figures
+
+def made_up(name, precision, seconds, call, **about):
+    request = dict(engine='paddle', network='plain', precision=precision)
+    return Row(name, request, (call,), about=dict(device='cpu', **about),
+               rounds={call: [[value] for value in seconds]})
+
+
+def test_ratios_and_limits_are_taken_round_by_round():
+    """In the second round the machine is at half its speed; ratios and shares don't notice."""
+    rows = dict(
+        limits=[made_up('slow', 'float32', [8, 16], 'limit', macs=10 ** 9),
+                made_up('best', 'float32', [1, 2], 'limit', macs=10 ** 9),
+                made_up('other', 'bfloat16', [0.1, 0.2], 'limit', macs=10 ** 9)],
+        engines=[made_up('one', 'float32', [2, 4], 'throughput', logits=[[1.0, -4.0]]),
+                 made_up('two', 'float32', [1, 2], 'throughput', logits=[[1.0, -3.0]])],
+        training=[], loader=[])
+    options = SimpleNamespace(batch_size=5, config='', override=[], weights=None, rounds=2,
+                              repeats=1, parts=('throughput',))
+    content = benchmark.report(rows, {}, dict(macs=dict(total=10 ** 8)), options)
+    one, two = content['engines']
+    assert content['compared_with'] == 'one'
+    assert [one['throughput']['speed_ratio'], two['throughput']['speed_ratio']] == [1.0, 2.0]
+    # 5 images of 0.2 GFLOP in 2 s, where 2 GFLOP/s are possible
+    assert math.isclose(one['throughput']['share_of_limit'], 0.25)
+    assert math.isclose(two['throughput']['share_of_limit'], 0.5)
+    assert two['difference'] == 0.25
+    assert two['throughput']['images_per_second']['median'] == 3.75
+    assert [limit['gflops']['range'] for limit in content['limits'][:2]] == [[0.125, 0.25], [1, 2]]
+    assert content['limits'][1]['images_per_second']['range'] == [5, 10]
+
+
+# ---- the command
+
+@pytest.fixture(scope='module')
+def tiny_run(tmp_path_factory):
+    """A finished command and its JSON, with an ONNX Runtime that can't be imported."""
+    folder = tmp_path_factory.mktemp('benchmark')
+    (folder / 'onnxruntime.py').write_text('raise ImportError("broken")')
+    done = subprocess.run(
+        [sys.executable, 'tools/benchmark.py', '-o', 'MODEL.IMAGE_SIZE=32', '--batch-size', '2',
+         '--rounds', '1', '--repeats', '1', '--threads', '1', '--workers', '0', '--per-layer',
+         '--engines', 'paddle,inference,onnxruntime', '--json', str(folder / 'speed.json')],
+        cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(folder)}, capture_output=True, text=True,
+        timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, json.loads((folder / 'speed.json').read_text())
+
+
+def test_a_tiny_run_fills_the_json(tiny_run):
+    _, content = tiny_run
+    assert set(content) == {'schema', 'machine', 'model', 'settings', 'compared_with', 'limits',
+                            'engines', 'training', 'loader'}
+    assert content['schema'] == 1 and content['settings']['weights'] == 'random'
+    about = content['machine']
+    assert about['threads'] == 1 and about['versions']['python'] and about['cpu']
+    model = content['model']
+    assert model['trainable_parameters'] == 4_255_694
+    assert model['macs']['total'] == sum(layer['macs'] for layer in model['layers'])
+    assert any(layer['name'] == 'blocks.0.attn.qkv' for layer in model['layers'])
+    assert {row['precision'] for row in content['limits']} == (
+        {'float32', 'bfloat16'} if about['bfloat16'] else {'float32'})
+    # Paddle 2.6 cannot run this graph in bfloat16, which costs that row.
+    running = [row for row in content['engines'] if row['engine'] != 'onnxruntime'
+               and (row['precision'] == 'float32' or not row['error'])]
+    for row in running + content['training'] + content['loader'] + content['limits']:
+        assert row['error'] is None, row
+    assert [row['name'] for row in running[:3]] == [
+        'paddle, plain, float32', 'inference, plain, float32', 'inference, fast, float32']
+    for row in running:
+        assert row['device'] in ('cpu', 'gpu') and row['peak_memory_mib'] > 50
+        assert row['difference'] < (1e-4 if row['precision'] == 'float32' else 0.2)
+        for call in ('latency', 'throughput'):
+            figures = row[call]
+            assert figures['speed_ratio'] > 0 and figures['share_of_limit'] > 0
+            for spread in (figures['seconds'], figures['images_per_second']):
+                low, high = spread['range']
+                assert 0 < low <= spread['median'] <= high and spread['count'] == 1
+    assert content['training'][0]['images_per_second']['median'] > 0
+    assert content['training'][0]['share_of_limit'] > 0
+    assert [row['workers'] for row in content['loader']] == [0]
+
+
+def test_a_tiny_run_prints_its_figures_and_keeps_progress_apart(tiny_run):
+    done, content = tiny_run
+    lines = done.stdout.splitlines()
+    assert '4,255,694 of them trainable' in done.stdout
+    assert any(line.startswith('tokens_to_token.project ') for line in lines)
+    assert any(line.startswith('2 images a step ') for line in lines)
+    for row in content['engines'] + content['limits']:
+        assert sum(line.startswith(row['name']) for line in lines) == 1
+    assert 'round 1 of 1' in done.stderr and 'round 1 of 1' not in done.stdout
+
+
+def test_an_engine_that_is_not_there_costs_its_rows_and_says_why(tiny_run):
+    done, content = tiny_run
+    broken = [row for row in content['engines'] if row['engine'] == 'onnxruntime']
+    assert [row['network'] for row in broken] == ['plain', 'fast']
+    for row in broken:
+        assert row['error'].startswith('export: ')
+        assert row['latency']['seconds'] is None and row['throughput']['share_of_limit'] is None
+        assert re.search(f'^{re.escape(row["name"])} +FAILED: {re.escape(row["error"])}$',
+                         done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--engines', 'tensorrt'], 'tensorrt is none of paddle'),
+    (['--parts', ''], 'nothing is none of model'),
+    (['--rounds', '0'], 'no whole number from 1 on'),
+    (['--json', 'no/such/folder/speed.json'], 'its folder does not exist'),
+    (['--weights', 'nowhere.pdparams', '--parts', 'model'], 'nowhere.pdparams')])
+def test_wrong_input_is_refused_before_anything_is_measured(arguments, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmark.command.run(benchmark.main, arguments)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,567 @@
+"""Measure a network: what it holds and computes, and how fast it runs in every engine.
+
+    python tools/benchmark.py -c config/t2t_vit_7.yaml --json speed.json
+
+Each engine has a process of its own, and all take turns, round after round, so that a machine that
+slows down slows all of them alike: trust the ratios more than the figures. Beside them run large
+matrix products, the most that the machine can do. An engine that fails costs its own row only.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime import cpu  # before paddle, which reads what it sets
+
+# isort: split
+import numpy as np
+import paddle
+
+import build
+import config as configuration
+import engines
+from runtime import command
+from zoo.macs import count_macs, total_macs
+
+SCHEMA = 1
+PARTS = ('model', 'latency', 'throughput', 'training', 'loader')
+MEASURE = Path(__file__).resolve().with_name('measure.py')
+PAUSE = 0.3    # seconds; some engines' idle threads still spin for 0.2 after a call
+ONNX_ENGINES = ('onnxruntime', 'openvino')
+# A training step runs forward, then for each product one for the inputs and one for the weights.
+MACS_OF_TRAINING = 3
+VERSIONS = ('numpy', 'paddlepaddle', 'paddlepaddle-gpu', 'paddle2onnx', 'onnxruntime', 'openvino')
+
+
+class BenchmarkError(RuntimeError):
+    """A benchmark of which nothing is left."""
+
+
+class WorkerError(RuntimeError):
+    """A process that failed, died or did not answer in time: why, in one line."""
+
+
+class Worker:
+    """A process of measure.py, which begins to load at once; `answer()` waits until it has.
+
+    Args:
+        request: what it shall load, see measure.RUNNERS.
+        threads: threads it computes on.
+        timeout: seconds that an answer may take.
+        program: the command to start.
+    """
+
+    def __init__(self, request, threads, timeout, program=(sys.executable, str(MEASURE))):
+        # Every process is alone in its job, also where the benchmark was started by a launcher.
+        environment = {name: value for name, value in os.environ.items()
+                       if not name.startswith('PADDLE_')}
+        environment['OMP_NUM_THREADS'] = str(threads)
+        self.timeout = timeout
+        self.chatter = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.chatter,
+            env=environment, encoding='utf-8')
+        self.lines = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.send(request)
+
+    def _listen(self):
+        with contextlib.suppress(ValueError):    # closed, or no text
+            for line in self.process.stdout:
+                self.lines.put(line)
+        self.lines.put(None)
+
+    def send(self, request):
+        with contextlib.suppress(OSError):    # it is dead: the missing answer tells why
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+
+    def answer(self):
+        """The next answer, a dict.
+
+        Raises:
+            WorkerError: where there is none.
+        """
+        try:
+            line = self.lines.get(timeout=self.timeout)
+        except queue.Empty:
+            raise WorkerError(f'no answer within {self.timeout:g} s') from None
+        try:
+            answer = json.loads(line or '')
+        except ValueError:
+            raise WorkerError(self._obituary()) from None
+        if 'error' in answer:
+            raise WorkerError(answer['error'])
+        return answer
+
+    def _obituary(self):
+        try:
+            code = self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            return 'gave an answer that cannot be read'
+        try:
+            end = f'was killed by {signal.Signals(-code).name}'
+        except ValueError:
+            end = f'left with exit code {code}'
+        self.chatter.seek(max(0, self.chatter.seek(0, os.SEEK_END) - 4096))
+        said = self.chatter.read().decode('utf-8', 'replace').split('\n')
+        last = next((line.strip() for line in reversed(said) if line.strip()), '')
+        return f'its process {end}' + (f': {last[:200]}' if last else '')
+
+    def close(self, wait=10):
+        """End the process; one that has not answered is not waited for."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(wait)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.chatter.close()
+
+
+@dataclass
+class Row:
+    """One thing to measure: the request to its process, and what came of it."""
+
+    name: str
+    request: dict
+    calls: tuple                                    # what to time in every round
+    error: str = None
+    about: dict = field(default_factory=dict)       # what the process said of itself
+    peak_memory: float = None
+    rounds: dict = field(default_factory=dict)      # call: [seconds of round 0, of round 1, ...]
+
+    def medians(self, call):
+        """The median of each round, seconds `[rounds]`; None where there is none."""
+        rounds = None if self.error else self.rounds.get(call)
+        return np.array([np.median(seconds) for seconds in rounds]) if rounds else None
+
+
+def measure(rows, options, start=Worker):
+    """Fill in what rows are asked for: all processes start, then take turns.
+
+    Args:
+        options: namespace with threads, timeout, rounds and repeats.
+        start: makes a Worker of (request, threads, timeout).
+    """
+    workers = {}
+
+    def lose(row, error):
+        row.error = str(error)
+        print(f'{row.name}: {error}', file=sys.stderr)
+        workers.pop(row.name).close(wait=0)
+
+    try:
+        print(f'loading {len(rows)} processes', file=sys.stderr)
+        for row in rows:
+            if not row.error:
+                workers[row.name] = start(row.request, options.threads, options.timeout)
+        for row in rows:
+            if not row.error:
+                try:
+                    row.about = workers[row.name].answer()
+                except WorkerError as error:
+                    lose(row, error)
+        for index in range(options.rounds):
+            print(f'round {index + 1} of {options.rounds}', file=sys.stderr)
+            for row in rows:
+                for call in row.calls:
+                    if row.error:
+                        break
+                    time.sleep(PAUSE)
+                    try:
+                        workers[row.name].send(dict(call=call, repeats=options.repeats))
+                        answer = workers[row.name].answer()
+                    except WorkerError as error:
+                        lose(row, error)
+                        break
+                    row.rounds.setdefault(call, []).append(answer['seconds'])
+                    row.peak_memory = answer['peak_memory']
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def make_exports(rows, options, start=Worker):
+    """Write the exports that rows need, each in a process of its own."""
+    failed = {}
+    for row in rows:
+        path = row.request.get('export')
+        if not path:
+            continue
+        if path not in failed:
+            print(f'{row.name}: exporting', file=sys.stderr)
+            request = dict(row.request, run='export', out=path)
+            worker, failed[path] = start(request, options.threads, options.timeout), None
+            try:
+                worker.answer()
+            except WorkerError as error:
+                failed[path] = f'export: {error}'
+                print(f'{row.name}: {failed[path]}', file=sys.stderr)
+            finally:
+                worker.close(wait=0)
+        row.error = failed[path]
+
+
+def plan(options, folder):
+    """The rows of a benchmark, by what they are: limits, engines, training, loader."""
+    shared = dict(config=options.config, override=options.override, weights=options.weights,
+                  threads=options.threads, batch_size=options.batch_size)
+    rows = dict(limits=[], engines=[], training=[], loader=[])
+    calls = tuple(part for part in ('latency', 'throughput') if part in options.parts)
+    both = ('float32', 'bfloat16') if has_bfloat16() else ('float32',)
+
+    def add(group, name, calls, **request):
+        rows[group].append(Row(name, {**shared, **request}, calls))
+
+    if calls or 'training' in options.parts:
+        for engine, precision in [('paddle', 'float32')] + [('inference', one) for one in both]:
+            add('limits', f'matrix products, {engine}, {precision}', ('limit',), run='limit',
+                engine=engine, precision=precision, out=f'{folder}/products_{precision}')
+    for engine in options.engines if calls else ():
+        kinds = [('plain', 'float32')]
+        if engine != 'paddle':
+            kinds += [('fast', one) for one in (both if engine == 'inference' else ('float32',))]
+        for network, precision in kinds:
+            path = ''
+            if engine != 'paddle':
+                suffix = '.onnx' if engine in ONNX_ENGINES else ''
+                path = f'{folder}/{network}_{precision}{suffix}'
+            add('engines', f'{engine}, {network}, {precision}', calls, run='engine', engine=engine,
+                network=network, precision=precision, export=path)
+    if 'training' in options.parts:
+        add('training', 'training', ('training',), run='training', engine='paddle',
+            precision='float32', out=f'{folder}/run')
+    for workers in range(options.workers + 1) if 'loader' in options.parts else ():
+        add('loader', f'loader, {workers} processes', ('loader',), run='loader', workers=workers)
+    return rows
+
+
+def describe_model(config, weights):
+    """Parameters and MACs of the configured network; dict, with a row a layer."""
+    network = (build.trained_network(config, weights)[0] if weights else build.network(config))
+    sizes = [(math.prod(p.shape), p.stop_gradient) for p in network.parameters()]
+    layers = count_macs(network, config.MODEL.IMAGE_SIZE)
+    return dict(
+        parameters=sum(size for size, _ in sizes),
+        trainable_parameters=sum(size for size, frozen in sizes if not frozen),
+        macs=total_macs(layers),
+        layers=[dict(name=layer.name, kind=layer.kind, macs=layer.macs) for layer in layers])
+
+
+def machine(threads):
+    """What a figure of speed must name to mean something."""
+    versions = {'python': platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    return dict(cpu=_cpu_info('model name') or platform.processor() or platform.machine(),
+                cores=cpu.available_cores(), threads=threads, bfloat16=has_bfloat16(),
+                gpu=paddle.device.cuda.get_device_name() if has_gpu else None,
+                system=f'{platform.system()} {platform.release()}', versions=versions)
+
+
+def has_bfloat16():
+    """Whether the processor multiplies bfloat16 itself; without that there is nothing to gain."""
+    flags = _cpu_info('flags').split()
+    return 'avx512_bf16' in flags or 'amx_bf16' in flags
+
+
+def _cpu_info(key):
+    try:
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
+            name, _, value = line.partition(':')
+            if name.strip() == key:
+                return value.strip()
+    except OSError:    # macOS, Windows
+        pass
+    return ''
+
+
+# ---- from seconds to a report
+
+def spread(values):
+    """Median and range of some figures; dict, or None for no figures."""
+    if values is None or len(values) == 0:
+        return None
+    low, median, high = np.percentile(values, [25, 50, 75]).tolist()
+    return dict(median=median, quartiles=[low, high], range=[min(values), max(values)],
+                count=len(values))
+
+
+def flat(row, call):
+    """The seconds of all rounds of a call; none of a row that failed."""
+    return [] if row.error else [s for seconds in row.rounds.get(call, []) for s in seconds]
+
+
+def limit_of(limits, row):
+    """FLOP/s `[rounds]` of the best matrix products on a row's device in its precision, or None."""
+    found = [2 * limit.about['macs'] / limit.medians('limit') for limit in limits
+             if limit.medians('limit') is not None
+             and limit.request['precision'] == row.request['precision']
+             and limit.about['device'] == row.about['device']]
+    return np.max(found, axis=0) if found else None
+
+
+def share(limits, row, call, macs, images):
+    """Median over the rounds of a row's FLOP/s as a share of the limit's in the same round."""
+    seconds = row.medians(call)
+    limit = None if seconds is None else limit_of(limits, row)
+    return None if limit is None else float(np.median(2 * macs * images / seconds / limit))
+
+
+def report(rows, about, model, options):
+    """All results as one dict, the content of the JSON file.
+
+    Figures with a spread are dicts of median, quartiles, range and count, over the timed calls.
+    `speed_ratio` and `share_of_limit` are medians over the rounds, of figures of the same round:
+    how many times as fast as `compared_with`, and the network's FLOP/s, two for each of its MACs,
+    as a share of those of the best matrix products. `difference` is the largest one of a logit
+    from that of `compared_with`, as a share of the largest logit. What was not measured is None.
+    SCHEMA changes with the meaning or the name of a key.
+    """
+    limits, macs, batch = rows['limits'], model['macs']['total'], options.batch_size
+    working = [row for row in rows['engines'] if not row.error]
+    first = working[0] if working else None
+
+    def common(row):
+        return dict(name=row.name, error=row.error, device=row.about.get('device'),
+                    precision=row.request.get('precision'), peak_memory_mib=row.peak_memory)
+
+    def engine(row):
+        result = dict(common(row), engine=row.request['engine'], network=row.request['network'])
+        result['difference'] = None
+        if not row.error:
+            logits, wanted = np.array(row.about['logits']), np.array(first.about['logits'])
+            result['difference'] = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
+        for call, images in (('latency', 1), ('throughput', batch)):
+            if call not in row.calls:
+                continue
+            seconds = flat(row, call)
+            ratio = None
+            if seconds:
+                ratio = float(np.median(first.medians(call) / row.medians(call)))
+            result[call] = dict(
+                seconds=spread(seconds), images_per_second=spread([images / s for s in seconds]),
+                speed_ratio=ratio, share_of_limit=share(limits, row, call, macs, images))
+        return result
+
+    def limit(row):
+        rates = [2 * row.about['macs'] / s for s in flat(row, 'limit')]
+        return dict(common(row), gflops=spread([rate / 1e9 for rate in rates]),
+                    images_per_second=spread([rate / (2 * macs) for rate in rates]),
+                    training_images_per_second=spread(
+                        [rate / (2 * MACS_OF_TRAINING * macs) for rate in rates]))
+
+    def training(row):
+        seconds, images = flat(row, 'training'), row.about.get('images_a_step', batch)
+        return dict(common(row), seconds=spread(seconds), images_a_step=images,
+                    images_per_second=spread([images / s for s in seconds]),
+                    share_of_limit=share(limits, row, 'training', MACS_OF_TRAINING * macs, images))
+
+    def loader(row):
+        return dict(name=row.name, error=row.error, workers=row.request['workers'],
+                    images_per_second=spread([batch / s for s in flat(row, 'loader')]))
+
+    return dict(
+        schema=SCHEMA, machine=about, model=model,
+        settings=dict(config=str(options.config), override=options.override,
+                      weights=options.weights or 'random', batch_size=batch,
+                      rounds=options.rounds, repeats=options.repeats, parts=list(options.parts)),
+        compared_with=first.name if first else None,
+        limits=[limit(row) for row in limits], engines=[engine(row) for row in rows['engines']],
+        training=[training(row) for row in rows['training']],
+        loader=[loader(row) for row in rows['loader']])
+
+
+# ---- from a report to a page
+
+def page(content, name, size, per_layer=False):
+    """A report as text for people."""
+    about, model, settings = content['machine'], content['model'], content['settings']
+    versions = ', '.join(f'{key} {value}' for key, value in about['versions'].items())
+    weights = ('random weights, on which speed does not depend' if settings['weights'] == 'random'
+               else settings['weights'])
+    macs = model['macs']
+    lines = [
+        f'{name} at {size} pixels, {weights}',
+        f'{model["parameters"]:,} parameters, {model["trainable_parameters"]:,} of them trainable',
+        f'{macs["total"] / 1e9:.3f} G MACs an image: {macs["linear"] / 1e9:.3f} G in linear layers '
+        f'and convolutions, {macs["attention"] / 1e9:.3f} G in attention',
+        f'{about["gpu"] or about["cpu"]}, {about["cores"]} cores, {about["threads"]} threads; '
+        f'{versions}',
+        f'medians and quartiles of {settings["rounds"]} round(s) of {settings["repeats"]} call(s)']
+    if per_layer:
+        lines += ['', *table([['layer', 'kind', 'MACs']] + [
+            [layer['name'], layer['kind'], f'{layer["macs"]:,}'] for layer in model['layers']])]
+    if content['limits']:
+        header = ['limit of the machine', 'GFLOP/s', '', 'images/s', 'in training']
+        lines += ['', *table([header] + [
+            [row['name'], *shown(row['gflops']), shown(row['images_per_second'])[0],
+             shown(row['training_images_per_second'])[0], *failure(row)]
+            for row in content['limits']])]
+    if content['engines']:
+        lines += ['', *engine_table(content)]
+    if content['training']:
+        lines += ['', *table([['training', 'images/s', '', 'of the limit', 'MiB']] + [
+            [f'{row["images_a_step"]} images a step', *shown(row['images_per_second']),
+             percent(row['share_of_limit']), number(row['peak_memory_mib']), *failure(row)]
+            for row in content['training']])]
+    if content['loader']:
+        lines += ['', *table([['loader', 'images/s', '']] + [
+            [f'{row["workers"]} processes', *shown(row['images_per_second']), *failure(row)]
+            for row in content['loader']])]
+    return '\n'.join(lines)
+
+
+def engine_table(content):
+    """The lines of the engines: a column of speed for each of latency and throughput."""
+    titles = dict(latency=('1 image, ms', 'seconds', 1e3),
+                  throughput=(f'{content["settings"]["batch_size"]} images, images/s',
+                              'images_per_second', 1))
+    calls = [call for call in titles if call in content['engines'][0]]
+    last = calls[-1]
+    header = ['engine, network, precision']
+    for call in calls:
+        header += [titles[call][0], '', 'speed']
+    lines = [header + ['of the limit', 'MiB', 'differs']]
+    for row in content['engines']:
+        cells = [row['name']]
+        for call in calls:
+            _, figure, factor = titles[call]
+            ratio = row[call]['speed_ratio']
+            cells += [*shown(row[call][figure], factor), f'x{ratio:.2f}' if ratio else '']
+        differs = '' if row['difference'] is None else f'{row["difference"]:.0e}'
+        lines.append(cells + [percent(row[last]['share_of_limit']),
+                              number(row['peak_memory_mib']), differs, *failure(row)])
+    return table(lines)
+
+
+def shown(figures, factor=1):
+    """A spread as two cells: median, and quartiles."""
+    if figures is None:
+        return ['', '']
+    low, high = figures['quartiles']
+    return [number(figures['median'] * factor), f'{number(low * factor)}..{number(high * factor)}']
+
+
+def number(value):
+    """A figure with three digits, or all before its point."""
+    if value is None:
+        return ''
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f'{value:.{min(max(digits, 0), 6)}f}'
+
+
+def percent(value):
+    return '' if value is None else f'{value:.0%}'
+
+
+def failure(row):
+    """A last cell for a row that failed."""
+    return [f'FAILED: {row["error"]}'] if row['error'] else []
+
+
+def table(rows):
+    """Lines of aligned cells, the first column to the left; a failure ends its line as it is."""
+    columns = len(rows[0])
+    widths = [max(len(row[index]) for row in rows) for index in range(columns)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:columns], widths[1:])]
+        if len(row) > columns:    # its figures are empty
+            cells = cells[:1] + row[columns:]
+        lines.append('  '.join(cells).rstrip())
+    return lines
+
+
+# ---- the command
+
+def some_of(choices):
+    """An argparse type: names out of `choices`, between commas."""
+    def parse(text):
+        names = tuple(name.strip() for name in text.split(',') if name.strip())
+        unknown = [name for name in names if name not in choices]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(
+                f'{", ".join(unknown) or "nothing"} is none of {", ".join(choices)}')
+        return tuple(dict.fromkeys(names))
+    return parse
+
+
+def at_least(least):
+    """An argparse type: a whole number."""
+    def parse(text):
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text!r} is no whole number from {least} on')
+        return int(text)
+    return parse
+
+
+def installed_engines():
+    """The engines that can be tried here."""
+    return tuple(name for name in engines.ENGINES
+                 if name not in ONNX_ENGINES or importlib.util.find_spec(name))
+
+
+def main(arguments):
+    parser = command.parser(__doc__)
+    configuration.add_arguments(parser)
+    parser.add_argument('--weights', metavar='FILE', help='weights; default: random ones')
+    parser.add_argument('--batch-size', type=at_least(1), default=16, metavar='N',
+                        help='images of a batch in throughput, training and loader (default: 16)')
+    parser.add_argument('--engines', type=some_of(engines.ENGINES), default=installed_engines(),
+                        metavar='NAME,...', help=f'some of {", ".join(engines.ENGINES)}; the first '
+                        'is what the others are compared with (default: those installed)')
+    parser.add_argument('--parts', type=some_of(PARTS), default=PARTS, metavar='NAME,...',
+                        help=f'some of {", ".join(PARTS)} (default: all; model, which is '
+                        'parameters and MACs, always comes)')
+    parser.add_argument('--per-layer', action='store_true', help='show the MACs of every layer')
+    parser.add_argument('--rounds', type=at_least(1), default=5, metavar='N',
+                        help='turns of each engine (default: 5)')
+    parser.add_argument('--repeats', type=at_least(1), default=3, metavar='N',
+                        help='timed calls in a turn, after one that is not timed (default: 3)')
+    parser.add_argument('--threads', type=at_least(1), default=cpu.threads(), metavar='N',
+                        help='threads of each engine (default: all cores)')
+    parser.add_argument('--workers', type=at_least(0), default=cpu.available_cores(), metavar='N',
+                        help='most loader processes; 0 to N are measured (default: all cores)')
+    parser.add_argument('--timeout', type=at_least(1), default=600, metavar='SECONDS',
+                        help='longest wait for one turn of an engine (default: 600)')
+    parser.add_argument('--json', metavar='FILE', help='write all figures into a file')
+    options = parser.parse_args(arguments)
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise command.UsageError(f'--json {options.json}: its folder does not exist')
+    config = configuration.load_config(options.config, options.override)
+    model = describe_model(config, options.weights)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = plan(options, folder)
+        make_exports(rows['engines'], options)
+        measure([row for group in rows.values() for row in group], options)
+    content = report(rows, machine(options.threads), model, options)
+    if options.json:
+        Path(options.json).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    print(page(content, config.MODEL.NAME, config.MODEL.IMAGE_SIZE, options.per_layer))
+    asked = rows['engines'] + rows['training'] + rows['loader']
+    if asked and all(row.error for row in asked):
+        raise BenchmarkError(f'nothing could be measured; {asked[0].name}: {asked[0].error}')
+
+
+if __name__ == '__main__':
+    command.run(main)

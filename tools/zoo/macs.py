@@ -1,0 +1,103 @@
+"""How much a network computes: multiply-accumulates (MACs), layer by layer.
+
+Papers and tools count different things and call them all FLOPs. Two kinds are told apart here:
+
+- `linear`: linear layers and convolutions. Tools that know layers by their class see only these;
+  for T2T-ViT-7 at 224 pixels they are 975,534,080, or 0.98 G.
+- `attention`: products of two computed matrices, queries with keys and maps with values; of a
+  Performer all that replaces them, the random features included. With them T2T-ViT-7 comes to
+  1.15 G, the 1.1 G of the paper (arXiv 2101.11986, table 2).
+
+Biases, norms, softmax, GELU and other elementwise work are left out, as everywhere.
+"""
+
+import math
+from dataclasses import dataclass
+
+import paddle
+from paddle import nn
+
+from common import Attention
+from t2t import Token_performer, TokenAttention
+
+
+@dataclass
+class LayerMacs:
+    """What one call of a layer computes for one image."""
+
+    name: str
+    kind: str    # 'linear' or 'attention'
+    macs: int
+
+
+def count_macs(network, image_size):
+    """The MACs of one image `[1, 3, S, S]`, in the order in which the layers are called.
+
+    The network runs once. It is counted as it is written: what an export saves by merging layers
+    or by leaving out unused tokens stays counted.
+
+    Returns:
+        list of LayerMacs; a layer that is called twice is there twice.
+    """
+    found, handles = [], []
+
+    def count(name, kind, formula):
+        def hook(layer, inputs, output):
+            found.append(LayerMacs(name, kind, int(formula(layer, inputs[0], output))))
+        return hook
+
+    for name, layer in network.named_sublayers(include_self=True):
+        for layer_type, kind, formula in FORMULAS:
+            if isinstance(layer, layer_type):
+                handles.append(layer.register_forward_post_hook(count(name, kind, formula)))
+    was_training = network.training
+    network.eval()
+    try:
+        with paddle.no_grad():
+            network(paddle.zeros([1, 3, image_size, image_size]))
+    finally:
+        for handle in handles:
+            handle.remove()
+        if was_training:
+            network.train()
+    return found
+
+
+def total_macs(layers):
+    """Sums of what `count_macs` returns: dict of linear, attention and total."""
+    sums = {kind: sum(layer.macs for layer in layers if layer.kind == kind)
+            for kind in ('linear', 'attention')}
+    return dict(sums, total=sum(sums.values()))
+
+
+def _linear(layer, x, output):
+    return math.prod(output.shape) * layer.weight.shape[0]
+
+
+def _convolution(layer, x, output):
+    return math.prod(output.shape) * math.prod(layer.weight.shape[1:])    # (out, in/groups, k, k)
+
+
+def _attention(layer, x, output):
+    num_tokens = x.shape[1]
+    return 2 * num_tokens ** 2 * layer.num_heads * layer.head_dim
+
+
+def _token_attention(layer, x, output):
+    num_tokens = x.shape[1]
+    return 2 * num_tokens ** 2 * output.shape[-1]
+
+
+def _performer(layer, x, output):
+    # A token's random features of key and query, key times value, query times that, normaliser.
+    num_tokens = x.shape[1]
+    return num_tokens * layer.num_features * (4 * layer.in_dim + 1)
+
+
+FORMULAS = (
+    (nn.Linear, 'linear', _linear),
+    (nn.Conv2D, 'linear', _convolution),
+    (Attention, 'attention', _attention),
+    (TokenAttention, 'attention', _token_attention),
+    (Token_performer, 'attention', _performer),
+)
