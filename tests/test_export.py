@@ -160,6 +160,19 @@ def test_onnx_agrees_with_the_network(trained, pictures, tmp_path, engine):
     assert loaded.description.class_names[923] == 'plate'
 
 
+def test_int8_is_a_quarter_of_the_size_and_finds_nearly_the_same_classes(trained, tmp_path):
+    pytest.importorskip('paddle2onnx')
+    pytest.importorskip('onnxruntime')
+    config, network, _ = trained
+    full = exported(trained, tmp_path, format='onnx')
+    small = exported(trained, tmp_path / 'int8', format='onnx', precision='int8')
+    assert small.stat().st_size < 0.3 * full.stat().st_size
+    loader = build.eval_loader(config)
+    wanted, found = (val.evaluate(each, loader)['top1']
+                     for each in (network, engines.load_engine(small)))
+    assert abs(wanted - found) <= 0.02
+
+
 def test_evaluate_scores_an_export_as_its_network(trained, tmp_path):
     config, network, _ = trained
     out = exported(trained, tmp_path, softmax=True)

@@ -26,7 +26,7 @@ from runtime import cpu
 
 ENGINES = ('paddle', 'inference', 'onnxruntime', 'openvino')
 FORMATS = ('paddle', 'onnx')
-PRECISIONS = ('float32', 'bfloat16')
+PRECISIONS = ('float32', 'bfloat16', 'int8')
 DESCRIPTION = 'inference.yml'
 METADATA_KEY = 'inference.yml'    # of the text inside an .onnx file
 LARGEST_DESCRIPTION = 4 << 20     # bytes; a million class names would still fit

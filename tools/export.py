@@ -10,6 +10,7 @@ if the two agree. tools/val.py and tools/predict.py run it: `--weights output/ex
 import dataclasses
 import importlib.metadata
 import inspect
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -34,7 +35,7 @@ OPSETS = range(13, 20)    # that every version of paddle2onnx below writes
 PADDLE2ONNX = {'3.3': '2.1', '2.6': '1.3'}
 # Largest difference of an output, as a share of the largest output of the network (at least 1),
 # and the smallest share of images whose best class must be the network's.
-AGREEMENT = {'float32': (1e-4, 1.0), 'bfloat16': (0.05, 0.9)}
+AGREEMENT = {'float32': (1e-4, 1.0), 'bfloat16': (0.05, 0.9), 'int8': (0.25, 0.9)}
 CHECK_IMAGES = configuration.ROOT / 'lit_data' / 'val'
 CHECK_BATCHES = (1, 15)    # the two show that the batch axis is dynamic
 
@@ -181,6 +182,8 @@ def _convert(folder, description, work, opset):
     if 'optimize_tool' in inspect.signature(paddle2onnx.export).parameters:
         options['optimize_tool'] = 'none'
     paddle2onnx.export(str(graph), str(folder / 'inference.pdiparams'), str(path), **options)
+    if description.precision == 'int8':
+        path = _quantise(path, work)
     model = onnx.load(str(path))
     # paddle2onnx 2.1 leaves the number to pad with uninitialised; without one, ONNX pads with 0.
     for node in model.graph.node:
@@ -191,6 +194,23 @@ def _convert(folder, description, work, opset):
     entry.key, entry.value = engines.METADATA_KEY, description.text()
     onnx.save(model, str(path))
     return path
+
+
+def _quantise(path, work):
+    """A copy of an .onnx file whose matrix products have int8 weights, and inputs as it runs."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    folded, quantised = work / 'folded.onnx', work / 'int8.onnx'
+    # What is written as constant operations counts as weights only once it is folded.
+    logging.disable(logging.INFO)    # a line for every operation
+    try:
+        quant_pre_process(str(path), str(folded), skip_symbolic_shape=True)
+        quantize_dynamic(str(folded), str(quantised), op_types_to_quantize=['MatMul'],
+                         weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(logging.NOTSET)
+    return quantised
 
 
 def _check_paddle2onnx():
@@ -267,7 +287,8 @@ def main(arguments):
                         help='the export takes pixels of 0 to 255 and normalises them itself')
     parser.add_argument('--softmax', action='store_true', help='the export gives probabilities')
     parser.add_argument('--precision', choices=engines.PRECISIONS, default='float32',
-                        help='what Paddle Inference computes in (default: float32)')
+                        help='bfloat16 for Paddle Inference; int8 for ONNX: weights and, as it '
+                        'runs, the inputs of matrix products (default: float32)')
     parser.add_argument('--opset', type=int, default=17, metavar='N',
                         help=f'ONNX operator set, {OPSETS[0]} to {OPSETS[-1]} (default: 17)')
     parser.add_argument('--image-size', type=int, metavar='S',
@@ -279,9 +300,10 @@ def main(arguments):
     options.format = options.format or ('onnx' if options.out.endswith('.onnx') else 'paddle')
     if options.opset not in OPSETS:
         raise command.UsageError(f'--opset {options.opset}: use {OPSETS[0]} to {OPSETS[-1]}')
-    if options.format == 'onnx' and options.precision != 'float32':
-        raise command.UsageError(f'--precision {options.precision} is for Paddle Inference; an '
-                                 'ONNX export is float32')
+    if options.precision == dict(onnx='bfloat16', paddle='int8')[options.format]:
+        raise command.UsageError(f'--precision {options.precision} does not go with --format '
+                                 f'{options.format}: Paddle Inference computes in float32 or '
+                                 'bfloat16, ONNX Runtime in float32 or int8')
     if options.format == 'onnx' and not options.fast and paddle.__version__.startswith('2.'):
         raise command.UsageError('--plain does not work with ONNX and Paddle 2: paddle2onnx 1.3 '
                                  'leaves out the small epsilon of the Performer')

@@ -44,6 +44,7 @@ if _is_amd():
     os.environ.setdefault('MKL_DEBUG_CPU_TYPE', '5')
 os.environ.setdefault('GLOG_minloglevel', '2')
 warnings.filterwarnings('ignore', message='No ccache found')
+warnings.filterwarnings('ignore', message="Tensor do not have 'place' interface")
 
 import paddle  # noqa: E402
 
