@@ -17,6 +17,7 @@ COMMANDS = {name for name, path in MODULES.items() if "__name__ == '__main__'" i
 ALLOWED = {
     'config': set(), 'common': set(), 'scheduler': set(), 'drawing': set(), 'recipe': set(),
     'runtime': {'runtime'},
+    'attention': set(),
     't2t': {'common'},
     'dataset': {'recipe.augment', 'runtime.distributed'},
     'zoo.t2t_variants': {'t2t', 'common'},
@@ -24,7 +25,7 @@ ALLOWED = {
     'build': {'config', 'dataset', 'zoo', 'recipe', 'runtime', 'scheduler', 'common'},
     'engines': {'build', 'dataset', 'runtime'},
 }
-BETWEEN_COMMANDS = {'train': {'val'}}
+BETWEEN_COMMANDS = {'train': {'val'}, 'serve': {'predict'}, 'visualize': {'predict'}}
 
 
 def imports_of(path):

@@ -200,7 +200,7 @@ def decode_image(path, decoder='pillow', root=None):
             would be so large once decoded that Pillow takes it for an attack.
         DataError: if there is no such decoder.
     """
-    opencv = _import_opencv(decoder)
+    _import_opencv(decoder)
     if root is not None and _leads_out(path, root):
         raise ImageError(f"{path}: leads out of {root}; write it relative to that folder, without "
                          "'..'")
@@ -215,19 +215,41 @@ def decode_image(path, decoder='pillow', root=None):
             data = file.read()
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror})') from error
+    return decode_bytes(data, path, decoder)
+
+
+def decode_bytes(data, name, decoder='pillow', most_pixels=None):
+    """Read an image that is in memory already, an upload for one, as decode_image reads a file.
+
+    Args:
+        data: the bytes of the file.
+        name: what messages call it.
+        decoder: 'pillow' or 'opencv'.
+        most_pixels: if given, an image whose header claims more than that is not decoded.
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        ImageError, DataError: as decode_image does.
+    """
+    opencv = _import_opencv(decoder)
     if not data:
-        raise ImageError(f'{path}: the file is empty')
+        raise ImageError(f'{name}: the file is empty')
     # A damaged file makes Pillow raise any of a dozen kinds of exception.
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise ValueError(f'{image.width} x {image.height} pixels, at most {most_pixels} '
+                             'altogether')
         if opencv and image.format == 'JPEG' and image.mode in ('L', 'RGB'):
             return _decode_jpeg(data, opencv) or _to_rgb(image)
         return _to_rgb(image)
     except UnidentifiedImageError as error:
         known = ', '.join(IMAGE_FORMATS)
-        raise ImageError(f'{path}: not an image of a known format ({known})') from error
+        raise ImageError(f'{name}: not an image of a known format ({known})') from error
     except Exception as error:
-        raise ImageError(f'{path}: damaged or too large an image ({error})') from error
+        raise ImageError(f'{name}: damaged or too large an image ({error})') from error
 
 
 def _leads_out(path, root):
