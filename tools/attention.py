@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
-# Dark violet to light yellow, in equal steps of lightness, so that it is read the same in grey.
+# Dark violet to light yellow, each lighter than the one before, so that it reads the same in grey.
 HEAT_COLOURS = ((24, 12, 72), (112, 26, 110), (190, 55, 82), (240, 120, 40), (252, 246, 160))
 
 
@@ -101,7 +101,7 @@ def heat_map(values, size):
     return Image.fromarray(np.stack(colours, axis=-1).round().astype('uint8'))
 
 
-def overlay(image, values, box=None, opacity=0.6, longest_side=512):
+def overlay(image, values, box=None, opacity=0.5, longest_side=512):
     """Lay a grid of values over an image as a heat map.
 
     Args:

@@ -62,14 +62,18 @@ class Channel(HTTPChannel):
         self.deadline = time.monotonic() + server.seconds
 
     def service(self):
+        # Before and not after: once the answer is written, the other thread may close at any time.
+        self.answered = True
         self.deadline = math.inf    # in the hands of the application, which has its own limit
         super().service()
-        self.answered = True
-        self.deadline = time.monotonic() + self.server.seconds
 
     def check_time(self, now):
         """Called by the thread that reads and writes; ends what takes too long."""
-        if self.requests or now < self.deadline:
+        if self.requests:
+            return
+        if self.deadline == math.inf:    # the application has just answered
+            self.deadline = now + self.server.seconds
+        if now < self.deadline:
             return
         if self.request is None or self.answered:
             self.handle_close()
