@@ -269,10 +269,16 @@ def png(width, height, data=b''):
             + chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b''))
 
 
-def saved(image, kind):
+def saved(image, kind, **options):
     file = io.BytesIO()
-    image.save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
+
+
+def many_scans(count):
+    """A progressive JPEG whose last refinement is said again and again: legal, and slow."""
+    data = saved(Image.open(IMAGES[0]), 'JPEG', progressive=True)
+    return data[:-2] + data[data.rfind(b'\xff\xda'):-2] * count + data[-2:]
 
 
 UPLOADS = {
@@ -284,6 +290,7 @@ UPLOADS = {
     'zeros': (bytes(5000), 422),
     'cut off jpeg': (JPEG[:len(JPEG) // 2], 422),
     'jpeg header only': (JPEG[:20], 422),
+    'jpeg of endless scans': (many_scans(200), 422),
     'format not served': (saved(Image.new('RGB', (30, 30)), 'TIFF'), 422),
     'postscript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 422),
     'bomb': (png(60000, 60000, bytes(1000)), 422),
@@ -382,6 +389,11 @@ def test_a_request_that_makes_no_sense_is_refused(strict, name):
     sent, expected = REQUESTS[name]
     assert strict.send(sent) == expected
     assert strict.predict(JPEG)[0] == 200
+
+
+def test_an_ordinary_progressive_jpeg_is_served(strict):
+    data = many_scans(5)
+    assert data.count(b'\xff\xda') == 15 and strict.predict(data)[0] == 200
 
 
 def test_slow_and_lying_clients_are_cut_off_and_hold_up_nobody(strict):

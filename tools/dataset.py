@@ -39,6 +39,10 @@ INTERPOLATIONS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resamp
 # comes near this limit on the longer side.
 LONGEST_SIDE = 100_000
 LARGEST_FILE = 1 << 28    # bytes; ImageNet's largest file has 15 MB
+# Each scan of a JPEG passes over all its pixels and may be 60 bytes long, so that a file of a few
+# megabytes can take an hour. A progressive photograph has ten.
+MOST_SCANS = 100
+START_OF_SCAN = re.compile(rb'\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)')
 
 # Some ImageNet files hold broken EXIF data. Nothing here uses EXIF, so Pillow need not complain.
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')
@@ -242,6 +246,8 @@ def decode_bytes(data, name, decoder='pillow', most_pixels=None):
         if most_pixels is not None and image.width * image.height > most_pixels:
             raise ValueError(f'{image.width} x {image.height} pixels, at most {most_pixels} '
                              'altogether')
+        if image.format == 'JPEG' and len(START_OF_SCAN.findall(data)) > MOST_SCANS:
+            raise ValueError(f'more than {MOST_SCANS} scans')
         if opencv and image.format == 'JPEG' and image.mode in ('L', 'RGB'):
             return _decode_jpeg(data, opencv) or _to_rgb(image)
         return _to_rgb(image)
