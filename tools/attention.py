@@ -109,7 +109,7 @@ def overlay(image, values, box=None, opacity=0.5, longest_side=512):
         values: `[h, w]`; shown from their smallest to their largest.
         box: (left, top, right, bottom) that the grid covers, in pixels of the image; what lies
             outside is darkened, because the network has not seen it. None: all of it.
-        opacity: of the heat map, 0 to 1.
+        opacity: of the heat map, 0 to 1, over the image in grey: colours are the map's alone.
         longest_side: a larger image is scaled down to this, in pixels.
 
     Returns:
@@ -124,6 +124,6 @@ def overlay(image, values, box=None, opacity=0.5, longest_side=512):
     # Of a strip that is a few pixels high, rounding may leave nothing.
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     result = small.point(lambda value: value // 3)
-    seen = small.crop((left, top, right, bottom))
+    seen = small.crop((left, top, right, bottom)).convert('L').convert('RGB')
     result.paste(Image.blend(seen, heat_map(values, seen.size), opacity), (left, top))
     return result
