@@ -398,8 +398,8 @@ def test_an_ordinary_progressive_jpeg_is_served(strict):
 
 def test_slow_and_lying_clients_are_cut_off_and_hold_up_nobody(strict):
     """Dripping headers, a dripping body, a body that never comes, silence: all at once."""
-    drips = [b'POST /predict HTTP/1.1\r\n'] + [b'X: y\r\n'] * 40
-    body = [request(KIND, 'Content-Length: 50000')] + [b'x'] * 40
+    drips = [b'POST /predict HTTP/1.1\r\n'] + [b'X: y\r\n'] * 30
+    body = [request(KIND, 'Content-Length: 50000')] + [b'x'] * 30
     start = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         slow = [pool.submit(strict.send, *parts, pause=0.1)
@@ -428,7 +428,7 @@ def test_names_that_were_allowed_and_chunked_bodies_are_served(strict):
 # ---- beginning and end
 
 def test_what_was_accepted_is_answered_after_sigterm():
-    service = Service('--batch-size', 2)
+    service = Service('--batch-size', 2, '--read-timeout', 3000)
     address = ('127.0.0.1', service.port)
     whole = request(KIND, f'Content-Length: {len(JPEG)}') + JPEG
     with contextlib.ExitStack() as stack:
@@ -448,7 +448,7 @@ def test_what_was_accepted_is_answered_after_sigterm():
         for connection in [half, *others]:
             answer = b''.join(iter(lambda connection=connection: connection.recv(1 << 16), b''))
             assert answer.startswith(b'HTTP/1.1 200 OK') and b'"class_id"' in answer
-    service.end()
+        service.end()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
 
