@@ -294,7 +294,8 @@ UPLOADS = {
     'format not served': (saved(Image.new('RGB', (30, 30)), 'TIFF'), 422),
     'postscript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 422),
     'bomb': (png(60000, 60000, bytes(1000)), 422),
-    'bomb below pillow\'s limit': (png(9000, 9000, bytes(1000)), 422),
+    'bomb that pillow would only warn of': (png(12000, 10000, bytes(1000)), 422),
+    'bomb below pillow\'s limits': (png(9000, 9000, bytes(1000)), 422),
     'true image of too many pixels': (saved(Image.new('L', (600, 500)), 'PNG'), 422),
     'lying png': (png(400, 400, bytes(1000)), 422),
     'zero pixels': (png(0, 0), 422),
@@ -354,6 +355,9 @@ REQUESTS = {
         request('Content-Type: multipart/form-data', 'Content-Length: 5', path='/predict/batch')
         + b'12345', 400),
     'a form with an endless boundary': (form_request(b'12345', 'b' * 5000), 400),
+    'a form whose boundary is malformed': (form_request(b'12345', 'b; boundary*0=a'), 400),
+    'a form whose file name is malformed': (
+        form_request(part("form-data; filename=a; filename*0=b") + b'--b--'), 400),
     'a form that does not end': (form_request(part()), 400),
     'a form of nothing': (form_request(b'--b--'), 400),
     'a form of a field': (form_request(part('form-data; name=x') + b'--b--'), 400),

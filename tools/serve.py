@@ -25,7 +25,9 @@ import os
 import re
 import threading
 import traceback
+import warnings
 from concurrent.futures import TimeoutError as FutureTimeout
+from email.message import Message
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -35,6 +37,7 @@ from runtime import cpu
 import numpy as np
 import paddle
 from paddle.nn import functional as F
+from PIL import Image
 
 import attention
 import build
@@ -343,7 +346,14 @@ def form_files(body, content_type, most):
     def refuse(text):
         raise Refusal('400 Bad Request', f'the form cannot be read: {text}')
 
-    boundary = part_headers(f'Content-Type: {content_type}').get_boundary()
+    def header(text, read):
+        # email.message knows all ways of quoting, and trips over some that are malformed.
+        try:
+            return read(email.parser.HeaderParser().parsestr(text))
+        except Exception:
+            return refuse('a header is malformed')
+
+    boundary = header(f'Content-Type: {content_type}', Message.get_boundary)
     if not boundary or len(boundary) > 70:
         refuse('its Content-Type names no boundary of 1 to 70 characters')
     # Two more than files: what precedes the first boundary, and what follows the last.
@@ -357,18 +367,13 @@ def form_files(body, content_type, most):
         head, blank, data = part.partition(b'\r\n\r\n')
         if not blank or len(head) > LARGEST_PART_HEADER or not head.startswith(b'\r\n'):
             refuse('a part has no headers')
-        name = part_headers(head[2:].decode('utf-8', 'replace')).get_filename()
+        name = header(head[2:].decode('utf-8', 'replace'), Message.get_filename)
         if name is None:
             refuse('a part is no file')
         files.append((printable(name)[:200], data))
     if not files:
         refuse('it holds no files')
     return files
-
-
-def part_headers(text):
-    """Headers of a part as an email.message.Message, whose methods know their quoting."""
-    return email.parser.HeaderParser().parsestr(text)
 
 
 def parse_options(arguments):
@@ -398,7 +403,8 @@ def parse_options(arguments):
     number('--queue', 256, 'most images that wait, before requests are refused with 503')
     number('--max-images', 32, 'most images of a request')
     number('--max-bytes', 16 << 20, 'largest request in bytes')
-    number('--max-pixels', 40_000_000, 'largest image in pixels')
+    number('--max-pixels', 40_000_000, 'largest image in pixels',
+           high=2 * Image.MAX_IMAGE_PIXELS)    # beyond that Pillow refuses
     number('--read-timeout', 20, 'seconds for a request to arrive, and for its answer to be taken',
            kind=float, low=0.1, high=3600)
     number('--answer-timeout', 60, 'seconds for the model to answer', kind=float, low=0.1,
@@ -418,6 +424,8 @@ def main(arguments):
         raise command.UsageError(f'tools/serve.py needs the package waitress ({error}): '
                                  'pip install -r requirements-deploy.txt') from error
     config = configuration.load_config(options.config, options.override)
+    # Pillow warns of sizes that --max-pixels refuses; strangers must not be able to fill the log.
+    warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
     with StopRequest() as stop:
         try:
             listener = web.listen(options.host, options.port)
