@@ -355,9 +355,9 @@ REQUESTS = {
         request('Content-Type: multipart/form-data', 'Content-Length: 5', path='/predict/batch')
         + b'12345', 400),
     'a form with an endless boundary': (form_request(b'12345', 'b' * 5000), 400),
-    'a form whose boundary is malformed': (form_request(b'12345', 'b; boundary*0=a'), 400),
+    'a form whose boundary is malformed': (form_request(b'12345', 'b; boundary*0=a; boundary*=c'), 400),
     'a form whose file name is malformed': (
-        form_request(part("form-data; filename=a; filename*0=b") + b'--b--'), 400),
+        form_request(part("form-data; filename*0=a; filename*=b") + b'--b--'), 400),
     'a form that does not end': (form_request(part()), 400),
     'a form of nothing': (form_request(b'--b--'), 400),
     'a form of a field': (form_request(part('form-data; name=x') + b'--b--'), 400),
