@@ -355,9 +355,10 @@ REQUESTS = {
         request('Content-Type: multipart/form-data', 'Content-Length: 5', path='/predict/batch')
         + b'12345', 400),
     'a form with an endless boundary': (form_request(b'12345', 'b' * 5000), 400),
-    'a form whose boundary is malformed': (form_request(b'12345', 'b; boundary*0=a; boundary*=c'), 400),
+    'a form whose boundary is malformed': (
+        form_request(b'12345', 'b; boundary*0=a; boundary*=c'), 400),
     'a form whose file name is malformed': (
-        form_request(part("form-data; filename*0=a; filename*=b") + b'--b--'), 400),
+        form_request(part('form-data; filename*0=a; filename*=b') + b'--b--'), 400),
     'a form that does not end': (form_request(part()), 400),
     'a form of nothing': (form_request(b'--b--'), 400),
     'a form of a field': (form_request(part('form-data; name=x') + b'--b--'), 400),
@@ -563,6 +564,13 @@ def test_a_full_line_and_a_late_answer_are_503_with_retry_after():
     go.set()
     assert app.batcher.submit((np.zeros((3, 32, 32), 'float32'), False)).result(30)
     assert call(app)[0] == 200 and app.batcher.taken == 0
+    # The time to wait for a decoder counts as well.
+    free = []
+    while app.decoders.acquire(blocking=False):
+        free.append(None)
+    assert call(app)[0] == 503 and app.batcher.taken == 0
+    app.decoders.release(len(free))
+    assert call(app)[0] == 200
 
 
 def test_an_engine_without_attention_says_why():

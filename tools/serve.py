@@ -24,6 +24,7 @@ import json
 import os
 import re
 import threading
+import time
 import traceback
 import warnings
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -193,7 +194,7 @@ class Application:
             raise Refusal('403 Forbidden', 'the Host header names no address of this service; '
                           '--allow-host NAME allows a name')
         origin = environ.get('HTTP_ORIGIN')
-        if origin is not None and urlsplit_host(origin) != host:
+        if origin is not None and origin_host(origin) != host:
             raise Refusal('403 Forbidden', 'a page of another site may not use this service')
 
     def show_page(self, environ):
@@ -237,31 +238,33 @@ class Application:
 
     def classify(self, files, wanted):
         """Decode and classify (name, bytes); a file that is no image gets an error in its place."""
-        futures = []
+        futures, end = [], time.monotonic() + self.limits.answer_timeout
         with self.full_or_late(), self.batcher.places(len(files)):
             try:
-                entries = [self.decode(name, data, wanted) for name, data in files]
+                entries = [self.decode(name, data, wanted, end) for name, data in files]
                 for _, pixels, error in entries:
                     futures.append(None if error else self.batcher.submit(
                         (pixels, wanted and not self.classifier.no_attention)))
-                results = [future and future.result(self.limits.answer_timeout)
-                           for future in futures]
+                results = [future and future.result(seconds_until(end)) for future in futures]
             finally:
                 for future in filter(None, futures):
                     future.cancel()    # no effect on one that is done
         return [dict(error=error) if error else self.classifier.answer(photo, *result, wanted)
                 for (photo, _, error), result in zip(entries, results)]
 
-    def decode(self, name, data, wanted):
+    def decode(self, name, data, wanted, end):
         """(photo if wanted, what the network takes, None), or (None, None, what is wrong)."""
-        with self.decoders:
-            try:
-                photo = decode_bytes(data, name, self.decoder, self.limits.max_pixels)
-            except ImageError as error:
-                return None, None, printable(str(error))
+        if not self.decoders.acquire(timeout=seconds_until(end)):
+            raise FutureTimeout
+        try:
+            photo = decode_bytes(data, name, self.decoder, self.limits.max_pixels)
             pixels = self.classifier.transform(photo)
             photo.thumbnail((1024, 1024))    # all that an overlay needs
             return photo if wanted else None, pixels, None
+        except ImageError as error:
+            return None, None, printable(str(error))
+        finally:
+            self.decoders.release()
 
     @contextlib.contextmanager
     def full_or_late(self):
@@ -275,6 +278,10 @@ class Application:
             raise Refusal('503 Service Unavailable', 'no answer within '
                           f'{self.limits.answer_timeout:g} seconds; try again later',
                           Retry_After='10') from error
+
+
+def seconds_until(end):
+    return max(0, end - time.monotonic())
 
 
 def as_json(content):
@@ -308,7 +315,7 @@ def is_address(name):
     return True
 
 
-def urlsplit_host(origin):
+def origin_host(origin):
     try:
         return urlsplit(origin).netloc
     except ValueError:    # such as http://[
