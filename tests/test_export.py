@@ -19,7 +19,7 @@ import engines
 import export
 import val
 import zoo
-from config import load_config
+from config import ConfigError, load_config
 from zoo.simplify import simplified, window_order, windows
 
 WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
@@ -176,12 +176,28 @@ def test_int8_is_a_quarter_of_the_size_and_finds_nearly_the_same_classes(trained
 def test_evaluate_scores_an_export_as_its_network(trained, tmp_path):
     config, network, _ = trained
     out = exported(trained, tmp_path, softmax=True)
-    engine, transform, names = engines.open_model(load_config('config/lit_data.yaml'), out)
+    engine, transform, names = build.open_model(load_config('config/lit_data.yaml'), out)
     scores = [val.evaluate(each, build.eval_loader(config, transform)) for each in
               (network, engine)]
     assert scores[0]['top1'] == scores[1]['top1'] and scores[0]['top5'] == scores[1]['top5']
     assert abs(scores[0]['loss'] - scores[1]['loss']) < 1e-5
     assert names == build.class_names(config)
+
+
+def test_an_export_teaches_as_its_network_does(trained, pictures, tmp_path):
+    _, network, _ = trained
+    out = exported(trained, tmp_path)
+    keys = ['DISTILL.TYPE=soft', f'DISTILL.WEIGHTS={out}', 'TRAIN.LABEL_SMOOTHING=0']
+    teacher = build.teacher(load_config('config/lit_data.yaml', keys))
+    transform = teacher.description.transform()
+    images = np.stack([transform(picture) for picture in pictures])
+    np.testing.assert_allclose(teacher(paddle.to_tensor(images)).numpy(),
+                               logits_of(network, images), rtol=0, atol=3e-5)
+    with pytest.raises(ConfigError, match='1000 classes at 48 pixels; a teacher needs .*64 pixels'):
+        build.teacher(load_config('config/lit_data.yaml', [*keys, 'MODEL.IMAGE_SIZE=64']))
+    out = exported(trained, tmp_path, name='other', normalise=True)
+    with pytest.raises(ConfigError, match='normalises by itself'):
+        build.teacher(load_config('config/lit_data.yaml', [*keys, f'DISTILL.WEIGHTS={out}']))
 
 
 def test_the_commands_export_and_use_an_export(tmp_path):

@@ -18,17 +18,19 @@ ALLOWED = {
     'config': {'recipe.augment'},    # which alone knows what DATA.AUTO_AUGMENT may say
     'common': set(), 'scheduler': set(), 'drawing': set(), 'recipe': set(),
     'runtime': {'runtime'},
+    'attention': set(),
     't2t': {'common'},
     'samples': {'runtime.unpickle'},
     'dataset': {'samples', 'recipe.augment', 'runtime'},
     'zoo.t2t_variants': {'t2t', 'common'}, 'zoo.vit': {'common'}, 'zoo.pit': {'common'},
     'zoo': {'t2t', 'common', 'zoo', 'runtime.weights'},
     'zoo.names': {'zoo', 'runtime.weights'},
-    'build': {'config', 'dataset', 'samples', 'zoo', 't2t', 'recipe', 'runtime', 'scheduler',
-              'common'},
-    'engines': {'build', 'dataset', 'runtime'},
+    'engines': {'dataset', 'runtime'},
+    'build': {'config', 'dataset', 'samples', 'engines', 'zoo', 't2t', 'recipe', 'runtime',
+              'scheduler', 'common'},
 }
-BETWEEN_COMMANDS = {'train': {'val'}, 'measure': {'export', 'train'}}
+BETWEEN_COMMANDS = {'train': {'val'}, 'measure': {'export', 'train'},
+                    'serve': {'predict'}, 'visualize': {'predict'}}
 
 
 def imports_of(path):

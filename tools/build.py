@@ -15,6 +15,7 @@ import dataset
 import samples
 import zoo
 from config import ROOT, ConfigError, Model, project_path
+from engines import EngineError, is_export, load_engine
 from recipe.augment import ColorJitter, RandomErasing, auto_augment
 from recipe.batch import BatchTransform
 from recipe.ema import Ema
@@ -84,6 +85,31 @@ def trained_network(config, weights_path):
     built = network(config)
     _, metadata = load_weights(config, built, weights_path, config.MODEL.ADAPT)
     return built, metadata
+
+
+def open_model(config, weights, engine=None):
+    """What validation and prediction run: a network with weights, or an export.
+
+    An export knows its model, image size, classes and transform, which replace those of the
+    configuration.
+
+    Returns:
+        (network or Engine, evaluation transform, class names).
+
+    Raises:
+        EngineError: where the engine can't run what `weights` names.
+    """
+    if is_export(weights):
+        loaded = load_engine(weights, engine)
+        about = loaded.description
+        config.MODEL.NAME, config.MODEL.IMAGE_SIZE = about.model, about.image_size
+        config.MODEL.NUM_CLASSES = about.num_classes
+        return loaded, about.transform(), about.class_names
+    if engine not in (None, 'paddle'):
+        raise EngineError(f'{weights}: --engine {engine} runs exported networks: make one with '
+                          'tools/export.py and name it with --weights')
+    network, metadata = trained_network(config, weights)
+    return network, eval_transform(config), class_names(config, metadata)
 
 
 def load_weights(config, built, path, adapt=False, new_head=False):
@@ -259,6 +285,17 @@ def teacher(config):
             it is interpolated.
     """
     keys, model = config.DISTILL, config.MODEL
+    if not keys.TEACHER and is_export(project_path(keys.WEIGHTS)):
+        loaded = load_engine(project_path(keys.WEIGHTS))
+        about = loaded.description
+        if (about.normalise or (about.num_classes, about.image_size)
+                != (model.NUM_CLASSES, model.IMAGE_SIZE)):
+            raise ConfigError(f'DISTILL.WEIGHTS {keys.WEIGHTS}: an export for {about.num_classes} '
+                              f'classes at {about.image_size} pixels'
+                              f'{", which normalises by itself" if about.normalise else ""}; a '
+                              f'teacher needs {model.NUM_CLASSES} classes, {model.IMAGE_SIZE} '
+                              'pixels and normalised images')
+        return loaded
     if not keys.TEACHER:
         try:
             return ExportedTeacher(project_path(keys.WEIGHTS), model.NUM_CLASSES, model.IMAGE_SIZE)

@@ -242,9 +242,10 @@ class Distill:
                        'with two heads; soft, its distribution, for any',
                        choices=('none', 'hard', 'soft'))
     TEACHER: str = option('', 'network that teaches, a name of `zoo.MODELS`, for the student\'s '
-                          'pixels at MODEL.IMAGE_SIZE; empty: WEIGHTS is an exported program')
-    WEIGHTS: str = option('', 'the teacher\'s weights file, or an exported program, .json or '
-                          '.pdmodel, that takes normalised images and gives logits')
+                          'pixels at MODEL.IMAGE_SIZE; empty: WEIGHTS is an export')
+    WEIGHTS: str = option('', 'the teacher\'s weights file; or an export of tools/export.py, or a '
+                          'Paddle program of any network, .json or .pdmodel, that takes '
+                          'normalised images and gives logits')
     ALPHA: float = option(0.5, 'the teacher\'s part of the loss', low=0, high=1)
     TAU: float = option(1.0, 'temperature of soft distillation', above=0)
 
@@ -570,10 +571,9 @@ def _check_together(config, said, path):
         if low >= high:
             refuse('MIXUP.CUTMIX_MINMAX', f'allows sides from {low} to below {high} pixels, which '
                    'are none: put the smaller number first, and the two further apart')
-    exported = distill.WEIGHTS.endswith(('.json', '.pdmodel'))
-    if distill.TYPE != 'none' and not (distill.WEIGHTS and (distill.TEACHER or exported)):
-        refuse('DISTILL.TYPE', f'is {distill.TYPE}, but DISTILL.TEACHER and DISTILL.WEIGHTS do not '
-               'name a network and its weights file, nor WEIGHTS an exported program: set them')
+    if distill.TYPE != 'none' and not distill.WEIGHTS:
+        refuse('DISTILL.TYPE', f'is {distill.TYPE}, but DISTILL.WEIGHTS names no teacher: set it '
+               'to the weights of DISTILL.TEACHER, or to an export')
     for name, (low, high) in (('TRAIN_SCALE', data.TRAIN_SCALE), ('TRAIN_RATIO', data.TRAIN_RATIO)):
         if low > high:
             refuse(f'DATA.{name}', f'is ({low:g}, {high:g}): put the smaller number first')

@@ -39,6 +39,10 @@ INTERPOLATIONS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resamp
 # comes near this limit on the longer side.
 LONGEST_SIDE = 100_000
 LARGEST_FILE = 1 << 28    # bytes; ImageNet's largest file has 15 MB
+# Each scan of a JPEG passes over all its pixels and may be 60 bytes long, so that a file of a few
+# megabytes can take an hour. A progressive photograph has ten.
+MOST_SCANS = 100
+START_OF_SCAN = re.compile(rb'\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)')
 
 # Some ImageNet files hold broken EXIF data. Nothing here uses EXIF, so Pillow need not complain.
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')
@@ -81,7 +85,7 @@ def decode_image(path, decoder='pillow', root=None):
             would be so large once decoded that Pillow takes it for an attack.
         DataError: if there is no such decoder.
     """
-    opencv = _import_opencv(decoder)
+    _import_opencv(decoder)
     if root is not None and _leads_out(path, root):
         raise ImageError(f"{path}: leads out of {root}; write it relative to that folder, without "
                          "'..'")
@@ -96,19 +100,43 @@ def decode_image(path, decoder='pillow', root=None):
             data = file.read()
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror})') from error
+    return decode_bytes(data, path, decoder)
+
+
+def decode_bytes(data, name, decoder='pillow', most_pixels=None):
+    """Read an image that is in memory already, an upload for one, as decode_image reads a file.
+
+    Args:
+        data: the bytes of the file.
+        name: what messages call it.
+        decoder: 'pillow' or 'opencv'.
+        most_pixels: if given, an image whose header claims more than that is not decoded.
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        ImageError, DataError: as decode_image does.
+    """
+    opencv = _import_opencv(decoder)
     if not data:
-        raise ImageError(f'{path}: the file is empty')
+        raise ImageError(f'{name}: the file is empty')
     # A damaged file makes Pillow raise any of a dozen kinds of exception.
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise ValueError(f'{image.width} x {image.height} pixels, at most {most_pixels} '
+                             'altogether')
+        if image.format == 'JPEG' and len(START_OF_SCAN.findall(data)) > MOST_SCANS:
+            raise ValueError(f'more than {MOST_SCANS} scans')
         if opencv and image.format == 'JPEG' and image.mode in ('L', 'RGB'):
             return _decode_jpeg(data, opencv) or _to_rgb(image)
         return _to_rgb(image)
     except UnidentifiedImageError as error:
         known = ', '.join(IMAGE_FORMATS)
-        raise ImageError(f'{path}: not an image of a known format ({known})') from error
+        raise ImageError(f'{name}: not an image of a known format ({known})') from error
     except Exception as error:
-        raise ImageError(f'{path}: damaged or too large an image ({error})') from error
+        raise ImageError(f'{name}: damaged or too large an image ({error})') from error
 
 
 def _leads_out(path, root):

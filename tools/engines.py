@@ -20,7 +20,6 @@ import numpy as np
 import paddle
 import yaml
 
-import build
 from dataset import INTERPOLATIONS, EvalTransform
 from runtime import cpu
 
@@ -192,31 +191,6 @@ def add_arguments(parser):
                         '.onnx file; default: MODEL_PATH')
     parser.add_argument('--engine', choices=ENGINES, help='what computes: paddle runs weights, the '
                         'others exports; default: what fits PATH')
-
-
-def open_model(config, weights, engine=None):
-    """What validation and prediction run: a network with weights, or an export.
-
-    An export knows its model, image size, classes and transform, which replace those of the
-    configuration.
-
-    Returns:
-        (network or Engine, evaluation transform, class names).
-
-    Raises:
-        EngineError: where the engine can't run what `weights` names.
-    """
-    if is_export(weights):
-        loaded = load_engine(weights, engine)
-        about = loaded.description
-        config.MODEL.NAME, config.MODEL.IMAGE_SIZE = about.model, about.image_size
-        config.MODEL.NUM_CLASSES = about.num_classes
-        return loaded, about.transform(), about.class_names
-    if engine not in (None, 'paddle'):
-        raise EngineError(f'{weights}: --engine {engine} runs exported networks: make one with '
-                          'tools/export.py and name it with --weights')
-    network, metadata = build.trained_network(config, weights)
-    return network, build.eval_transform(config), build.class_names(config, metadata)
 
 
 def _load_inference(folder, threads):

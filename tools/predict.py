@@ -92,7 +92,7 @@ def main(arguments):
     paths = find_images(options.images)
     if not paths:
         raise command.UsageError(f'{" ".join(options.images)}: no images in there')
-    network, transform, names = engines.open_model(
+    network, transform, names = build.open_model(
         config, build.weights_path(config, options.weights), options.engine)
 
     failed = 0

@@ -1,0 +1,466 @@
+"""Classify images that come over HTTP: a small web page, and the same as JSON.
+
+    python tools/serve.py --port 8000
+    curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
+    curl -F image=@a.jpg -F image=@b.png http://127.0.0.1:8000/predict/batch
+
+GET  /               the page
+GET  /health         what runs, how many images wait, and the limits
+POST /predict        one image, the body itself
+POST /predict/batch  several images, a form as above
+
+`?attention=1` adds the attention rollout and its picture, where the engine can tell. Every answer
+but the page is JSON; a refused request gets {"error": "..."} and a status of 400 to 499, a full
+service 503 with Retry-After.
+"""
+
+import base64
+import contextlib
+import email.parser
+import hashlib
+import io
+import ipaddress
+import json
+import os
+import re
+import threading
+import time
+import traceback
+import warnings
+from concurrent.futures import TimeoutError as FutureTimeout
+from email.message import Message
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from runtime import cpu
+
+# isort: split
+import numpy as np
+import paddle
+from paddle.nn import functional as F
+from PIL import Image
+
+import attention
+import build
+import config as configuration
+import engines
+from dataset import ImageError, decode_bytes, printable
+from predict import top_k
+from runtime import command
+from runtime.batcher import Batcher, Full
+from runtime.signals import StopRequest
+
+PAGE = Path(__file__).with_suffix('.html')
+LARGEST_PART_HEADER = 4096    # bytes
+SAFETY = [
+    ('X-Content-Type-Options', 'nosniff'), ('Referrer-Policy', 'no-referrer'),
+    ('Cross-Origin-Resource-Policy', 'same-origin'), ('Cache-Control', 'no-store')]
+
+
+class Refusal(Exception):
+    """A request that is not served: the status says whose fault it is, the text what to do."""
+
+    def __init__(self, status, text, **headers):
+        super().__init__(text)
+        self.status = status
+        self.headers = [(name.replace('_', '-'), value) for name, value in headers.items()]
+
+
+class Classifier:
+    """The model and all that belongs to it. `run` is for one thread, which then owns the model.
+
+    Args:
+        network: a network of the zoo, or an engines.Engine.
+        transform: its dataset.EvalTransform.
+        names: class names, or an empty list.
+        places: how many classes to tell.
+    """
+
+    def __init__(self, network, transform, names, places):
+        self.network = network
+        self.transform = transform
+        self.names = names
+        self.places = places
+        self.no_attention = ''    # why attention can't be shown; empty where it can
+
+    def warm_up(self):
+        """Run once, so that the first request need not wait, and see whether attention shows."""
+        # Paddle's number of threads is one of the calling thread, and this is a new one.
+        paddle.base.core.set_num_threads(cpu.threads())
+        self.network.eval()
+        size = self.transform.image_size
+        blank = np.zeros((1, 3, size, size), dtype='float32')
+        if not hasattr(self.network, 'recording'):
+            self.no_attention = ('an exported graph gives logits only: for attention maps, serve '
+                                 'the weights it was exported from (--engine paddle)')
+        else:
+            try:
+                attention.forward_with_attention(self.network, blank)
+            except ValueError as error:
+                self.no_attention = str(error)
+        self.run([(blank[0], False)])
+
+    def run(self, items):
+        """Classify a batch of (image `[3, S, S]`, whether attention is wanted).
+
+        Returns:
+            For each (probabilities `[num_classes]`, rollout `[side, side]` or None).
+        """
+        images = np.stack([image for image, _ in items])
+        rollouts = [None] * len(items)
+        if any(wanted for _, wanted in items):
+            logits, rollouts, _ = attention.forward_with_attention(self.network, images)
+        else:
+            with paddle.no_grad():
+                logits = self.network(paddle.to_tensor(images))     # (B, num_classes)
+        return list(zip(F.softmax(logits, axis=1).numpy(), rollouts))
+
+    def answer(self, photo, probabilities, rollout, wanted):
+        """The JSON object of one image."""
+        best = top_k(probabilities, self.names, self.places)
+        result = dict(class_id=best[0]['class_id'], top=best)
+        if wanted and rollout is None:
+            result['attention'] = dict(available=False, reason=self.no_attention)
+        elif wanted:
+            box = attention.seen_box(self.transform, photo.size)
+            png = io.BytesIO()
+            attention.overlay(photo, rollout, box).save(png, 'PNG')
+            result['attention'] = dict(
+                available=True, rollout=[[round(float(share), 6) for share in row]
+                                         for row in rollout],
+                overlay='data:image/png;base64,' + base64.b64encode(png.getvalue()).decode())
+        return result
+
+
+class Application:
+    """The service as a WSGI application.
+
+    Args:
+        classifier: a Classifier that has warmed up.
+        batcher: a runtime.batcher.Batcher around its `run`.
+        about: what /health tells of the model, a dict.
+        limits: the namespace of the command's options.
+        decoder: DATA.DECODER.
+    """
+
+    def __init__(self, classifier, batcher, about, limits, decoder):
+        self.classifier = classifier
+        self.batcher = batcher
+        self.about = about
+        self.limits = limits
+        self.decoder = decoder
+        # More decoders than cores would only cost memory: 40 million pixels are 120 MB each.
+        self.decoders = threading.BoundedSemaphore(cpu.available_cores())
+        self.page = PAGE.read_bytes()
+        self.page_headers = [('Content-Type', 'text/html; charset=utf-8'),
+                             ('Content-Security-Policy', content_security_policy(self.page))]
+        self.routes = {'/': ('GET', self.show_page), '/health': ('GET', self.health),
+                       '/predict': ('POST', self.predict_one),
+                       '/predict/batch': ('POST', self.predict_batch)}
+
+    def __call__(self, environ, start_response):
+        try:
+            status, headers, body = self.route(environ)
+        except Refusal as refusal:
+            status = refusal.status
+            headers, body = as_json(dict(error=str(refusal)))
+            headers += refusal.headers
+        except Exception:    # told to who runs the service, not to who uses it
+            traceback.print_exc()
+            status = '500 Internal Server Error'
+            headers, body = as_json(dict(error='the service has failed; its log says why'))
+        start_response(status, [*headers, *SAFETY, ('Content-Length', str(len(body)))])
+        return [body]
+
+    def route(self, environ):
+        self.check_origin(environ)
+        path = environ['PATH_INFO']
+        if path not in self.routes:
+            raise Refusal('404 Not Found', f'no such address: there are {", ".join(self.routes)}')
+        method, answer = self.routes[path]
+        if environ['REQUEST_METHOD'] != method:
+            raise Refusal('405 Method Not Allowed', f'{path} takes {method}', Allow=method)
+        return answer(environ)
+
+    def check_origin(self, environ):
+        """Refuse what a web page of another site makes a browser send.
+
+        A page can give its own name the address of this machine (DNS rebinding), or post a form
+        here. Neither can forge Host or Origin; a numeric address can't be rebound.
+        """
+        host = environ.get('HTTP_HOST', '')
+        name = host_name(host)
+        if not (name in ('localhost', *self.limits.allow_host) or is_address(name)):
+            raise Refusal('403 Forbidden', 'the Host header names no address of this service; '
+                          '--allow-host NAME allows a name')
+        origin = environ.get('HTTP_ORIGIN')
+        if origin is not None and origin_host(origin) != host:
+            raise Refusal('403 Forbidden', 'a page of another site may not use this service')
+
+    def show_page(self, environ):
+        return '200 OK', list(self.page_headers), self.page
+
+    def health(self, environ):
+        working = self.batcher.is_alive()
+        return ('200 OK' if working else '503 Service Unavailable', *as_json(dict(
+            status='ok' if working else 'the model has stopped', **self.about,
+            attention=dict(available=not self.classifier.no_attention,
+                           reason=self.classifier.no_attention),
+            waiting=self.batcher.taken, capacity=self.batcher.capacity,
+            limits=dict(bytes=self.limits.max_bytes, pixels=self.limits.max_pixels,
+                        images=self.limits.max_images))))
+
+    def predict_one(self, environ):
+        wanted = wants_attention(environ)
+        kind = media_type(environ)
+        if not (kind.startswith('image/') or kind == 'application/octet-stream'):
+            hint = ('; a form goes to /predict/batch' if kind == 'multipart/form-data' else '')
+            raise Refusal('415 Unsupported Media Type', 'send the image itself as the body, with '
+                          f'a Content-Type such as image/jpeg{hint}', Accept='image/*')
+        result, = self.classify([('the image', read_body(environ))], wanted)
+        if 'error' in result:
+            raise Refusal('422 Unprocessable Entity', result['error'])
+        return '200 OK', *as_json(result)
+
+    def predict_batch(self, environ):
+        wanted = wants_attention(environ)
+        if media_type(environ) != 'multipart/form-data':
+            raise Refusal('415 Unsupported Media Type', 'send a form of files (Content-Type: '
+                          'multipart/form-data), as curl -F image=@FILE does',
+                          Accept='multipart/form-data')
+        files = form_files(read_body(environ), environ['CONTENT_TYPE'], self.limits.max_images)
+        results = [dict(image=name, **result) for (name, _), result in
+                   zip(files, self.classify(files, wanted))]
+        failed = all('error' in result for result in results)
+        status = '422 Unprocessable Entity' if failed else '200 OK'
+        error = dict(error='none of the images can be read') if failed else {}
+        return status, *as_json(dict(error, results=results))
+
+    def classify(self, files, wanted):
+        """Decode and classify (name, bytes); a file that is no image gets an error in its place."""
+        futures, end = [], time.monotonic() + self.limits.answer_timeout
+        with self.full_or_late(), self.batcher.places(len(files)):
+            try:
+                entries = [self.decode(name, data, wanted, end) for name, data in files]
+                for _, pixels, error in entries:
+                    futures.append(None if error else self.batcher.submit(
+                        (pixels, wanted and not self.classifier.no_attention)))
+                results = [future and future.result(seconds_until(end)) for future in futures]
+            finally:
+                for future in filter(None, futures):
+                    future.cancel()    # no effect on one that is done
+        return [dict(error=error) if error else self.classifier.answer(photo, *result, wanted)
+                for (photo, _, error), result in zip(entries, results)]
+
+    def decode(self, name, data, wanted, end):
+        """(photo if wanted, what the network takes, None), or (None, None, what is wrong)."""
+        if not self.decoders.acquire(timeout=seconds_until(end)):
+            raise FutureTimeout
+        try:
+            photo = decode_bytes(data, name, self.decoder, self.limits.max_pixels)
+            pixels = self.classifier.transform(photo)
+            photo.thumbnail((1024, 1024))    # all that an overlay needs
+            return photo if wanted else None, pixels, None
+        except ImageError as error:
+            return None, None, printable(str(error))
+        finally:
+            self.decoders.release()
+
+    @contextlib.contextmanager
+    def full_or_late(self):
+        """Turn a full line, and an answer that takes too long, into 503."""
+        try:
+            yield
+        except Full as error:
+            raise Refusal('503 Service Unavailable', f'the service is full ({error}); try again '
+                          'later', Retry_After='1') from error
+        except FutureTimeout as error:
+            raise Refusal('503 Service Unavailable', 'no answer within '
+                          f'{self.limits.answer_timeout:g} seconds; try again later',
+                          Retry_After='10') from error
+
+
+def seconds_until(end):
+    return max(0, end - time.monotonic())
+
+
+def as_json(content):
+    """Headers and body of a JSON answer."""
+    return [('Content-Type', 'application/json')], json.dumps(content).encode()
+
+
+def content_security_policy(page):
+    """A policy that lets the page run its own script and style, and nothing from elsewhere."""
+    def digests(tag):
+        return ' '.join(
+            "'sha256-" + base64.b64encode(hashlib.sha256(text).digest()).decode() + "'"
+            for text in re.findall(f'<{tag}>(.*?)</{tag}>'.encode(), page, re.DOTALL))
+
+    return (f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; "
+            "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'")
+
+
+def host_name(host):
+    """`localhost:8000` to `localhost`, `[::1]:8000` to `::1`; anything else to an empty text."""
+    match = re.fullmatch(r'(?:\[([0-9a-fA-F:.]+)\]|([a-zA-Z0-9.-]+))(?::[0-9]{1,5})?', host)
+    return (match[1] or match[2]).lower() if match else ''
+
+
+def is_address(name):
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def origin_host(origin):
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:    # such as http://[
+        return ''
+
+
+def media_type(environ):
+    return environ.get('CONTENT_TYPE', '').partition(';')[0].strip().lower()
+
+
+def wants_attention(environ):
+    said = dict(parse_qsl(environ.get('QUERY_STRING', ''), keep_blank_values=True))
+    wanted = said.pop('attention', '0')
+    if said or wanted not in ('0', '1'):
+        raise Refusal('400 Bad Request', 'the only parameter is attention, 0 or 1')
+    return wanted == '1'
+
+
+def read_body(environ):
+    """The body, which the server has received in full and within its limit."""
+    body = environ['wsgi.input'].read(int(environ.get('CONTENT_LENGTH') or 0))
+    if not body:
+        raise Refusal('400 Bad Request', 'the body is empty: send an image')
+    return body
+
+
+def form_files(body, content_type, most):
+    """The files of a multipart/form-data body (RFC 7578) as (name, bytes), in their order.
+
+    Names are for the answer only; no file is ever opened by them.
+
+    Raises:
+        Refusal: for a body that is no such form, holds other things than files, or too many.
+    """
+    def refuse(text):
+        raise Refusal('400 Bad Request', f'the form cannot be read: {text}')
+
+    def header(text, read):
+        # email.message knows all ways of quoting, and trips over some that are malformed.
+        try:
+            return read(email.parser.HeaderParser().parsestr(text))
+        except Exception:
+            return refuse('a header is malformed')
+
+    boundary = header(f'Content-Type: {content_type}', Message.get_boundary)
+    if not boundary or len(boundary) > 70:
+        refuse('its Content-Type names no boundary of 1 to 70 characters')
+    # Two more than files: what precedes the first boundary, and what follows the last.
+    parts = (b'\r\n' + body).split(b'\r\n--' + boundary.encode('latin-1', 'replace'), most + 2)
+    if len(parts) > most + 2:
+        raise Refusal('413 Content Too Large', f'at most {most} images at once')
+    if len(parts) < 2 or parts[-1][:2] != b'--':
+        refuse('it does not end with its boundary')
+    files = []
+    for part in parts[1:-1]:
+        head, blank, data = part.partition(b'\r\n\r\n')
+        if not blank or len(head) > LARGEST_PART_HEADER or not head.startswith(b'\r\n'):
+            refuse('a part has no headers')
+        name = header(head[2:].decode('utf-8', 'replace'), Message.get_filename)
+        if name is None:
+            refuse('a part is no file')
+        files.append((printable(name)[:200], data))
+    if not files:
+        refuse('it holds no files')
+    return files
+
+
+def parse_options(arguments):
+    parser = command.parser(__doc__)
+    configuration.add_arguments(parser)
+    engines.add_arguments(parser)
+
+    def number(name, default, help, kind=int, low=1, high=None):
+        def read(text):
+            value = kind(text)
+            if not low <= value <= (high or value):
+                raise ValueError
+            return value
+
+        read.__name__ = f'number from {low}' + (f' to {high}' if high else '')
+        parser.add_argument(name, type=read, default=default, metavar='N',
+                            help=f'{help} (default: {default})')
+
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0: all of '
+                        'this machine (default: 127.0.0.1, this machine only)')
+    number('--port', 8000, 'port to listen on; 0: any free one', low=0, high=65535)
+    parser.add_argument('--allow-host', action='append', default=[], metavar='NAME', type=str.lower,
+                        help='name by which the service is called, beside localhost and numeric '
+                        'addresses')
+    number('--top-k', 5, 'how many classes to tell')
+    number('--batch-size', 16, 'most images that the model takes at once')
+    number('--queue', 256, 'most images that wait, before requests are refused with 503')
+    number('--max-images', 32, 'most images of a request')
+    number('--max-bytes', 16 << 20, 'largest request in bytes')
+    number('--max-pixels', 40_000_000, 'largest image in pixels',
+           high=2 * Image.MAX_IMAGE_PIXELS)    # beyond that Pillow refuses
+    number('--read-timeout', 20, 'seconds for a request to arrive, and for its answer to be taken',
+           kind=float, low=0.1, high=3600)
+    number('--answer-timeout', 60, 'seconds for the model to answer', kind=float, low=0.1,
+           high=3600)
+    options = parser.parse_args(arguments)
+    if options.max_images > options.queue:
+        raise command.UsageError(f'--max-images {options.max_images}: more than the --queue of '
+                                 f'{options.queue} would ever hold')
+    return options
+
+
+def main(arguments):
+    options = parse_options(arguments)
+    try:
+        from runtime import web
+    except ImportError as error:
+        raise command.UsageError(f'tools/serve.py needs the package waitress ({error}): '
+                                 'pip install -r requirements-deploy.txt') from error
+    config = configuration.load_config(options.config, options.override)
+    # Pillow warns of sizes that --max-pixels refuses; strangers must not be able to fill the log.
+    warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+    with StopRequest() as stop:
+        try:
+            listener = web.listen(options.host, options.port)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, 'strerror', None) or error
+            raise command.UsageError(f'cannot listen on --host {options.host} --port '
+                                     f'{options.port}: {reason}') from error
+        weights = build.weights_path(config, options.weights)
+        network, transform, names = build.open_model(config, weights, options.engine)
+        classifier = Classifier(network, transform, names, options.top_k)
+        batcher = Batcher(classifier.run, options.batch_size, options.queue, classifier.warm_up)
+        about = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
+                     num_classes=config.MODEL.NUM_CLASSES, engine=engine_name(weights, options))
+        host, port = listener.getsockname()[:2]
+        print(f'{about["model"]} at {about["image_size"]} pixels, engine {about["engine"]}: '
+              f'http://{f"[{host}]" if ":" in host else host}:{port}', flush=True)
+        # A thread for everyone who may wait, and some to answer others with 503 or the page.
+        web.serve(Application(classifier, batcher, about, options, config.DATA.DECODER), listener,
+                  options.queue + 16, options.max_bytes, options.read_timeout, stop.reason)
+        batcher.close()
+        print(f'stopped: {stop.reason()}', flush=True)
+
+
+def engine_name(weights, options):
+    if not engines.is_export(weights):
+        return 'paddle'
+    return options.engine or ('inference' if os.path.isdir(weights) else 'onnxruntime')
+
+
+if __name__ == '__main__':
+    command.run(main)
