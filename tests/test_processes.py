@@ -142,7 +142,7 @@ def test_the_log_holds_means_over_all_processes(recipe, tmp_path):  # noqa: F811
     loss, correct, images = (one + two).cumsum(axis=0).T
     records = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').open()]
     steps = [record for record in records if record['event'] == 'step']
-    assert [record['step'] for record in steps] == [3, 6, 9, 12, 13]
+    assert [record['step'] for record in steps] == [4, 6, 10, 12, 13]
     for record in steps:
         last = record['step'] - 1
         assert record['loss'] == pytest.approx(loss[last] / images[last], rel=1e-12)
@@ -173,6 +173,15 @@ def test_a_launcher_that_is_killed_leaves_nobody_behind(recipe, tmp_path):  # no
     process.kill()
     process.wait()
     assert_gone(family)
+
+
+def test_a_process_whose_launcher_is_gone_already_leaves_at_once():
+    """One that was killed while Python itself started, before anyone could ask to be told."""
+    done = subprocess.run(
+        [sys.executable, '-c', 'import runtime; print("went on")'], cwd=ROOT / 'tools',
+        env={**os.environ, 'PADDLE_TRAINER_ID': '0', 'T2T_LAUNCHER_PID': '1'},
+        capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and 'went on' not in done.stdout
 
 
 def test_two_nodes_are_two_processes(recipe, tmp_path):  # noqa: F811

@@ -22,6 +22,7 @@ from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
 from paddle.distributed.launch import controllers
 from paddle.distributed.launch.context import Context
 
+from runtime import LAUNCHER
 from runtime.command import LAST_WORDS
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -137,6 +138,7 @@ class Job:
 
 
 def main():
+    os.environ[LAUNCHER] = str(os.getpid())    # so that its processes notice if it is gone
     context = Context()
     controller = controllers.init(context)
     controller.build_job()

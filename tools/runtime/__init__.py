@@ -11,6 +11,7 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1    # linux/prctl.h
+LAUNCHER = 'T2T_LAUNCHER_PID'
 
 
 def follow_parent(signal_number):
@@ -22,3 +23,6 @@ def follow_parent(signal_number):
 if 'PADDLE_TRAINER_ID' in os.environ:
     # SIGKILL, for a process that is stopped or stuck hears no other.
     follow_parent(signal.SIGKILL)
+    # tools/launch.py names itself; it may have been killed before this process got this far.
+    if int(os.environ.pop(LAUNCHER, os.getppid())) != os.getppid():
+        os._exit(1)

@@ -1,6 +1,7 @@
 """Processes: the same calls work with one process and with many (one a card)."""
 
 import itertools
+import signal
 
 import paddle
 import paddle.distributed as dist
@@ -83,6 +84,11 @@ def wait_for_all():
         return
     store = paddle.base.core.create_or_get_global_tcp_store()
     meeting = next(_meetings)
-    store.set(f'meeting/{meeting}/{rank()}', b'here')
-    for other in range(world_size()):
-        store.wait(f'meeting/{meeting}/{other}')
+    # A signal would break off what the store is reading; it waits until all are here.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        store.set(f'meeting/{meeting}/{rank()}', b'here')
+        for other in range(world_size()):
+            store.wait(f'meeting/{meeting}/{other}')
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
