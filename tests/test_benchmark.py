@@ -147,7 +147,7 @@ def test_a_worker_passes_on_what_an_engine_complains_of():
 # ---- figures
 
 def made_up(name, precision, seconds, call, **about):
-    request = dict(engine='paddle', network='plain', precision=precision)
+    request = dict(engine='paddle', network='plain', precision=precision, processes=1)
     return Row(name, request, (call,), about=dict(device='cpu', **about),
                rounds={call: [[value] for value in seconds]})
 
