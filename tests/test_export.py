@@ -112,7 +112,7 @@ def test_windows_are_those_of_unfold(split, size):
     grid = np.random.RandomState(0).rand(2, size, size, 5).astype('float32')
     unfolded = paddle.nn.functional.unfold(
         paddle.to_tensor(grid.transpose(0, 3, 1, 2)), *split).numpy().transpose(0, 2, 1)
-    found = windows(paddle.to_tensor(grid), split, size // split[1]).numpy()
+    found = windows(paddle.to_tensor(grid), split, size).numpy()
     np.testing.assert_array_equal(found, unfolded[:, :, window_order(5, split)])
 
 
