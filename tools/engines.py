@@ -182,8 +182,8 @@ def load_engine(path, engine=None, threads=None, processes=1):
         threads: threads to compute on; None: all that this process may use.
         processes: how many share the threads and the images of a batch: more throughput for more
             memory, which holds the graph once a process and once more. A batch of less images
-            than processes is computed by the calling one, on all threads. More than one needs
-            what all use of `multiprocessing` needs, `if __name__ == '__main__':` in a script.
+            than processes is computed by the calling one, on all threads. A script that wants more
+            than one must guard its main part, as for every use of `multiprocessing`.
 
     Raises:
         EngineError: for a damaged export, an engine that can't run it or is not installed, or a
