@@ -137,7 +137,8 @@ def test_a_broken_engine_costs_its_row_only(capfd):
 
 
 def test_a_worker_passes_on_what_an_engine_complains_of():
-    worker = Worker(dict(run='engine', engine='onnxruntime', export='nowhere.onnx', threads=1),
+    worker = Worker(dict(run='engine', engine='onnxruntime', export='nowhere.onnx', threads=1,
+                         processes=1),
                     threads=1, timeout=120)
     with pytest.raises(WorkerError, match='^nowhere.onnx: no such export$'):
         worker.answer()
@@ -147,7 +148,7 @@ def test_a_worker_passes_on_what_an_engine_complains_of():
 # ---- figures
 
 def made_up(name, precision, seconds, call, **about):
-    request = dict(engine='paddle', network='plain', precision=precision)
+    request = dict(engine='paddle', network='plain', precision=precision, processes=1)
     return Row(name, request, (call,), about=dict(device='cpu', **about),
                rounds={call: [[value] for value in seconds]})
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 
@@ -111,7 +112,7 @@ def test_windows_are_those_of_unfold(split, size):
     grid = np.random.RandomState(0).rand(2, size, size, 5).astype('float32')
     unfolded = paddle.nn.functional.unfold(
         paddle.to_tensor(grid.transpose(0, 3, 1, 2)), *split).numpy().transpose(0, 2, 1)
-    found = windows(paddle.to_tensor(grid), split, size // split[1]).numpy()
+    found = windows(paddle.to_tensor(grid), split, size).numpy()
     np.testing.assert_array_equal(found, unfolded[:, :, window_order(5, split)])
 
 
@@ -133,6 +134,28 @@ def test_paddle_inference_agrees_with_the_network(trained, pictures, tmp_path, o
         assert found.shape == (count, 1000)
     with pytest.raises(ValueError, match=r'takes images \[B, 3, 48, 48\]'):
         engine(np.zeros((1, 3, 32, 32), 'float32'))
+
+
+@pytest.mark.parametrize('kind', ['paddle', 'onnx'])
+def test_several_processes_give_what_one_gives(trained, pictures, tmp_path, kind):
+    if kind == 'onnx':
+        for package in ('paddle2onnx', 'onnx', 'onnxruntime'):
+            pytest.importorskip(package)
+    out = exported(trained, tmp_path, format=kind)
+    one = engines.load_engine(out, threads=2)
+    several = engines.load_engine(out, threads=2, processes=2)
+    images = np.stack([one.description.transform()(picture) for picture in pictures])
+    assert len(images) > 2
+    for count in (len(images), len(images) - 1, 2, 1):
+        np.testing.assert_allclose(several(images[:count]).numpy(), one(images[:count]).numpy(),
+                                   rtol=0, atol=1e-6 * np.abs(one(images).numpy()).max())
+    os.kill(several._run.helpers[0].process.pid, signal.SIGKILL)
+    with pytest.raises(engines.EngineError, match='one of several processes failed'):
+        several(images)
+    several.close()
+    with pytest.raises(engines.EngineError, match='was closed'):
+        several(images)
+    one.close()
 
 
 def test_bfloat16_finds_the_same_classes(trained, pictures, tmp_path):
@@ -207,6 +230,11 @@ def test_the_commands_export_and_use_an_export(tmp_path):
     # Another size in the configuration: the export brings its own.
     best = run('tools/predict.py', '--weights', out, '-o', 'MODEL.IMAGE_SIZE=64').stdout
     assert best.splitlines()[0] == 'class_id is: 923' and 'plate' in best
+    scores = [run('tools/val.py', '--weights', out, *several).stdout.splitlines()[-1]
+              for several in ([], ['--processes', '2'])]
+    assert scores[0] == scores[1] and scores[0].startswith('ImageNet final val acc is:0.')
+    error = run('tools/val.py', '--processes', '2', code=2).stderr
+    assert '--processes 2 is for exported networks' in error
     error = run('tools/predict.py', '--weights', out, '--engine', 'onnxruntime', code=2).stderr
     assert error.startswith('error: ') and '--engine inference' in error
     error = run('tools/predict.py', '--engine', 'inference', code=2).stderr

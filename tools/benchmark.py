@@ -234,16 +234,21 @@ def plan(options, folder):
             add('limits', f'matrix products, {engine}, {precision}', ('limit',), run='limit',
                 engine=engine, precision=precision, out=f'{folder}/products_{precision}')
     for engine in options.engines if calls else ():
-        kinds = [('plain', 'float32')]
+        kinds = [('plain', 'float32', 1)]
         if engine != 'paddle':
-            kinds += [('fast', one) for one in (both if engine == 'inference' else ('float32',))]
-        for network, precision in kinds:
+            # One process with all threads, and then a process for each of them.
+            kinds += [('fast', one, processes) for processes in sorted({1, options.threads})
+                      for one in (both if engine == 'inference' else ('float32',))]
+        for network, precision, processes in kinds:
             path = ''
             if engine != 'paddle':
                 suffix = '.onnx' if engine in ONNX_ENGINES else ''
                 path = f'{folder}/{network}_{precision}{suffix}'
-            add('engines', f'{engine}, {network}, {precision}', calls, run='engine', engine=engine,
-                network=network, precision=precision, export=path)
+            name = f'{engine}, {network}, {precision}'
+            if processes > 1:
+                name += f', {processes} processes'
+            add('engines', name, calls, run='engine', engine=engine, network=network,
+                precision=precision, processes=processes, export=path)
     if 'training' in options.parts:
         add('training', 'training', ('training',), run='training', engine='paddle',
             precision='float32', out=f'{folder}/run')
@@ -334,7 +339,8 @@ def report(rows, about, model, options):
     how many times as fast as `compared_with`, and the network's FLOP/s, two for each of its MACs,
     as a share of those of the best matrix products. `difference` is the largest one of a logit
     from that of `compared_with`, as a share of the largest logit. What was not measured is None.
-    SCHEMA changes with the meaning or the name of a key.
+    An engine's `processes` share its threads and the images of a batch; one image is for one of
+    them, with all threads. SCHEMA changes with the meaning or the name of a key.
     """
     limits, macs, batch = rows['limits'], model['macs']['total'], options.batch_size
     working = [row for row in rows['engines'] if not row.error]
@@ -345,7 +351,8 @@ def report(rows, about, model, options):
                     precision=row.request.get('precision'), peak_memory_mib=row.peak_memory)
 
     def engine(row):
-        result = dict(common(row), engine=row.request['engine'], network=row.request['network'])
+        result = dict(common(row), engine=row.request['engine'], network=row.request['network'],
+                      processes=row.request['processes'])
         result['difference'] = None
         if not row.error:
             logits, wanted = np.array(row.about['logits']), np.array(first.about['logits'])

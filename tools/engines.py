@@ -11,7 +11,9 @@ inference.yml is checked as the foreign file that it may be. The graph can't be:
 executes it, as a program, so take graphs only from people whose programs you would run.
 """
 
+import argparse
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ import yaml
 
 from dataset import INTERPOLATIONS, EvalTransform
 from runtime import cpu
+from runtime.parallel import Parallel, ParallelError
 
 ENGINES = ('paddle', 'inference', 'onnxruntime', 'openvino')
 FORMATS = ('paddle', 'onnx')
@@ -128,6 +131,9 @@ class Engine:
     Images go in as `description.transform()` makes them, float32 `[B, 3, S, S]`, array or tensor;
     logits come out as a tensor `[B, num_classes]`. Of a graph that ends in a softmax they are the
     logarithms of its probabilities, of which softmax and cross entropy make the same again.
+
+    Raises:
+        EngineError: where one of several processes failed; the next call starts it anew.
     """
 
     training = False
@@ -142,7 +148,10 @@ class Engine:
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f'the exported network takes images [B, 3, {size}, {size}], '
                              f'not {list(images.shape)}')
-        output = self._run(images)
+        try:
+            output = self._run(images)
+        except ParallelError as error:
+            raise EngineError(str(error)) from error
         if self.description.softmax:
             output = np.log(np.maximum(output, np.finfo('float32').tiny))
         return paddle.to_tensor(output)
@@ -152,13 +161,18 @@ class Engine:
 
     train = eval    # an exported graph knows evaluation only
 
+    def close(self):
+        """End the processes of an engine that has several; they also end with this one."""
+        if isinstance(self._run, Parallel):
+            self._run.close()
+
 
 def is_export(path):
     """Whether a path is that of an export rather than of a weights file."""
     return Path(path).is_dir() or Path(path).suffix == '.onnx'
 
 
-def load_engine(path, engine=None, threads=None):
+def load_engine(path, engine=None, threads=None, processes=1):
     """Load an export.
 
     Args:
@@ -166,9 +180,14 @@ def load_engine(path, engine=None, threads=None):
         engine: 'inference' for a folder, 'onnxruntime' or 'openvino' for an .onnx file; None
             takes the first that fits.
         threads: threads to compute on; None: all that this process may use.
+        processes: how many share the threads and the images of a batch: more throughput for more
+            memory, which holds the graph once a process and once more. A batch of less images
+            than processes is computed by the calling one, on all threads. A script that wants more
+            than one must guard its main part, as for every use of `multiprocessing`.
 
     Raises:
-        EngineError: for a damaged export, an engine that can't run it or is not installed.
+        EngineError: for a damaged export, an engine that can't run it or is not installed, or a
+            process that can't load it.
     """
     path = Path(path)
     fitting = ('inference',) if path.is_dir() else ('onnxruntime', 'openvino')
@@ -180,17 +199,37 @@ def load_engine(path, engine=None, threads=None):
                           f'--engine {" or ".join(fitting)}')
     if not path.exists():
         raise EngineError(f'{path}: no such export')
-    loader = dict(inference=_load_inference, onnxruntime=_load_onnxruntime,
-                  openvino=_load_openvino)[engine]
-    return Engine(*loader(path, threads or cpu.threads()))
+    threads = threads or cpu.threads()
+    description, run = LOADERS[engine](path, threads)
+    if processes > 1:
+        size = description.image_size
+        load = functools.partial(_load_run, path, engine, max(1, threads // processes))
+        try:
+            run = Parallel(load, processes, run, (3, size, size), description.num_classes)
+        except ParallelError as error:
+            raise EngineError(f'{path}: {error}') from error
+    return Engine(description, run)
+
+
+def _load_run(path, engine, threads):
+    """What a process of several loads, without the description that all have in common."""
+    return LOADERS[engine](path, threads)[1]
 
 
 def add_arguments(parser):
-    """Give an argparse parser the options `--weights` and `--engine`."""
+    """Give an argparse parser the options `--weights`, `--engine` and `--processes`."""
+    def number(text):
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 1 on')
+        return int(text)
+
     parser.add_argument('--weights', metavar='PATH', help='weights, or an export: a folder or an '
                         '.onnx file; default: MODEL_PATH')
     parser.add_argument('--engine', choices=ENGINES, help='what computes: paddle runs weights, the '
                         'others exports; default: what fits PATH')
+    parser.add_argument('--processes', type=number, default=1, metavar='N',
+                        help='processes that share the threads and the images of a batch, for '
+                        'exports: one a core gives the most images a second (default: 1)')
 
 
 def _load_inference(folder, threads):
@@ -270,6 +309,9 @@ def _load_openvino(path, threads):
         'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': 'f32'})
     request = compiled.create_infer_request()
     return description, lambda images: request.infer([images])[compiled.output(0)].copy()
+
+
+LOADERS = dict(inference=_load_inference, onnxruntime=_load_onnxruntime, openvino=_load_openvino)
 
 
 def _optional(name):

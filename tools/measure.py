@@ -5,8 +5,10 @@ asks for some timed calls. So each engine has threads, BLAS settings and peak me
 and takes its others along in no crash. Whatever libraries print goes to stderr.
 """
 
+import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -86,7 +88,8 @@ def run_engine(request):
         if request['network'] == 'fast':
             network = simplified(network)
     else:
-        network = engines.load_engine(request['export'], request['engine'], request['threads'])
+        network = engines.load_engine(request['export'], request['engine'], request['threads'],
+                                      request['processes'])
         size = network.description.image_size
     images = np.random.default_rng(0).standard_normal(
         (request['batch_size'], 3, size, size), dtype='float32')
@@ -201,19 +204,19 @@ def _new_folder(path):
 def peak_memory():
     """Most memory that this process has held so far, in MiB: the GPU's if it uses one.
 
-    None where the system doesn't say.
+    With that of the processes that it has started and not ended; what several share counts for
+    each. None where the system doesn't say.
     """
     if paddle.device.is_compiled_with_cuda():
         allocated = paddle.device.cuda.max_memory_allocated()
         if allocated:    # an export stays on the CPU
             return allocated / 2 ** 20
-    try:
+    helpers = [helper.pid for helper in multiprocessing.active_children()]
+    with contextlib.suppress(OSError):
         # getrusage would also count what the parent held when it started this process.
-        for line in Path('/proc/self/status').read_text(encoding='utf-8').splitlines():
-            if line.startswith('VmHWM:'):
-                return int(line.split()[1]) / 2 ** 10
-    except OSError:
-        pass
+        return sum(int(line.split()[1]) / 2 ** 10 for process in ['self', *helpers]
+                   for line in Path(f'/proc/{process}/status').read_text('utf-8').splitlines()
+                   if line.startswith('VmHWM:'))
     try:
         import resource  # not on Windows
     except ImportError:

@@ -13,6 +13,9 @@ beforehand in float64:
   numbers of a window then stand in another order, and so do the rows of the weights behind it.
 - The Performer's 1 / sqrt(m) cancels between numerator and normaliser, but for its epsilon. Its
   sums are products with constant vectors, for which engines have their fastest code.
+- The Performer's projection goes into value_key, of which there is one for all tokens, and its bias
+  into the values' bias, which value_key then has to leave out. Key, query and value are three
+  products: a slice of one would be copied.
 """
 
 import copy
@@ -93,13 +96,12 @@ class SimpleTokens(nn.Layer):
             self.stages.append(stage)
 
     def forward(self, x):
+        side_before = x.shape[-1]
         x = x.transpose([0, 2, 3, 1])                           # (B, S, S, C)
-        last = len(self.splits) - 1
         for index, (split, side) in enumerate(self.splits):
             cut = windows if self.sliced[index] else unfolded
-            x = self.stages[index](cut(x, split, side))         # (B, side * side, token_dim)
-            if index < last:
-                x = x.reshape([0, side, side, x.shape[-1]])
+            x = self.stages[index](cut(x, split, side_before))  # (B, side * side, token_dim)
+            side_before = side
         return x
 
 
@@ -109,23 +111,30 @@ def can_be_sliced(split, side_before, side):
     return stride < kernel <= 2 * stride and padding <= stride and side_before == side * stride
 
 
-def unfolded(grid, split, side):
-    """Any soft split of channels-last grids: `[B, H, W, C]` to `[B, side * side, C * k * k]`."""
+def unfolded(pixels, split, side_before):
+    """Any soft split of square channels-last grids.
+
+    Args:
+        pixels: `[B, side_before, side_before, C]`, or its middle axes as one.
+        split: kernel, stride and padding.
+
+    Returns:
+        `[B, side * side, C * k * k]`.
+    """
+    grid = pixels.reshape([-1, side_before, side_before, pixels.shape[-1]])
     return soft_split(grid.transpose([0, 3, 1, 2]), split)
 
 
-def windows(grid, split, side):
-    """The soft splits that `can_be_sliced`: `[B, H, W, C]` to `[B, side * side, C * k * k]`.
-
-    The numbers of a window stand in `window_order`.
-    """
+def windows(pixels, split, side_before):
+    """The soft splits that `can_be_sliced`, as `unfolded`, but of numbers in `window_order`."""
     kernel, stride, padding = split
-    channels, rest, cells = grid.shape[-1], kernel - stride, side + 1
-    behind = stride - padding
+    channels, rest, side = pixels.shape[-1], kernel - stride, side_before // stride
+    behind, cells = stride - padding, side + 1
     # As one channel of rows W * C wide: oneDNN in Paddle crashes on padding channels-last grids.
-    height, width = grid.shape[1:3]
-    grid = F.pad(grid.reshape([-1, 1, height, width * channels]),
-                 [padding * channels, behind * channels, padding, behind])
+    # With an axis of depth, which Paddle would add and then take away by a copy.
+    grid = F.pad(pixels.reshape([-1, 1, 1, side_before, side_before * channels]),
+                 [padding * channels, behind * channels, padding, behind, 0, 0],
+                 data_format='NCDHW')
     grid = grid.reshape([-1, cells, stride, cells, stride, channels])
     grid = grid.transpose([0, 1, 3, 2, 4, 5])    # (B, cells, cells, stride, stride, C)
     parts = [grid[:, :-1, :-1], grid[:, :-1, 1:, :, :rest], grid[:, 1:, :-1, :rest],
@@ -157,14 +166,22 @@ class SimplePerformer(nn.Layer):
     def __init__(self, performer, num_tokens):
         super().__init__()
         self.norm1 = Normalise(performer.norm1)
-        self.kqv = Affine(*merged(performer.norm1, performer.kqv))
+        proj, proj_bias = exactly(performer.proj.weight), exactly(performer.proj.bias)
+        weight, bias = merged(performer.norm1, performer.kqv)
+        key, query, value = np.split(weight, 3, axis=1)
+        key_bias, query_bias, value_bias = np.split(bias, 3)
+        self.key, self.query = Affine(key, key_bias), Affine(query, query_bias)
+        self.value = Affine(value, value_bias + proj_bias)
+        # They stand on the left, where int8 leaves them alone: the rows of value_key are of very
+        # different sizes, and one scale for them all cost 6 points of top-1.
+        self.proj = constant(proj.T[None])                      # (1, in_dim, in_dim)
+        self.minus_bias = constant(-(proj_bias @ proj)[None, :, None])     # (1, in_dim, 1)
         w = performer.w.numpy().T                               # (in_dim, m)
         self.w = constant(w)
         self.minus_half = constant(np.full_like(w, -0.5))
         self.ones = constant(np.ones((1, 1, num_tokens)))
         # A tensor: paddle2onnx 1.3 leaves out the addition of so small a number.
         self.epsilon = constant([[[performer.epsilon * performer.num_features]]])
-        self.proj = Affine(performer.proj.weight, performer.proj.bias)
         self.norm2 = Normalise(performer.norm2)
         self.fc1 = Affine(*merged(performer.norm2, performer.mlp[0]))
         self.fc2 = Affine(performer.mlp[2].weight, performer.mlp[2].bias)
@@ -174,14 +191,16 @@ class SimplePerformer(nn.Layer):
         return paddle.exp(paddle.matmul(x, self.w) + paddle.matmul(x * x, self.minus_half))
 
     def forward(self, x):
-        key, query, value = paddle.split(self.kqv(self.norm1(x)), 3, axis=-1)    # (B, N, in_dim)
-        key, query = self.features(key), self.features(query)   # (B, N, m)
+        x = self.norm1(x)
+        value = self.value(x)                                   # (B, N, in_dim)
+        key, query = self.features(self.key(x)), self.features(self.query(x))    # (B, N, m)
         key_sum = paddle.matmul(self.ones, key)                 # (B, 1, m)
         normaliser = paddle.matmul(query, key_sum, transpose_y=True)       # (B, N, 1)
-        key_value = paddle.matmul(key, value, transpose_x=True)            # (B, m, in_dim)
+        value_key = paddle.matmul(value, key, transpose_x=True)            # (B, in_dim, m)
+        value_key = paddle.matmul(self.proj, value_key) + paddle.matmul(self.minus_bias, key_sum)
         # A reciprocal of the N normalisers would be less work; Paddle 2.6's oneDNN gets it wrong.
-        y = paddle.matmul(query, key_value) / (normaliser + self.epsilon)
-        x = value + self.proj(y)
+        query = query / (normaliser + self.epsilon)
+        x = paddle.matmul(query, value_key, transpose_y=True) + value
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
