@@ -8,7 +8,7 @@ set_up tests
 
 options=(-q)
 if imports "$python" xdist; then
-    options+=(-n 2)
+    options+=(-n 2 --dist worksteal)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}    # two processes with all cores each would be slower
 fi
 # A fault in style fails the run, but only after the tests have had their say.
