@@ -148,7 +148,7 @@ def test_a_worker_passes_on_what_an_engine_complains_of():
 # ---- figures
 
 def made_up(name, precision, seconds, call, **about):
-    request = dict(engine='paddle', network='plain', precision=precision, processes=1)
+    request = dict(engine='paddle', network='plain', precision=precision)
     return Row(name, request, (call,), about=dict(device='cpu', **about),
                rounds={call: [[value] for value in seconds]})
 
@@ -198,7 +198,7 @@ def test_a_tiny_run_fills_the_json(tiny_run):
     _, content = tiny_run
     assert set(content) == {'schema', 'machine', 'model', 'settings', 'compared_with', 'limits',
                             'engines', 'training', 'loader'}
-    assert content['schema'] == 1 and content['settings']['weights'] == 'random'
+    assert content['schema'] == 2 and content['settings']['weights'] == 'random'
     about = content['machine']
     assert about['threads'] == 1 and about['versions']['python'] and about['cpu']
     model = content['model']

@@ -18,7 +18,7 @@ ALLOWED = {
     'config': {'recipe.augment'},    # which alone knows what DATA.AUTO_AUGMENT may say
     'common': set(), 'scheduler': set(), 'drawing': set(), 'recipe': set(),
     'runtime': {'runtime'},
-    'attention': set(),
+    'attention': set(), 'legacy': set(),
     't2t': {'common'},
     'samples': {'runtime.unpickle'},
     'dataset': {'samples', 'recipe.augment', 'runtime'},

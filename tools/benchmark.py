@@ -37,7 +37,7 @@ import engines
 from runtime import command
 from zoo.macs import count_macs, total_macs
 
-SCHEMA = 1
+SCHEMA = 2
 PARTS = ('model', 'latency', 'throughput', 'training', 'loader')
 MEASURE = Path(__file__).resolve().with_name('measure.py')
 PAUSE = 0.3    # seconds; some engines' idle threads still spin for 0.2 after a call
@@ -234,21 +234,16 @@ def plan(options, folder):
             add('limits', f'matrix products, {engine}, {precision}', ('limit',), run='limit',
                 engine=engine, precision=precision, out=f'{folder}/products_{precision}')
     for engine in options.engines if calls else ():
-        kinds = [('plain', 'float32', 1)]
+        kinds = [('plain', 'float32')]
         if engine != 'paddle':
-            # One process with all threads, and then a process for each of them.
-            kinds += [('fast', one, processes) for processes in sorted({1, options.threads})
-                      for one in (both if engine == 'inference' else ('float32',))]
-        for network, precision, processes in kinds:
+            kinds += [('fast', one) for one in (both if engine == 'inference' else ('float32',))]
+        for network, precision in kinds:
             path = ''
             if engine != 'paddle':
                 suffix = '.onnx' if engine in ONNX_ENGINES else ''
                 path = f'{folder}/{network}_{precision}{suffix}'
-            name = f'{engine}, {network}, {precision}'
-            if processes > 1:
-                name += f', {processes} processes'
-            add('engines', name, calls, run='engine', engine=engine, network=network,
-                precision=precision, processes=processes, export=path)
+            add('engines', f'{engine}, {network}, {precision}', calls, run='engine', engine=engine,
+                network=network, precision=precision, export=path)
     if 'training' in options.parts:
         add('training', 'training', ('training',), run='training', engine='paddle',
             precision='float32', out=f'{folder}/run')
@@ -338,9 +333,9 @@ def report(rows, about, model, options):
     `speed_ratio` and `share_of_limit` are medians over the rounds, of figures of the same round:
     how many times as fast as `compared_with`, and the network's FLOP/s, two for each of its MACs,
     as a share of those of the best matrix products. `difference` is the largest one of a logit
-    from that of `compared_with`, as a share of the largest logit. What was not measured is None.
-    An engine's `processes` share its threads and the images of a batch; one image is for one of
-    them, with all threads. SCHEMA changes with the meaning or the name of a key.
+    from that of `compared_with`, as a share of the largest logit. `backend` is what computes inside
+    an engine. What was not measured is None.
+    SCHEMA changes with the meaning or the name of a key.
     """
     limits, macs, batch = rows['limits'], model['macs']['total'], options.batch_size
     working = [row for row in rows['engines'] if not row.error]
@@ -348,11 +343,11 @@ def report(rows, about, model, options):
 
     def common(row):
         return dict(name=row.name, error=row.error, device=row.about.get('device'),
-                    precision=row.request.get('precision'), peak_memory_mib=row.peak_memory)
+                    backend=row.about.get('backend'), precision=row.request.get('precision'),
+                    peak_memory_mib=row.peak_memory)
 
     def engine(row):
-        result = dict(common(row), engine=row.request['engine'], network=row.request['network'],
-                      processes=row.request['processes'])
+        result = dict(common(row), engine=row.request['engine'], network=row.request['network'])
         result['difference'] = None
         if not row.error:
             logits, wanted = np.array(row.about['logits']), np.array(first.about['logits'])
@@ -420,7 +415,7 @@ def page(content, name, size, per_layer=False):
     if content['limits']:
         header = ['limit of the machine', 'GFLOP/s', '', 'images/s', 'in training']
         lines += ['', *table([header] + [
-            [row['name'], *shown(row['gflops']), shown(row['images_per_second'])[0],
+            [titled(row), *shown(row['gflops']), shown(row['images_per_second'])[0],
              shown(row['training_images_per_second'])[0], *failure(row)]
             for row in content['limits']])]
     if content['engines']:
@@ -449,7 +444,7 @@ def engine_table(content):
         header += [titles[call][0], '', 'speed']
     lines = [header + ['of the limit', 'MiB', 'differs']]
     for row in content['engines']:
-        cells = [row['name']]
+        cells = [titled(row)]
         for call in calls:
             _, figure, factor = titles[call]
             ratio = row[call]['speed_ratio']
@@ -458,6 +453,12 @@ def engine_table(content):
         lines.append(cells + [percent(row[last]['share_of_limit']),
                               number(row['peak_memory_mib']), differs, *failure(row)])
     return table(lines)
+
+
+def titled(row):
+    """The name of a row, with what computes it where that is not the engine itself."""
+    backend = row['backend']
+    return row['name'] + (f' ({backend})' if backend and backend not in row['name'] else '')
 
 
 def shown(figures, factor=1):
@@ -543,8 +544,8 @@ def main(arguments):
     parser.add_argument('--per-layer', action='store_true', help='show the MACs of every layer')
     parser.add_argument('--rounds', type=at_least(1), default=5, metavar='N',
                         help='turns of each engine (default: 5)')
-    parser.add_argument('--repeats', type=at_least(1), default=3, metavar='N',
-                        help='timed calls in a turn, after one that is not timed (default: 3)')
+    parser.add_argument('--repeats', type=at_least(1), default=10, metavar='N',
+                        help='timed calls in a turn, after one that is not timed (default: 10)')
     parser.add_argument('--threads', type=at_least(1), default=cpu.threads(), metavar='N',
                         help='threads of each engine (default: all cores)')
     parser.add_argument('--workers', type=at_least(0), default=cpu.available_cores(), metavar='N',

@@ -87,7 +87,7 @@ def trained_network(config, weights_path):
     return built, metadata
 
 
-def open_model(config, weights, engine=None, processes=1):
+def open_model(config, weights, engine=None):
     """What validation and prediction run: a network with weights, or an export.
 
     An export knows its model, image size, classes and transform, which replace those of the
@@ -100,7 +100,7 @@ def open_model(config, weights, engine=None, processes=1):
         EngineError: where the engine can't run what `weights` names.
     """
     if is_export(weights):
-        loaded = load_engine(weights, engine, processes=processes)
+        loaded = load_engine(weights, engine)
         about = loaded.description
         config.MODEL.NAME, config.MODEL.IMAGE_SIZE = about.model, about.image_size
         config.MODEL.NUM_CLASSES = about.num_classes
@@ -108,9 +108,6 @@ def open_model(config, weights, engine=None, processes=1):
     if engine not in (None, 'paddle'):
         raise EngineError(f'{weights}: --engine {engine} runs exported networks: make one with '
                           'tools/export.py and name it with --weights')
-    if processes > 1:
-        raise EngineError(f'{weights}: --processes {processes} is for exported networks: make one '
-                          'with tools/export.py and name it with --weights')
     network, metadata = trained_network(config, weights)
     return network, eval_transform(config), class_names(config, metadata)
 

@@ -11,10 +11,10 @@ inference.yml is checked as the foreign file that it may be. The graph can't be:
 executes it, as a program, so take graphs only from people whose programs you would run.
 """
 
-import argparse
+import contextlib
 import dataclasses
-import functools
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,6 @@ import yaml
 
 from dataset import INTERPOLATIONS, EvalTransform
 from runtime import cpu
-from runtime.parallel import Parallel, ParallelError
 
 ENGINES = ('paddle', 'inference', 'onnxruntime', 'openvino')
 FORMATS = ('paddle', 'onnx')
@@ -32,9 +31,15 @@ PRECISIONS = ('float32', 'bfloat16', 'int8')
 DESCRIPTION = 'inference.yml'
 METADATA_KEY = 'inference.yml'    # of the text inside an .onnx file
 LARGEST_DESCRIPTION = 4 << 20     # bytes; a million class names would still fit
+# Images a thread that OpenVINO computes at once: what an operation leaves is then still in the
+# processor's cache for the next one.
+CACHED_IMAGES = dict(float32=4, bfloat16=8)
 BFLOAT16_OPERATORS = {'fc', 'matmul', 'matmul_v2', 'fused_matmul', 'softmax', 'layer_norm',
                       'transpose2', 'reshape2', 'elementwise_add', 'concat', 'slice'}
-GRAPH_FILES = ('inference.json', 'inference.pdmodel')    # Paddle 3, Paddle 2
+# As Paddle 3 and Paddle 2 write it. Paddle 2 dies of the newer one.
+GRAPH_FILES = ('inference.json', 'inference.pdmodel')
+READABLE = GRAPH_FILES[paddle.__version__.startswith('2.'):]
+PARAMETERS = 'inference.pdiparams'
 
 
 class EngineError(ValueError):
@@ -131,15 +136,13 @@ class Engine:
     Images go in as `description.transform()` makes them, float32 `[B, 3, S, S]`, array or tensor;
     logits come out as a tensor `[B, num_classes]`. Of a graph that ends in a softmax they are the
     logarithms of its probabilities, of which softmax and cross entropy make the same again.
-
-    Raises:
-        EngineError: where one of several processes failed; the next call starts it anew.
     """
 
     training = False
 
-    def __init__(self, description, run):
+    def __init__(self, description, run, backend):
         self.description = description
+        self.backend = backend    # what computes: 'onednn' or 'openvino' for Paddle Inference
         self._run = run
 
     def __call__(self, images):
@@ -148,10 +151,7 @@ class Engine:
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f'the exported network takes images [B, 3, {size}, {size}], '
                              f'not {list(images.shape)}')
-        try:
-            output = self._run(images)
-        except ParallelError as error:
-            raise EngineError(str(error)) from error
+        output = self._run(images)
         if self.description.softmax:
             output = np.log(np.maximum(output, np.finfo('float32').tiny))
         return paddle.to_tensor(output)
@@ -161,18 +161,13 @@ class Engine:
 
     train = eval    # an exported graph knows evaluation only
 
-    def close(self):
-        """End the processes of an engine that has several; they also end with this one."""
-        if isinstance(self._run, Parallel):
-            self._run.close()
-
 
 def is_export(path):
     """Whether a path is that of an export rather than of a weights file."""
     return Path(path).is_dir() or Path(path).suffix == '.onnx'
 
 
-def load_engine(path, engine=None, threads=None, processes=1):
+def load_engine(path, engine=None, threads=None):
     """Load an export.
 
     Args:
@@ -180,14 +175,9 @@ def load_engine(path, engine=None, threads=None, processes=1):
         engine: 'inference' for a folder, 'onnxruntime' or 'openvino' for an .onnx file; None
             takes the first that fits.
         threads: threads to compute on; None: all that this process may use.
-        processes: how many share the threads and the images of a batch: more throughput for more
-            memory, which holds the graph once a process and once more. A batch of less images
-            than processes is computed by the calling one, on all threads. A script that wants more
-            than one must guard its main part, as for every use of `multiprocessing`.
 
     Raises:
-        EngineError: for a damaged export, an engine that can't run it or is not installed, or a
-            process that can't load it.
+        EngineError: for a damaged export, an engine that can't run it or is not installed.
     """
     path = Path(path)
     fitting = ('inference',) if path.is_dir() else ('onnxruntime', 'openvino')
@@ -199,37 +189,17 @@ def load_engine(path, engine=None, threads=None, processes=1):
                           f'--engine {" or ".join(fitting)}')
     if not path.exists():
         raise EngineError(f'{path}: no such export')
-    threads = threads or cpu.threads()
-    description, run = LOADERS[engine](path, threads)
-    if processes > 1:
-        size = description.image_size
-        load = functools.partial(_load_run, path, engine, max(1, threads // processes))
-        try:
-            run = Parallel(load, processes, run, (3, size, size), description.num_classes)
-        except ParallelError as error:
-            raise EngineError(f'{path}: {error}') from error
-    return Engine(description, run)
-
-
-def _load_run(path, engine, threads):
-    """What a process of several loads, without the description that all have in common."""
-    return LOADERS[engine](path, threads)[1]
+    loader = dict(inference=_load_inference, onnxruntime=_load_onnxruntime,
+                  openvino=_load_openvino)[engine]
+    return Engine(*loader(path, threads or cpu.threads()))
 
 
 def add_arguments(parser):
-    """Give an argparse parser the options `--weights`, `--engine` and `--processes`."""
-    def number(text):
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 1 on')
-        return int(text)
-
+    """Give an argparse parser the options `--weights` and `--engine`."""
     parser.add_argument('--weights', metavar='PATH', help='weights, or an export: a folder or an '
                         '.onnx file; default: MODEL_PATH')
     parser.add_argument('--engine', choices=ENGINES, help='what computes: paddle runs weights, the '
                         'others exports; default: what fits PATH')
-    parser.add_argument('--processes', type=number, default=1, metavar='N',
-                        help='processes that share the threads and the images of a batch, for '
-                        'exports: one a core gives the most images a second (default: 1)')
 
 
 def _load_inference(folder, threads):
@@ -241,33 +211,60 @@ def _load_inference(folder, threads):
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(f'{folder}: is no export of tools/export.py: {DESCRIPTION} '
                           f'cannot be read ({error})') from error
-    graphs = [folder / name for name in GRAPH_FILES if (folder / name).is_file()]
-    parameters = folder / 'inference.pdiparams'
-    if not graphs or not parameters.is_file():
-        raise EngineError(f'{folder}: is no whole export: it needs inference.pdiparams and '
-                          f'{" or ".join(GRAPH_FILES)}')
+    if not (any((folder / name).is_file() for name in READABLE)
+            and (folder / PARAMETERS).is_file()):
+        raise EngineError(f'{folder}: is no whole export for Paddle {paddle.__version__}: it needs '
+                          f'{PARAMETERS} and {" or ".join(READABLE)}')
     try:
-        run = predictor(str(graphs[0]), str(parameters), threads, description.precision)
+        return description, *predictor(folder, threads, description.precision)
     except Exception as error:    # whatever Paddle throws at a graph it can't read
         reason = str(error).strip().splitlines()[-1:] or ['no reason given']
         raise EngineError(f'{folder}: Paddle {paddle.__version__} cannot load it, written by '
                           f'Paddle {description.paddle}: {reason[0]}') from error
-    return description, run
 
 
-def predictor(graph, parameters, threads, precision='float32'):
-    """A function that runs a graph of Paddle Inference: ndarray to ndarray."""
-    config = paddle.inference.Config(graph, parameters)
-    config.disable_gpu()
-    config.disable_glog_info()
-    config.set_cpu_math_library_num_threads(threads)
+def predictor(folder, threads, precision='float32'):
+    """Load a graph of Paddle Inference.
+
+    Paddle's wheels for x86-64 processors hold OpenVINO since Paddle 3. It runs graphs of the older
+    form, if it knows all their operations; everything else is for Paddle's own oneDNN.
+
+    Returns:
+        (function of an ndarray that gives one, 'openvino' or 'onednn').
+    """
+    older = folder / GRAPH_FILES[1]
+    if older.is_file() and hasattr(paddle.inference.Config, 'enable_openvino_engine'):
+        config = _config(folder, older, threads)
+        config.enable_openvino_engine(getattr(paddle.inference.PrecisionType,
+                                              precision.capitalize()))
+        # Whatever Paddle throws where it was built without. What it compiled it stores, by default
+        # in the folder of the command, and what it finds there it would take for its own.
+        with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as store:
+            config.set_optim_cache_dir(store)
+            if config.openvino_engine_enabled():
+                run = _run(paddle.inference.create_predictor(config))
+                return in_parts(run, CACHED_IMAGES[precision] * threads), 'openvino'
+    graph = next(folder / name for name in READABLE if (folder / name).is_file())
+    config = _config(folder, graph, threads)
     # oneDNN's kernels use AVX-512 on every processor that has it; MKL's only on Intel's.
     config.enable_mkldnn()
     if precision == 'bfloat16':
         config.enable_mkldnn_bfloat16()
         if paddle.__version__.startswith('2.'):    # fails on some of the others
             config.set_bfloat16_op(BFLOAT16_OPERATORS)
-    loaded = paddle.inference.create_predictor(config)
+    return _run(paddle.inference.create_predictor(config)), 'onednn'
+
+
+def _config(folder, graph, threads):
+    config = paddle.inference.Config(str(graph), str(folder / PARAMETERS))
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    return config
+
+
+def _run(loaded):
+    """A function of the input of a predictor, ndarray, that gives its output, ndarray."""
     image = loaded.get_input_handle(loaded.get_input_names()[0])
     output = loaded.get_output_handle(loaded.get_output_names()[0])
 
@@ -277,6 +274,16 @@ def predictor(graph, parameters, threads, precision='float32'):
         return output.copy_to_cpu()
 
     return run
+
+
+def in_parts(run, most):
+    """A function that computes what `run` does, at most `most` images at once."""
+    def run_parts(images):
+        if len(images) <= most:
+            return run(images)
+        return np.concatenate([run(part) for part in
+                               np.array_split(images, math.ceil(len(images) / most))])
+    return run_parts
 
 
 def _load_onnxruntime(path, threads):
@@ -291,8 +298,8 @@ def _load_onnxruntime(path, threads):
         raise EngineError(f'{path}: ONNX Runtime cannot load it: {error}') from error
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, '')
     description = parse_description(text, path)
-    return description, lambda images: session.run([description.output],
-                                                   {description.input: images})[0]
+    return description, lambda images: session.run(
+        [description.output], {description.input: images})[0], 'onnxruntime'
 
 
 def _load_openvino(path, threads):
@@ -308,10 +315,8 @@ def _load_openvino(path, threads):
     compiled = openvino.compile_model(model, 'CPU', {
         'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': 'f32'})
     request = compiled.create_infer_request()
-    return description, lambda images: request.infer([images])[compiled.output(0)].copy()
-
-
-LOADERS = dict(inference=_load_inference, onnxruntime=_load_onnxruntime, openvino=_load_openvino)
+    return description, lambda images: request.infer(
+        [images])[compiled.output(0)].copy(), 'openvino'
 
 
 def _optional(name):

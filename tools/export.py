@@ -26,6 +26,7 @@ from paddle.nn import functional as F
 import build
 import config as configuration
 import engines
+import legacy
 from dataset import decode_image
 from runtime import command
 from zoo.simplify import simplified
@@ -124,6 +125,8 @@ def write_graph(deployed, description, folder):
     size = description.image_size
     images = paddle.static.InputSpec([None, 3, size, size], 'float32', name=description.input)
     paddle.jit.save(deployed, str(folder / 'inference'), input_spec=[images])
+    if description.format == 'paddle' and legacy.needed():
+        legacy.add_graph(deployed, folder, [images])
     (folder / 'inference.pdiparams.info').unlink(missing_ok=True)    # for training on, in 2.6
     description.paddle = paddle.__version__
     (folder / engines.DESCRIPTION).write_text(description.text(), encoding='utf-8')

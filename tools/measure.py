@@ -5,10 +5,8 @@ asks for some timed calls. So each engine has threads, BLAS settings and peak me
 and takes its others along in no crash. Whatever libraries print goes to stderr.
 """
 
-import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -88,8 +86,7 @@ def run_engine(request):
         if request['network'] == 'fast':
             network = simplified(network)
     else:
-        network = engines.load_engine(request['export'], request['engine'], request['threads'],
-                                      request['processes'])
+        network = engines.load_engine(request['export'], request['engine'], request['threads'])
         size = network.description.image_size
     images = np.random.default_rng(0).standard_normal(
         (request['batch_size'], 3, size, size), dtype='float32')
@@ -99,7 +96,8 @@ def run_engine(request):
         # To the host: on a GPU a call alone would only be put into a queue.
         return network(paddle.to_tensor(batch)).numpy()
 
-    return (dict(device=_device(request['engine']), logits=logits(images[:1]).tolist()),
+    return (dict(device=_device(request['engine']), logits=logits(images[:1]).tolist(),
+                 backend=getattr(network, 'backend', 'paddle')),
             dict(latency=_timed(lambda: logits(images[:1])),
                  throughput=_timed(lambda: logits(images))))
 
@@ -127,7 +125,8 @@ def run_limit(request):
     def product():
         return network(images).numpy()
 
-    return (dict(device=_device(request['engine']), macs=MatrixProducts.macs),
+    return (dict(device=_device(request['engine']), macs=MatrixProducts.macs,
+                 backend=getattr(network, 'backend', 'paddle')),
             dict(limit=_timed(product)))
 
 
@@ -204,19 +203,19 @@ def _new_folder(path):
 def peak_memory():
     """Most memory that this process has held so far, in MiB: the GPU's if it uses one.
 
-    With that of the processes that it has started and not ended; what several share counts for
-    each. None where the system doesn't say.
+    None where the system doesn't say.
     """
     if paddle.device.is_compiled_with_cuda():
         allocated = paddle.device.cuda.max_memory_allocated()
         if allocated:    # an export stays on the CPU
             return allocated / 2 ** 20
-    helpers = [helper.pid for helper in multiprocessing.active_children()]
-    with contextlib.suppress(OSError):
+    try:
         # getrusage would also count what the parent held when it started this process.
-        return sum(int(line.split()[1]) / 2 ** 10 for process in ['self', *helpers]
-                   for line in Path(f'/proc/{process}/status').read_text('utf-8').splitlines()
-                   if line.startswith('VmHWM:'))
+        for line in Path('/proc/self/status').read_text(encoding='utf-8').splitlines():
+            if line.startswith('VmHWM:'):
+                return int(line.split()[1]) / 2 ** 10
+    except OSError:
+        pass
     try:
         import resource  # not on Windows
     except ImportError:

@@ -93,7 +93,7 @@ def main(arguments):
     if not paths:
         raise command.UsageError(f'{" ".join(options.images)}: no images in there')
     network, transform, names = build.open_model(
-        config, build.weights_path(config, options.weights), options.engine, options.processes)
+        config, build.weights_path(config, options.weights), options.engine)
 
     failed = 0
     for path, probabilities, error in predict(network, transform, paths,

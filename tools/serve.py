@@ -441,8 +441,7 @@ def main(arguments):
             raise command.UsageError(f'cannot listen on --host {options.host} --port '
                                      f'{options.port}: {reason}') from error
         weights = build.weights_path(config, options.weights)
-        network, transform, names = build.open_model(config, weights, options.engine,
-                                                     options.processes)
+        network, transform, names = build.open_model(config, weights, options.engine)
         classifier = Classifier(network, transform, names, options.top_k)
         batcher = Batcher(classifier.run, options.batch_size, options.queue, classifier.warm_up)
         about = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,

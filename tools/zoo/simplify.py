@@ -13,6 +13,8 @@ beforehand in float64:
   numbers of a window then stand in another order, and so do the rows of the weights behind it.
 - The Performer's 1 / sqrt(m) cancels between numerator and normaliser, but for its epsilon. Its
   sums are products with constant vectors, for which engines have their fastest code.
+- The Performer's keys and queries are turned so that the features' products with w are their first
+  numbers; turning changes no length.
 - The Performer's projection goes into value_key, of which there is one for all tokens, and its bias
   into the values' bias, which value_key then has to leave out. Key, query and value are three
   products: a slice of one would be copied.
@@ -91,7 +93,7 @@ class SimpleTokens(nn.Layer):
             if self.sliced[index]:
                 width = first.weight.shape[0]
                 reorder(first, norm, window_order(width // split[0] ** 2, split))
-            if norm is not None and performs:
+            if norm is not None and performs and has_orthogonal_features(stage):
                 stage = SimplePerformer(stage, side * side)
             self.stages.append(stage)
 
@@ -161,24 +163,26 @@ def reorder(linear, norm, order):
 
 
 class SimplePerformer(nn.Layer):
-    """What `simplified` makes of a Token_performer over `num_tokens` tokens."""
+    """What `simplified` makes of a Token_performer with orthogonal features over `num_tokens`."""
 
     def __init__(self, performer, num_tokens):
         super().__init__()
+        self.num_features = performer.num_features
         self.norm1 = Normalise(performer.norm1)
         proj, proj_bias = exactly(performer.proj.weight), exactly(performer.proj.bias)
         weight, bias = merged(performer.norm1, performer.kqv)
         key, query, value = np.split(weight, 3, axis=1)
         key_bias, query_bias, value_bias = np.split(bias, 3)
-        self.key, self.query = Affine(key, key_bias), Affine(query, query_bias)
+        axes = feature_axes(performer)
+        self.key = Affine(key @ axes, key_bias @ axes)
+        self.query = Affine(query @ axes, query_bias @ axes)
         self.value = Affine(value, value_bias + proj_bias)
         # They stand on the left, where int8 leaves them alone: the rows of value_key are of very
         # different sizes, and one scale for them all cost 6 points of top-1.
         self.proj = constant(proj.T[None])                      # (1, in_dim, in_dim)
         self.minus_bias = constant(-(proj_bias @ proj)[None, :, None])     # (1, in_dim, 1)
-        w = performer.w.numpy().T                               # (in_dim, m)
-        self.w = constant(w)
-        self.minus_half = constant(np.full_like(w, -0.5))
+        self.minus_half = constant(np.full([len(proj), self.num_features],
+                                           -0.5 / self.num_features))      # (in_dim, m)
         self.ones = constant(np.ones((1, 1, num_tokens)))
         # A tensor: paddle2onnx 1.3 leaves out the addition of so small a number.
         self.epsilon = constant([[[performer.epsilon * performer.num_features]]])
@@ -188,7 +192,7 @@ class SimplePerformer(nn.Layer):
 
     def features(self, x):
         """`prm_exp` without its constant factor: `[B, N, in_dim]` to `[B, N, m]`."""
-        return paddle.exp(paddle.matmul(x, self.w) + paddle.matmul(x * x, self.minus_half))
+        return paddle.exp(paddle.matmul(x * x, self.minus_half) + x[:, :, :self.num_features])
 
     def forward(self, x):
         x = self.norm1(x)
@@ -196,12 +200,30 @@ class SimplePerformer(nn.Layer):
         key, query = self.features(self.key(x)), self.features(self.query(x))    # (B, N, m)
         key_sum = paddle.matmul(self.ones, key)                 # (B, 1, m)
         normaliser = paddle.matmul(query, key_sum, transpose_y=True)       # (B, N, 1)
-        value_key = paddle.matmul(value, key, transpose_x=True)            # (B, in_dim, m)
-        value_key = paddle.matmul(self.proj, value_key) + paddle.matmul(self.minus_bias, key_sum)
+        key_value = paddle.matmul(key, value, transpose_x=True)            # (B, m, in_dim)
+        value_key = (paddle.matmul(self.proj, key_value, transpose_y=True)
+                     + paddle.matmul(self.minus_bias, key_sum))            # (B, in_dim, m)
         # A reciprocal of the N normalisers would be less work; Paddle 2.6's oneDNN gets it wrong.
         query = query / (normaliser + self.epsilon)
         x = paddle.matmul(query, value_key, transpose_y=True) + value
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+def has_orthogonal_features(performer):
+    """Whether the rows of w are orthogonal and of length sqrt(m), as they are drawn."""
+    w, m = exactly(performer.w), performer.num_features
+    return np.allclose(w @ w.T, m * np.eye(m), rtol=0, atol=1e-4 * m)
+
+
+def feature_axes(performer):
+    """Orthogonal axes of keys and queries, of which the first m are the rows of w.
+
+    Along them a vector's first m numbers are its products with w, and the sum of all its squares
+    is m times the square of its length: `[in_dim, in_dim]`.
+    """
+    w, m = exactly(performer.w), performer.num_features
+    rest = np.linalg.qr(w.T, mode='complete')[0][:, m:]         # (in_dim, in_dim - m)
+    return np.concatenate([w.T, np.sqrt(m) * rest], axis=1)
 
 
 class SimpleBlock(nn.Layer):
@@ -240,7 +262,8 @@ class SimpleBlock(nn.Layer):
         query = self.split_heads(self.query(normed))            # (B, heads, N, head_dim)
         attention = F.softmax(paddle.matmul(query, key, transpose_y=True), axis=-1)
         y = paddle.matmul(attention, value)                     # (B, heads, N, head_dim)
-        y = y.transpose([0, 2, 1, 3]).flatten(2)                # (B, N, C)
+        y = y.transpose([0, 2, 1, 3])                           # (B, N, heads, head_dim)
+        y = y.reshape([-1, y.shape[1], self.num_heads * self.head_dim])    # (B, N, C)
         x = x + self.proj(y)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 

@@ -1,0 +1,91 @@
+"""Graphs in the form of Paddle 2, `.pdmodel`, written by Paddle 3.
+
+Paddle 3 writes `.json`, which the OpenVINO inside Paddle Inference can't read. It still traces a
+network into the older form, but for some functions that have forgotten it: WRITERS hold what they
+wrote.
+"""
+
+import contextlib
+import filecmp
+import os
+import tempfile
+from pathlib import Path
+
+import paddle
+from paddle.base.framework import Variable
+from paddle.base.layer_helper import LayerHelper
+from paddle.nn import functional as F
+
+
+def needed():
+    """Whether this Paddle writes the newer form."""
+    return hasattr(paddle, 'pir_utils')
+
+
+def add_graph(layer, folder, input_spec):
+    """Write `inference.pdmodel` beside the `inference.json` and `.pdiparams` of the same layer.
+
+    Nothing is written for a layer with operations that can't be had in the older form, or whose
+    parameters would be stored in another order, as both graphs share their file.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        try:
+            with _older_functions(), paddle.pir_utils.OldIrGuard():
+                paddle.jit.save(layer, str(Path(work, 'inference')), input_spec=input_spec)
+        except (TypeError, ValueError, AttributeError, RuntimeError):    # Paddle's words for it
+            return
+        names = [Path(place, 'inference.pdiparams') for place in (work, folder)]
+        if filecmp.cmp(*names, shallow=False):
+            os.replace(Path(work, 'inference.pdmodel'), Path(folder, 'inference.pdmodel'))
+
+
+@contextlib.contextmanager
+def _older_functions():
+    """Within, the functions of WRITERS take variables of the older form, too."""
+    originals = [(place, name, getattr(place, name)) for name in WRITERS
+                 for place in (paddle, paddle.tensor, F, Variable) if hasattr(place, name)]
+    for place, name, original in originals:
+        setattr(place, name, _either(WRITERS[name], original))
+    try:
+        yield
+    finally:
+        for place, name, original in originals:
+            setattr(place, name, original)
+
+
+def _either(write, original):
+    def function(x, *others, **options):
+        return (write if isinstance(x, Variable) else original)(x, *others, **options)
+    return function
+
+
+def _append(operator, inputs, **attributes):
+    """Add an operator of the older form to the graph; returns its output."""
+    helper = LayerHelper(operator)
+    output = helper.create_variable_for_type_inference(dtype=inputs['X'].dtype)
+    helper.append_op(type=operator, inputs=inputs, outputs=dict(Out=output), attrs=attributes)
+    return output
+
+
+def _matmul(x, y, transpose_x=False, transpose_y=False, name=None):
+    return _append('matmul_v2', dict(X=x, Y=y), trans_x=transpose_x, trans_y=transpose_y)
+
+
+def _sum(x, axis=None, dtype=None, keepdim=False, name=None):
+    axes = [axis] if isinstance(axis, int) else list(axis or ())
+    return _append('reduce_sum', dict(X=x), dim=axes, keep_dim=keepdim, reduce_all=not axes)
+
+
+def _gelu(x, approximate=False, name=None):
+    return _append('gelu', dict(X=x), approximate=approximate)
+
+
+def _exp(x, name=None):
+    return _append('exp', dict(X=x))
+
+
+def _sigmoid(x, name=None):
+    return _append('sigmoid', dict(X=x))
+
+
+WRITERS = dict(matmul=_matmul, sum=_sum, gelu=_gelu, exp=_exp, sigmoid=_sigmoid)
