@@ -227,13 +227,16 @@ def predictor(folder, threads, precision='float32'):
     """Load a graph of Paddle Inference.
 
     Paddle's wheels for x86-64 processors hold OpenVINO since Paddle 3. It runs graphs of the older
-    form, if it knows all their operations; everything else is for Paddle's own oneDNN.
+    form, if it knows all their operations, and is for a process that has all cores for itself: it
+    binds every thread to a core, from the first on, so others would do so, too. Everything else is
+    for Paddle's own oneDNN.
 
     Returns:
         (function of an ndarray that gives one, 'openvino' or 'onednn').
     """
     older = folder / GRAPH_FILES[1]
-    if older.is_file() and hasattr(paddle.inference.Config, 'enable_openvino_engine'):
+    if (older.is_file() and threads >= cpu.available_cores()
+            and hasattr(paddle.inference.Config, 'enable_openvino_engine')):
         config = _config(folder, older, threads)
         config.enable_openvino_engine(getattr(paddle.inference.PrecisionType,
                                               precision.capitalize()))
