@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import platform
 import subprocess
 import sys
 
@@ -162,8 +163,9 @@ def test_openvino_and_onednn_compute_the_same(trained, pictures, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     both = engines.load_engine(out, threads=cpu.available_cores())
     assert {path.name for path in tmp_path.iterdir()} == {'exported', 'again'}    # no store of it
-    if both.backend == 'openvino':    # in all wheels for x86-64 processors
-        found['openvino'] = both(images).numpy()
+    if platform.machine() == 'x86_64' and sys.platform == 'linux':    # whose wheels hold it
+        assert both.backend == 'openvino'
+    found[both.backend] = both(images).numpy()
     if cpu.available_cores() > 1:    # OpenVINO would bind the threads of all to the same cores
         assert engines.load_engine(out, threads=1).backend == 'onednn'
     (again / 'inference.pdmodel').unlink()
@@ -188,16 +190,16 @@ def test_an_export_that_paddle_2_cannot_read_is_named_as_such(trained, tmp_path,
 
 
 def test_a_batch_in_parts_is_the_batch():
-    sizes = []
+    calls = []
 
-    def run(images):
-        sizes.append(len(images))
-        return images * 2
+    def run(name):
+        return lambda images: calls.append((name, len(images))) or images * 2
 
-    images = np.arange(11)[:, None]
-    np.testing.assert_array_equal(engines.in_parts(run, 4)(images), images * 2)
-    np.testing.assert_array_equal(engines.in_parts(run, 11)(images), images * 2)
-    assert sizes == [4, 4, 3, 11]
+    in_parts = engines.in_parts(run('rest'), run('part'), 4)
+    for count in (11, 8, 3):
+        images = np.arange(count)[:, None]
+        np.testing.assert_array_equal(in_parts(images), images * 2)
+    assert calls == [('part', 4), ('part', 4), ('rest', 3), ('part', 4), ('part', 4), ('rest', 3)]
 
 
 def test_bfloat16_finds_the_same_classes(trained, pictures, tmp_path):

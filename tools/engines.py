@@ -33,7 +33,8 @@ METADATA_KEY = 'inference.yml'    # of the text inside an .onnx file
 LARGEST_DESCRIPTION = 4 << 20     # bytes; a million class names would still fit
 # Images a thread that OpenVINO computes at once: what an operation leaves is then still in the
 # processor's cache for the next one.
-CACHED_IMAGES = dict(float32=4, bfloat16=8)
+CACHED_IMAGES = dict(float32=2, bfloat16=8)
+INPUT = 'images'    # name of the input of our graphs
 BFLOAT16_OPERATORS = {'fc', 'matmul', 'matmul_v2', 'fused_matmul', 'softmax', 'layer_norm',
                       'transpose2', 'reshape2', 'elementwise_add', 'concat', 'slice'}
 # As Paddle 3 and Paddle 2 write it. Paddle 2 dies of the newer one.
@@ -226,39 +227,62 @@ def _load_inference(folder, threads):
 def predictor(folder, threads, precision='float32'):
     """Load a graph of Paddle Inference.
 
-    Paddle's wheels for x86-64 processors hold OpenVINO since Paddle 3. It runs graphs of the older
-    form, if it knows all their operations, and is for a process that has all cores for itself: it
-    binds every thread to a core, from the first on, so others would do so, too. Everything else is
-    for Paddle's own oneDNN.
-
     Returns:
         (function of an ndarray that gives one, 'openvino' or 'onednn').
     """
-    older = folder / GRAPH_FILES[1]
-    if (older.is_file() and threads >= cpu.available_cores()
-            and hasattr(paddle.inference.Config, 'enable_openvino_engine')):
-        config = _config(folder, older, threads)
-        config.enable_openvino_engine(getattr(paddle.inference.PrecisionType,
-                                              precision.capitalize()))
-        # Whatever Paddle throws where it was built without. What it compiled it stores, by default
-        # in the folder of the command, and what it finds there it would take for its own.
-        with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as store:
-            config.set_optim_cache_dir(store)
-            if config.openvino_engine_enabled():
-                run = _run(paddle.inference.create_predictor(config))
-                return in_parts(run, CACHED_IMAGES[precision] * threads), 'openvino'
+    with contextlib.suppress(Exception):    # whatever Paddle throws at what it can't run
+        return _openvino(folder / GRAPH_FILES[1], threads, precision), 'openvino'
     graph = next(folder / name for name in READABLE if (folder / name).is_file())
-    config = _config(folder, graph, threads)
+    config = _config(graph, folder, threads)
     # oneDNN's kernels use AVX-512 on every processor that has it; MKL's only on Intel's.
     config.enable_mkldnn()
     if precision == 'bfloat16':
         config.enable_mkldnn_bfloat16()
         if paddle.__version__.startswith('2.'):    # fails on some of the others
             config.set_bfloat16_op(BFLOAT16_OPERATORS)
-    return _run(paddle.inference.create_predictor(config)), 'onednn'
+    return _run(config), 'onednn'
 
 
-def _config(folder, graph, threads):
+def _openvino(graph, threads, precision):
+    """Load a graph of the older form into the OpenVINO that Paddle's wheels hold since Paddle 3.
+
+    Only for x86-64 processors, for graphs of which it knows all operations, and for a process that
+    has all cores for itself: it binds every thread to a core, from the first on, and others would
+    bind theirs to the same. It is faster at a number of images that it knows beforehand.
+
+    Raises:
+        Exception: of many classes, where it can't be used.
+    """
+    if threads < cpu.available_cores():
+        raise EngineError(f'{threads} of {cpu.available_cores()} cores are not for OpenVINO')
+    part = CACHED_IMAGES[precision] * threads
+    with tempfile.TemporaryDirectory() as work:
+        fixed = Path(work, graph.name)
+        fixed.write_bytes(_with_batch_size(graph.read_bytes(), part))
+        Path(work, PARAMETERS).symlink_to(graph.with_name(PARAMETERS).resolve())
+        runs = []
+        for name, each in (('any', graph), ('fixed', fixed)):
+            config = _config(each, each.parent, threads)
+            config.enable_openvino_engine(getattr(paddle.inference.PrecisionType,
+                                                  precision.capitalize()))
+            # What it compiles it stores, by default in the folder of the command, and what it
+            # finds there it would take for its own.
+            config.set_optim_cache_dir(str(Path(work, f'store of {name}')))
+            if not config.openvino_engine_enabled():
+                raise EngineError('Paddle was built without OpenVINO')
+            runs.append(_run(config))
+    return in_parts(*runs, part)
+
+
+def _with_batch_size(program, batch_size):
+    """The bytes of a graph of the older form whose input holds so many images, no more, no less."""
+    description = paddle.base.core.ProgramDesc(program)
+    images = description.block(0).find_var(INPUT.encode())
+    images.set_shape([batch_size, *images.shape()[1:]])
+    return description.serialize_to_string()
+
+
+def _config(graph, folder, threads):
     config = paddle.inference.Config(str(graph), str(folder / PARAMETERS))
     config.disable_gpu()
     config.disable_glog_info()
@@ -266,8 +290,9 @@ def _config(folder, graph, threads):
     return config
 
 
-def _run(loaded):
-    """A function of the input of a predictor, ndarray, that gives its output, ndarray."""
+def _run(config):
+    """A function of the input of a graph, ndarray, that gives its output, ndarray."""
+    loaded = paddle.inference.create_predictor(config)
     image = loaded.get_input_handle(loaded.get_input_names()[0])
     output = loaded.get_output_handle(loaded.get_output_names()[0])
 
@@ -279,13 +304,14 @@ def _run(loaded):
     return run
 
 
-def in_parts(run, most):
-    """A function that computes what `run` does, at most `most` images at once."""
+def in_parts(run, run_part, size):
+    """A function that computes `size` images at once by `run_part`, and what is left by `run`."""
     def run_parts(images):
-        if len(images) <= most:
-            return run(images)
-        return np.concatenate([run(part) for part in
-                               np.array_split(images, math.ceil(len(images) / most))])
+        whole = len(images) - len(images) % size
+        results = [run_part(images[start:start + size]) for start in range(0, whole, size)]
+        if whole < len(images):
+            results.append(run(images[whole:]))
+        return np.concatenate(results)
     return run_parts
 
 

@@ -273,7 +273,7 @@ def describe(config, metadata, options):
     return engines.Description(
         model=config.MODEL.NAME, format=options.format, precision=options.precision,
         image_size=config.MODEL.IMAGE_SIZE, num_classes=config.MODEL.NUM_CLASSES,
-        normalise=options.normalise, softmax=options.softmax, input='images', output='logits',
+        normalise=options.normalise, softmax=options.softmax, input=engines.INPUT, output='logits',
         eval_transform=data.EVAL_TRANSFORM, eval_crop_ratio=data.EVAL_CROP_RATIO,
         eval_interpolation=interpolation, mean=list(data.MEAN), std=list(data.STD),
         class_names=build.class_names(config, metadata), paddle=paddle.__version__)
