@@ -277,6 +277,8 @@ def _openvino(graph, threads, precision):
 def _with_batch_size(program, batch_size):
     """The bytes of a graph of the older form whose input holds so many images, no more, no less."""
     description = paddle.base.core.ProgramDesc(program)
+    if not description.num_blocks():    # Paddle would end the process
+        raise EngineError('a graph without operations')
     images = description.block(0).find_var(INPUT.encode())
     images.set_shape([batch_size, *images.shape()[1:]])
     return description.serialize_to_string()
