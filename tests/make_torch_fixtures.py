@@ -6,6 +6,9 @@ test_weights.py states the expected values once more, in numpy.
 """
 
 import argparse
+import collections
+import pathlib
+import types
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +65,45 @@ def with_numpy():
             'epoch': 3}
 
 
+def wrapped():
+    """{file name: content} of what trainers put around a state dict, and settings beside it."""
+    layer = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 2.0]]))
+        layer.bias.fill_(3.0)
+    state = layer.state_dict()
+    compiled = torch.compile(layer).state_dict()
+    assert list(compiled) == ['_orig_mod.weight', '_orig_mod.bias']
+
+    def prefixed(prefix):
+        return {f'{prefix}{name}': value for name, value in state.items()}
+
+    counts = collections.Counter('aab')
+    history = collections.defaultdict(list, loss=[0.5, 0.25])
+    folder = pathlib.PurePosixPath('/data', *'abcdefghijklmnopqrst')
+    settings = argparse.Namespace(
+        output_dir=pathlib.Path('runs/1'), data=folder, skip={'head', 'norm'}, sizes=frozenset([1]),
+        history=history, counts=counts, window=slice(0, 2), epochs=range(3), dtype=torch.float32,
+        device=torch.device('cpu'), options=types.SimpleNamespace(lr=0.1), gain=1j, seed=None)
+    return {
+        'net.pth': {'net': state, 'acc': 98.3, 'epoch': 59},
+        'model_state_dict.pth': {'epoch': 3, 'model_state_dict': state, 'loss': torch.tensor(0.5),
+                                 'optimizer_state_dict': {'state': {}, 'param_groups': []}},
+        'lightning.ckpt': {'epoch': 3, 'global_step': 40, 'pytorch-lightning_version': '2.5.0',
+                           'state_dict': prefixed('model.'), 'loops': {}, 'callbacks': {},
+                           'hyper_parameters': {'path': pathlib.PureWindowsPath('C:/data')}},
+        'compiled.pth': {'model': compiled, 'args': settings},
+        'compiled_ranks.pth': prefixed('module._orig_mod.'),
+        'settings.pth': {'args': settings, 'seen': {1, 2}, 'history': history,
+                         'model': {'state_dict': collections.defaultdict(float, state)}},
+    }
+
+
 if __name__ == '__main__':
     torch.manual_seed(0)
     FOLDER.mkdir(exist_ok=True)
+    for name, content in wrapped().items():
+        torch.save(content, FOLDER / name)
     torch.save(tensors(), FOLDER / 'zip.pth')
     torch.save(tensors(), FOLDER / 'legacy.pth', _use_new_zipfile_serialization=False)
     torch.save(checkpoint(), FOLDER / 'checkpoint.pth.tar')

@@ -51,7 +51,7 @@ for path in paths[:2]:
 for path in paths[2:]:
     if path.endswith('.safetensors'):
         import safetensors
-resource.setrlimit(resource.RLIMIT_AS, (memory('VmSize:') + 3 * 2 ** 30,) * 2)
+resource.setrlimit(resource.RLIMIT_DATA, (memory('VmData:') + 3 * 2 ** 30,) * 2)
 for path in paths[2:]:
     del seen[:]
     print(json.dumps({'path': path}), flush=True)
@@ -147,7 +147,7 @@ def other_instructions():
                                      b'\x93', protocol=4), 'asks for collections.OrderedDict.get'
     yield 'name with an escape', program(text('\x1b[2J\n'), text('x'), b'\x93', protocol=4
                                          ), r'\x1b[2J\n'
-    yield 'long name', program(text('x' * 10 ** 6), text('y'), b'\x93', protocol=4), 'xxx...'
+    yield 'long name', program(text('x' * 10 ** 4), text('y'), b'\x93', protocol=4), 'xxx...'
     yield 'PERSID', program(b'Pstorage\n'), 'PERSID'
     yield 'BINPERSID', program(b'NQ'), 'outside of itself'
     yield 'NEXT_BUFFER', program(b'\x97', protocol=5), 'NEXT_BUFFER'
@@ -184,6 +184,15 @@ def claims():
     yield 'many axes', genuine.replace(b'K\x03\x85', b'(' + b'K\x01' * 1000 + b't'), 'shape'
 
 
+def protocol_2_array(instructions, size):
+    """{'a': an array of `size` bytes that come as text}."""
+    return program(
+        b'}', text('a'), named('numpy.core.multiarray', '_reconstruct'), named('numpy', 'ndarray'),
+        b'K\x00\x85', text('b'), b'\x87R(K\x01J', struct.pack('<i', size), b'\x85',
+        named('numpy', 'dtype'), text('u1'), b'\x89\x88\x87R\x89', named('_codecs', 'encode'),
+        instructions, text('latin1'), b'\x86Rtbs')
+
+
 def structures():
     """Few bytes that grow when they are walked, hashed, compared or printed."""
     double = b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(100))
@@ -200,15 +209,20 @@ def structures():
     yield 'deep tuples as a key', program(b'})', b'\x85' * 400_000, b'Ns'), 'key'
     yield 'many marks', program(b'(' * 30_000_000), 'instructions'
     yield 'many lists', program(b']' * 30_000_000), 'instructions'
-    wide = ('x' * 3 * 10 ** 7 + '\U0001f600').encode()    # one such makes each take four bytes
-    yield 'wide text', program(b'X', struct.pack('<I', len(wide)), wide), 'long text'
+    wide = 'x' * 3 * 10 ** 7 + '\U0001f600'    # one such makes each take four bytes
+    yield 'wide text', protocol_2_array(text(wide), len(wide)), 'long text'
+    yield 'text of other bytes', protocol_2_array(text('x' * 10 ** 5), 10 ** 6), 'has other 100000'
+    yield 'text of fewer bytes', protocol_2_array(text('\xe9' * 10 ** 5), 10 ** 5 + 4
+                                                  ), 'has 100000'
+    yield 'many texts', program(b'](', text('x' * 2 ** 16) * 2000, b'e'), 'texts'
     yield 'colliding numbers', program(b'}(', b''.join(
         b'\x8a\x0f' + (i * (2 ** 61 - 1) << 30).to_bytes(15, 'little') + b'N'
         for i in range(1, 50_000)), b'u'), 'key'
     yield 'long equal keys', program(b'}', text('x' * 10 ** 7) + b'q\x00Ns', b'h\x00Ns' * 9), 'key'
-    yield 'one text encoded often', program(
-        named('_codecs', 'encode'), b'q\x00', text('x' * 10 ** 7), b'\x85q\x01',
-        b'h\x00h\x01R' * 10_000), 'encodes more text'
+    for size in (2 ** 16, 10 ** 7):
+        yield f'one text of {size} bytes encoded often', program(
+            named('_codecs', 'encode'), b'q\x00', text('x' * size), b'\x85q\x01',
+            b'h\x00h\x01R' * 10_000), 'instead of named weights'
     yield 'one array named often', program(b'}', text('a'), array, b'q\xffs', b''.join(
         text(f'n{i}') + b'h\xffs' for i in range(20_000)), protocol=4), 'larger than the file'
     split = pickle.dumps({'a@@.0': np.zeros(10), 'UnpackBigParamInfor@@': {
@@ -270,7 +284,8 @@ def torch_files(marker):
             ('expanded to terabytes', dict(size=(2 ** 40,), stride=(0,)), 'larger than the file'),
             ('expanded in all axes', dict(size=(2 ** 30,) * 16, stride=(0,) * 16), 'larger'),
             ('more sizes than strides', dict(size=(2, 2)), 'differ in length'),
-            ('huge storage', dict(count=2 ** 45), 'has 16 bytes'),
+            ('huge storage', dict(count=2 ** 45), 'more than any network has'),
+            ('larger storage', dict(count=2 ** 20), 'has 16 bytes'),
             ('wider storage', dict(kind='DoubleStorage'), 'has 16 bytes'),
             ('missing storage', dict(key='1'), 'missing'),
             ('storage outside', dict(key='../../../../etc/passwd'), 'missing')]:
@@ -388,15 +403,47 @@ def checkpoints(marker):
 
 
 def sparse(folder):
-    """Files of 2 GiB of which the disk holds a page; yields (path, what the message says)."""
-    for name, start, said in [('zip', b'PK\3\4', 'end of its zip'), ('zeros', b'', 'no format'),
-                              ('pickle', b'\x80\x04', 'instruction'),
-                              ('safetensors', b'\0\0\0\x60\0\0\0\0{', 'header')]:
+    """Files of gigabytes of which the disk holds a page; yields (path, what the message says)."""
+    def header(number, count):
+        entries = {str(i): {'dtype': 'F32', 'shape': [count],
+                            'data_offsets': [i * 4 * count, (i + 1) * 4 * count]}
+                   for i in range(number)}
+        content = json.dumps(entries).encode()
+        return struct.pack('<Q', len(content)) + content
+
+    long_text = b'\x80\x04}' + text('a') + pickle.BINUNICODE8
+    array = pickle.dumps({'a': np.zeros(1, 'uint8')}, 4)
+    for name, start, size, said in [
+            ('zip', b'PK\3\4', 2 ** 31, 'end of its zip'), ('zeros', b'', 2 ** 31, 'no format'),
+            ('pickle', b'\x80\x04', 2 ** 31, 'instruction'),
+            ('safetensors', b'\0\0\0\x60\0\0\0\0{', 2 ** 31, 'header'),
+            ('20 GB', header(1, 5 * 10 ** 9), 2 * 10 ** 10, '400,000,000 numbers'),
+            ('20 GB in parts', header(50, 10 ** 8), 2 * 10 ** 10, '400,000,000 numbers'),
+            ('text of 8 GB', long_text + struct.pack('<Q', 2 ** 33), 2 ** 33 + 99,
+             'a text of 8589934592 bytes'),
+            ('texts of 8 GB', b'\x80\x04](' + (pickle.BINUNICODE8 + struct.pack('<Q', 2 ** 27)),
+             2 ** 33, 'instruction')]:
         path = folder / f'sparse {name}'
         with open(path, 'wb') as file:
             file.write(start)
-            file.truncate(2 ** 31)
+            file.truncate(size + (len(start) if name.startswith('20 GB') else 0))
         yield path, said
+    # Bytes of 5 GB that an array has; then as a checkpoint, whose checksum would have to be made.
+    path = folder / 'sparse array'
+    at, shape = array.rindex(b'C\x01'), b'K\x01\x85'
+    assert array.count(shape) == 1
+    with open(path, 'wb') as file:
+        file.write(array[2 + 9:at].join([b'\x80\x04', b'']).replace(
+            shape, b'\x8a\x06' + (5 * 10 ** 9).to_bytes(6, 'little') + b'\x85'))
+        file.write(b'\x8e' + struct.pack('<Q', 5 * 10 ** 9))
+        file.seek(5 * 10 ** 9, os.SEEK_CUR)
+        file.write(array[at + 3:])
+    yield path, '400,000,000 numbers'
+    path = folder / 'sparse checkpoint'
+    with open(path, 'wb') as file:
+        file.seek(2 * 10 ** 10)
+        file.write(b'T2TCKPT1' + bytes(32))
+    yield path, 'a checkpoint of 20000000040 bytes'
 
 
 @pytest.fixture(scope='module')

@@ -3,10 +3,14 @@
 Hostile files have their own test, test_hostile.py.
 """
 
+import argparse
+import collections
 import json
+import math
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -14,7 +18,10 @@ import pytest
 from conftest import ROOT
 
 import runtime.weights
+import zoo
+from runtime import unpickle
 from runtime.weights import WeightsError, read_weights, write_weights
+from zoo import names
 
 
 def test_a_file_reads_back_with_its_metadata(tmp_path):
@@ -158,11 +165,55 @@ def test_files_of_torch_are_read_by_content(tmp_path, name):
 
 def test_a_checkpoint_of_torch_gives_its_averaged_weights():
     state, metadata = read_weights(ROOT / 'tests' / 'fixtures' / 'checkpoint.pth.tar')
-    assert metadata == {'layout': 'pytorch', 'part': 'state_dict_ema'}
+    assert metadata == {'layout': 'pytorch', 'part': 'state_dict_ema', 'arch': 't2t_vit_7'}
     assert list(state) == ['0.weight', '0.bias', '1.weight', '1.bias', '1.running_mean',
                            '1.running_var', '1.num_batches_tracked']
     assert all((value == 2).all() for value in state.values())
     assert state['0.weight'].shape == (2, 3)
+
+
+@pytest.mark.parametrize('name, part', [
+    ('net.pth', 'net'), ('model_state_dict.pth', 'model_state_dict'),
+    ('lightning.ckpt', 'state_dict'), ('compiled.pth', 'model'), ('compiled_ranks.pth', None),
+    ('settings.pth', 'model')])
+def test_what_trainers_put_around_weights_is_taken_off(name, part):
+    """Written by torch itself, see make_torch_fixtures.py."""
+    state, metadata = read_weights(ROOT / 'tests' / 'fixtures' / name)
+    assert {key: value.tolist() for key, value in state.items()} == {
+        'weight': [[1, 2]], 'bias': [3]}
+    assert metadata.get('part') == part and metadata['layout'] == 'pytorch'
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4])
+def test_settings_beside_weights_in_a_pickle(tmp_path, protocol):
+    settings = argparse.Namespace(folder=Path('a', *'bcdefghijklmnopqrstuvw'), skip={'head'},
+                                  sizes=frozenset([1]), counts=collections.Counter('aab'))
+    path = tmp_path / 'a.pdparams'
+    path.write_bytes(pickle.dumps({
+        'history': collections.defaultdict(list, a=[1]), 'args': settings,
+        'model': {'weight': np.ones(2)}}, protocol))    # as paddle.save writes plain dicts
+    assert list(read_weights(path)[0]) == ['weight']
+
+
+def test_a_wrapper_that_holds_itself_ends(tmp_path):
+    content = {'model': {}}
+    content['model'] = content
+    (tmp_path / 'a.pth').write_bytes(pickle.dumps(content))
+    with pytest.raises(WeightsError, match='model is a dict'):
+        read_weights(tmp_path / 'a.pth')
+
+
+def test_the_limits_fit_the_largest_network():
+    """With the head of ImageNet-21k and positions for the largest image size."""
+    sizes = []
+    for name in zoo.MODELS:
+        shapes = names.shapes_of(names.unfilled(name))
+        shapes.update({'head.weight': (shapes['norm.weight'][0], 21_841), 'head.bias': (21_841,),
+                       'pos_embed': (1, (names.MOST_PIXELS // 16) ** 2, shapes['norm.weight'][0])})
+        sizes.append((sum(map(math.prod, shapes.values())), max(map(math.prod, shapes.values()))))
+    most, largest = map(max, zip(*sizes))
+    assert 0.8 * unpickle.MOST_NUMBERS < most <= unpickle.MOST_NUMBERS
+    assert 2 * 4 * largest <= unpickle.LONGEST_TEXT    # as text, in the worst case
 
 
 def test_flipped_bits_in_a_file_of_torch_are_noticed(tmp_path):

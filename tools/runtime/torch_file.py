@@ -1,5 +1,9 @@
 """PyTorch's weight files, read and written without PyTorch and without running anything of them.
 
+It is our own because torch, 200 MB or more, would be installed for nothing else, and its
+`weights_only` reader refuses what published files hold beside their weights, such as the arguments
+of the training command.
+
 Since version 1.6 they are zip archives of one pickle, data.pkl, and a record of plain bytes for
 each storage. The records are stored, never compressed, so they are looked at where they lie in
 the file: nothing is unpacked, and an archive that would unpack to terabytes has no chance to.
@@ -9,6 +13,7 @@ pickle, the names of the storages, the storages.
 Sources: torch/serialization.py, torch/_utils.py and PKWARE's APPNOTE.TXT (4.3, 4.5.3).
 """
 
+import math
 import pickle
 import struct
 import zipfile
@@ -16,7 +21,16 @@ import zlib
 
 import numpy as np
 
-from runtime.unpickle import Call, Damaged, Refused, checked_shape, shown, unpickle
+from runtime.unpickle import (
+    MOST_NUMBERS,
+    Call,
+    Damaged,
+    Ignored,
+    Refused,
+    checked_shape,
+    shown,
+    unpickle,
+)
 
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 MOST_RECORDS = 50_000
@@ -170,10 +184,11 @@ class Tensor:
 
     @property
     def nbytes(self):
-        count = self.storage.dtype.itemsize
-        for length in self.shape:
-            count *= length
-        return count
+        return self.size * self.storage.dtype.itemsize
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
 
     def read(self):
         dtype = self.storage.dtype
@@ -185,16 +200,6 @@ class Tensor:
         view = np.ndarray(self.shape, dtype, self.storage.checked(),
                           self.offset * dtype.itemsize, steps)
         return view.astype(dtype.newbyteorder('='), order='C')
-
-
-class Ignored:
-    """Stands for what lies around tensors and is of no use here, e.g. argparse.Namespace."""
-
-    def __init__(self, *_):
-        pass
-
-    def build(self, state):
-        pass
 
 
 class StorageType:
@@ -210,8 +215,9 @@ ADMITTED = {
     ('torch._utils', '_rebuild_parameter'): Call(lambda tensor, *_: tensor),
     ('torch', 'Size'): Call(checked_shape),
     ('torch', 'device'): Call(Ignored),
-    ('argparse', 'Namespace'): Call(Ignored),
-    **{('torch', name): Ignored() for name in ('float32', 'float16', 'bfloat16', 'float64')},
+    **{('torch', name): Ignored()
+       for name in ('float32', 'float16', 'bfloat16', 'float64', 'int64', 'int32', 'uint8', 'bool',
+                    'strided', 'contiguous_format', 'channels_last', 'preserve_format')},
     **{('torch', name): StorageType(code) for name, code in STORAGE_TYPES.items()},
 }
 
@@ -224,6 +230,8 @@ def _described(storages, identifier, order):
         raise Refused('it refers to something other than a storage of numbers')
     _, kind, key, _, count = identifier[:5]
     checked_shape((count,))
+    if count > MOST_NUMBERS:
+        raise Refused(f'its storage {shown(key)} claims {count} numbers, more than any network has')
     dtype = np.dtype(order + kind.code)
     storage = storages.setdefault(key, Storage(key, dtype, count))
     if (storage.dtype, storage.count) != (dtype, count):

@@ -1,13 +1,17 @@
 """A pickle reader that builds arrays and plain data, and can do nothing else.
 
+It is our own because no library does this: pickle.Unpickler with a restricted `find_class` still
+sets attributes and calls what it admits, picklescan and fickling judge a file and leave the loading
+to pickle, and torch.load(weights_only=True) needs PyTorch and does not read Paddle's files.
+
 A pickle is a program for a small stack machine, and Python's own machine imports and calls
 whatever the program names. The machine here knows the instructions that weight files use, and a
 short table of names. Behind each name stands a function of this project. Nothing is imported,
 no attribute is set, no method of a foreign object is called, so there is nothing to escape from.
 
-What bounds time and memory: an item has to lie in the file before it is looked at, bytes stay in
-the file until an array is asked for, the number of instructions is limited, and no instruction
-costs more than what it takes from the file or from the stack.
+What bounds time and memory: an item has to lie in the file before it is looked at, bytes and long
+texts stay in the file until an array is asked for, the number of instructions is limited, and so is
+all that comes into memory. No instruction costs more than what it takes from the file or the stack.
 """
 
 import math
@@ -21,7 +25,15 @@ MOST_STEPS = 500_000    # a checkpoint of T2T-ViT-24 with its optimizer needs ab
 MOST_DIMENSIONS = 16
 LONGEST_KEY = 1000      # comparing equal keys costs their length
 SHORT_TEXT = 255        # bytes, the most of the instruction SHORT_BINSTRING
-LONG_TEXT = 1_000_000   # bytes; text beyond it is bytes in disguise, see _latin1
+LONG_TEXT = 2 ** 16     # bytes; longer texts stay in the file, for they are bytes in disguise
+MOST_TEXT = 2 ** 26     # bytes of all texts that come into memory
+MOST_ARGUMENTS = 256    # of a call; a path has one for each of its folders
+
+# The largest network of the zoo, vit_large_patch16_384, has 305 million weights, and with the head
+# of ImageNet-21k and positions for 2048 pixels 342 million. That head is its largest array: 89 MB,
+# about 134 MB as text, in which half of the bytes take two.
+MOST_NUMBERS = 400_000_000
+LONGEST_TEXT = 2 ** 28    # bytes
 NUMBER_CODES = {kind + size for kind in 'fiu' for size in '1248'} - {'f1'} | {'b1'}
 
 
@@ -112,24 +124,79 @@ class StoredArray:
         self.shape, self.order = checked_shape(shape), 'F' if fortran is True else 'C'
         if type(data) is str and len(data) <= SHORT_TEXT:    # a small array of Python 2
             data = data.encode('latin1')
-        if not isinstance(data, (bytes, memoryview)):
+        if not isinstance(data, (bytes, memoryview, Latin1)):
             raise Refused('it holds an array of objects')
         self.data = data
-        if self.nbytes != len(data):
+        if self.nbytes != len(data) and type(data) is not Latin1:
             raise Damaged(f'it holds an array that claims {self.nbytes} bytes and has {len(data)}')
 
     @property
     def nbytes(self):
-        return math.prod(self.shape) * int(self.type.code[1:])
+        return self.size * int(self.type.code[1:])
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
 
     def read(self):
-        array = np.ndarray(self.shape, self.type.dtype, self.data, order=self.order)
+        data = self.data.encoded(self.nbytes) if type(self.data) is Latin1 else self.data
+        array = np.ndarray(self.shape, self.type.dtype, data, order=self.order)
         return array.astype(array.dtype.newbyteorder('='), order='C')
 
 
+class LongText:
+    """A text of the file that is decoded when it is needed."""
+
+    def __init__(self, data):
+        if len(data) > LONGEST_TEXT:
+            raise Refused(f'it holds a text of {len(data)} bytes')
+        self.data = data
+
+    def __str__(self):
+        # One character beyond latin1 would make all of them take two or four bytes.
+        if np.frombuffer(self.data, np.uint8).max() > 0xc3:
+            raise Refused('it holds a long text')
+        return str(self.data, 'utf-8', 'surrogatepass')
+
+
+class Latin1:
+    """Stands for the result of _codecs.encode, through which protocol 2 carries bytes as text."""
+
+    def __init__(self, text, encoding='latin1'):
+        if type(text) not in (str, LongText) or encoding not in ('latin1', 'latin-1'):
+            raise Refused('it asks for another encoding than latin1')
+        self.text = text
+
+    def __len__(self):
+        return len(self.text.data if type(self.text) is LongText else self.text)
+
+    def encoded(self, size):
+        """The bytes, of which there have to be `size`."""
+        if not size <= len(self) <= 2 * size:    # a byte takes one or two in UTF-8
+            raise Damaged(f'it holds an array that claims {size} bytes and has other {len(self)}')
+        data = str(self.text).encode('latin1')
+        if len(data) != size:
+            raise Damaged(f'it holds an array that claims {size} bytes and has {len(data)}')
+        return data
+
+
+class Ignored:
+    """Stands for what lies around the arrays and is of no use here, e.g. argparse.Namespace."""
+
+    def __init__(self, *_):
+        pass
+
+    def build(self, state):
+        pass
+
+
 def _scalar(number_type, data):
-    if type(number_type) is not NumberType or not isinstance(data, (bytes, memoryview)):
+    if type(number_type) is not NumberType:
         raise Damaged('it holds a number of no type')
+    if type(data) is Latin1:
+        data = data.encoded(number_type.dtype.itemsize)
+    if not isinstance(data, (bytes, memoryview)):
+        raise Damaged('it holds a number of no bytes')
     if len(data) != number_type.dtype.itemsize:
         raise Damaged('it holds a number of another size than its type')
     return np.ndarray((), number_type.dtype, data)[()]
@@ -141,18 +208,35 @@ def _tuple(items=()):
     return items
 
 
-def _latin1(text, encoding='latin1'):
-    """Stands for _codecs.encode, through which protocol 2 carries bytes."""
-    if type(text) is not str or encoding not in ('latin1', 'latin-1'):
-        raise Refused('it asks for another encoding than latin1')
-    return text.encode('latin1')
+def _dictionary(*_):
+    return {}
 
+
+IGNORED = {    # settings of a training run, which stand beside the weights
+    'argparse': ('Namespace',), 'types': ('SimpleNamespace',),
+    **dict.fromkeys(('builtins', '__builtin__'), ('set', 'frozenset', 'slice', 'range', 'xrange',
+                                                  'complex')),
+    **dict.fromkeys(('pathlib', 'pathlib._local'),    # before and from Python 3.13 on
+                    ('Path', 'PosixPath', 'WindowsPath', 'PurePath', 'PurePosixPath',
+                     'PureWindowsPath')),
+}
+DICTIONARIES = {
+    'collections': ('OrderedDict', 'defaultdict', 'Counter'),
+    **dict.fromkeys(('pytorch_lightning.utilities.parsing', 'lightning.fabric.utilities.data',
+                     'lightning_fabric.utilities.data',
+                     'lightning.pytorch.utilities.parsing'), ('AttributeDict',)),
+}
+FACTORIES = ('list', 'dict', 'int', 'float', 'str', 'bool')    # only named, for a defaultdict
 
 ADMITTED = {
-    ('collections', 'OrderedDict'): Call(lambda: {}),
+    **{(module, name): Call(Ignored) for module, names in IGNORED.items() for name in names},
+    **{(module, name): Call(_dictionary)
+       for module, names in DICTIONARIES.items() for name in names},
+    **{(module, name): Ignored()
+       for module in ('builtins', '__builtin__') for name in FACTORIES},
     ('numpy', 'ndarray'): None,    # only ever named, as an argument of _reconstruct
     ('numpy', 'dtype'): Call(NumberType),
-    ('_codecs', 'encode'): Call(_latin1),
+    ('_codecs', 'encode'): Call(Latin1),
     **{(module, name): Call(function)
        for module in ('builtins', '__builtin__')    # Python 3's name, and protocol 2's
        for name, function in (('tuple', _tuple), ('bytes', lambda: b''))},
@@ -167,7 +251,7 @@ class _Machine:
         self.content, self.position, self.python_2 = content, position, python_2
         self.admitted, self.persistent = admitted, persistent
         self.stack, self.below, self.memo = [], [], {}
-        self.text_left = len(content) - position
+        self.text_left = MOST_TEXT
 
     def run(self):
         steps = self.instructions()
@@ -269,6 +353,9 @@ class _Machine:
             pickle.EMPTY_LIST: lambda: push([]),
             pickle.APPEND: lambda: self.append([pop()]),
             pickle.APPENDS: lambda: self.append(self.pop_to_mark()),
+            pickle.EMPTY_SET: lambda: push(Ignored()),
+            pickle.FROZENSET: lambda: push(Ignored(self.pop_to_mark())),
+            pickle.ADDITEMS: lambda: self.add_items(self.pop_to_mark()),
             pickle.EMPTY_DICT: lambda: push({}),
             pickle.SETITEM: lambda: self.set_items([pop(), pop()][::-1]),
             pickle.SETITEMS: lambda: self.set_items(self.pop_to_mark()),
@@ -285,11 +372,12 @@ class _Machine:
             pickle.BINPERSID: lambda: push(self.load_persistent(pop())),
         }.items()}
 
-    @staticmethod
-    def text(data):
-        # One character beyond latin1 would make all of them take two or four bytes.
-        if len(data) > LONG_TEXT and np.frombuffer(data, np.uint8).max() > 0xc3:
-            raise Refused('it holds a long text')
+    def text(self, data):
+        if len(data) > LONG_TEXT:
+            return LongText(data)
+        self.text_left -= len(data)
+        if self.text_left < 0:
+            raise Refused(f'its texts have more than {MOST_TEXT} bytes')
         return str(data, 'utf-8', 'surrogatepass')
 
     def mark(self):
@@ -311,6 +399,10 @@ class _Machine:
         if type(self.stack[-1]) is not list:
             raise TypeError
         self.stack[-1].extend(items)
+
+    def add_items(self, items):
+        if type(self.stack[-1]) is not Ignored:
+            raise TypeError
 
     def set_items(self, items):
         target = self.stack[-1]
@@ -341,12 +433,8 @@ class _Machine:
         arguments, callee = self.stack.pop(), self.stack.pop()
         if type(callee) is not Call:
             raise Refused(f'it calls a {type(callee).__name__}')
-        if type(arguments) is not tuple or len(arguments) > 16:
+        if type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
             raise TypeError
-        if callee.function is _latin1:    # the same text again and again would fill the memory
-            self.text_left -= len(arguments[0])
-            if self.text_left < 0:
-                raise Refused('it encodes more text than it holds')
         self.push(callee.function(*arguments))
 
     def build(self):

@@ -27,18 +27,32 @@ from runtime.torch_file import (
     read_zip,
     write_zip,
 )
-from runtime.unpickle import Damaged, Refused, StoredArray, shown, unpickle
+from runtime.unpickle import (
+    MOST_NUMBERS,
+    Damaged,
+    LongText,
+    Refused,
+    StoredArray,
+    shown,
+    unpickle,
+)
 
 METADATA_KEY = 'metadata@@'
 NAME_TABLE_KEY = 'StructuredToParameterName@@'
 SPLIT_KEY = 'UnpackBigParamInfor@@'
-LONGEST_METADATA = 4_000_000     # characters
+LONGEST_METADATA = 4_000_000     # bytes
 LONGEST_HEADER = 4_000_000       # bytes of a .safetensors file that describe its tensors
+LARGEST_CHECKPOINT = 4 * 4 * MOST_NUMBERS    # bytes: weights, their averages, two moments; float32
 # bfloat16 travels as its 16 bits, in Paddle's files and here; no weights are unsigned numbers.
 SAFETENSORS_TYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': '<u2', 'I64': '<i8',
                      'I32': '<i4', 'I16': '<i2', 'I8': 'i1', 'U8': 'u1', 'BOOL': '?'}
-# What a training checkpoint may call its averaged and its raw weights.
-PARTS = {'ema': ('state_dict_ema', 'model_ema', 'ema'), 'raw': ('state_dict', 'model', 'network')}
+# What a training checkpoint may call its averaged and its raw weights, in order of preference.
+PARTS = {'ema': ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema'),
+         'raw': ('state_dict', 'model_state_dict', 'model', 'network', 'net', 'weights')}
+OF_CHECKPOINT = {'ema': 'ema', 'raw': 'network'}    # in this project's own checkpoints
+MOST_WRAPPINGS = 3    # as in {'model': {'state_dict': ...}}
+# What wrappers put before every name: DataParallel, torch.compile, Lightning and other trainers.
+PREFIXES = ('module.', '_orig_mod.', 'model.', 'net.', 'network.')
 
 
 class WeightsError(ValueError):
@@ -56,13 +70,14 @@ def read_weights(path, part=None, widen=True):
 
     Returns:
         (state, metadata). State is {parameter name: ndarray}, names and shapes as found, except
-        that a `module.` before every name is dropped. Metadata is what `write_weights` was given;
-        besides, `layout` is 'pytorch' for files of PyTorch (a Linear's weight is `[out, in]`
-        there, not `[in, out]`), `part` is the checkpoint's own name of the part, and
-        `LR_Scheduler` is that of a .pdopt file.
+        that the PREFIXES of wrappers before every name are dropped. Metadata is what
+        `write_weights` was given; besides, `layout` is 'pytorch' for files of PyTorch (a Linear's
+        weight is `[out, in]` there, not `[in, out]`), `part` is the checkpoint's own name of the
+        part, `arch` what it calls its network, and `LR_Scheduler` is that of a .pdopt file.
 
     Raises:
-        WeightsError: for a missing, damaged, foreign or hostile file, or one without the part.
+        WeightsError: for a missing, damaged, foreign or hostile file, one without the part, or
+            one of more than MOST_NUMBERS numbers, which no network of the zoo has.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,6 +85,9 @@ def read_weights(path, part=None, widen=True):
     try:
         content = _look_at(path)
         if content[-len(FOOTER) - 32:-32] == FOOTER:
+            if len(content) > LARGEST_CHECKPOINT:
+                raise Refused(f'it is a checkpoint of {len(content)} bytes, more than any network '
+                              'needs')
             entries, metadata = _read_checkpoint(path, part)
         elif content[8:9] == b'{' and (content[:1] != b'\x80' or content[2:8] == bytes(6)):
             entries, metadata = _read_safetensors(path, content)
@@ -204,19 +222,21 @@ def _read_safetensors(path, content):
     if length > min(LONGEST_HEADER, len(content) - 8):
         raise Damaged(f'its header claims {length} bytes of a file of {len(content)}')
     try:
-        with safetensors.safe_open(path, 'np') as file:
+        with safetensors.safe_open(path, 'np') as file:    # checks the header against the file
             metadata = file.metadata() or {}
-        tensors = safetensors.deserialize(bytes(content))
     except safetensors.SafetensorError as error:
         raise Damaged(shown(str(error), 200)) from error
+    header, data = json.loads(bytes(content[8:8 + length])), content[8 + length:]
     state = {}
-    for name, tensor in tensors:
+    for name, tensor in header.items():
+        if name == '__metadata__':
+            continue
         if tensor['dtype'] not in SAFETENSORS_TYPES:
             raise Refused(f'{shown(name)} holds values of type {tensor["dtype"]}')
         state[name] = np.ndarray(tensor['shape'], SAFETENSORS_TYPES[tensor['dtype']],
-                                 tensor['data'])
+                                 data[slice(*tensor['data_offsets'])])
     layout = {'layout': 'pytorch'} if metadata.get('format') == 'pt' else {}
-    return _without_prefix(state), {**_parsed(metadata.get(METADATA_KEY, '{}')), **layout}
+    return _without_prefixes(state), {**_parsed(metadata.get(METADATA_KEY, '{}')), **layout}
 
 
 def _read_checkpoint(path, part):
@@ -224,13 +244,13 @@ def _read_checkpoint(path, part):
     arrays, state = read_checkpoint(path)
     identity = state.get('identity')
     model = identity['config']['MODEL'] if isinstance(identity, dict) else {}
-    for kind in [part] if part else PARTS:
-        prefix = PARTS[kind][-1]
+    for prefix in [OF_CHECKPOINT[part]] if part else OF_CHECKPOINT.values():
         entries = {name[len(prefix) + 1:]: array for name, array in arrays.items()
                    if name.startswith(f'{prefix}/')}
         if entries:
             return entries, {'part': prefix, 'model': model.get('NAME'),
-                             'image_size': model.get('IMAGE_SIZE')}
+                             'image_size': model.get('IMAGE_SIZE'),
+                             'norm_epsilon': model.get('NORM_EPSILON')}
     return {}, {}
 
 
@@ -239,10 +259,16 @@ def _entries_of(content, metadata, part):
     if not isinstance(content, dict):
         raise WeightsError(f'holds a {type(content).__name__} instead of named weights')
     metadata = {**_parsed(content.get(METADATA_KEY, '{}')), **metadata}
-    for name in PARTS[part] if part else PARTS['ema'] + PARTS['raw']:
-        if content.get(name) and isinstance(content[name], dict):
-            content, metadata = content[name], {**metadata, 'part': name}
+    if type(content.get('arch')) is str:
+        metadata['arch'] = content['arch']
+    for _ in range(MOST_WRAPPINGS):
+        known = PARTS[part] if part and 'part' not in metadata else PARTS['ema'] + PARTS['raw']
+        name = next((name for name in known
+                     if isinstance(content.get(name), dict) and content[name]), None)
+        if name is None:
             break
+        metadata.setdefault('part', name)
+        content = content[name]
     # What Paddle's optimizers keep beside their arrays: numbers, and a dict of more arrays.
     content = dict(content)
     if isinstance(content.get('LR_Scheduler'), dict):
@@ -252,19 +278,23 @@ def _entries_of(content, metadata, part):
     if isinstance(content.get('master_weights'), dict):
         content.update((f'master_weights.{name}', value)
                        for name, value in content.pop('master_weights').items())
-    return _without_prefix(content), metadata
+    return _without_prefixes(content), metadata
 
 
-def _without_prefix(entries, prefix='module.'):
-    """Names as before torch's DataParallel put its prefix before each of them."""
-    if not all(isinstance(name, str) and name.startswith(prefix) for name in entries):
-        return entries
-    return {name[len(prefix):]: value for name, value in entries.items()}
+def _without_prefixes(entries):
+    """Names as before a wrapper put its prefix before each of them."""
+    while entries:
+        prefix = next((prefix for prefix in PREFIXES if all(
+            isinstance(name, str) and name.startswith(prefix) for name in entries)), None)
+        if prefix is None:
+            break
+        entries = {name[len(prefix):]: value for name, value in entries.items()}
+    return entries
 
 
 def _state_of(entries, most_bytes):
     """{name: ndarray}; `most_bytes` ends what repeats one stored array under many names."""
-    state = {}
+    found = {}
     for name, value in entries.items():
         if not isinstance(name, str):
             raise WeightsError(f'holds a key that is no name: {shown(str(name))}')
@@ -274,11 +304,15 @@ def _state_of(entries, most_bytes):
             value = value[1]
         if not isinstance(value, (StoredArray, Tensor, np.ndarray, np.generic)):
             raise WeightsError(f'{shown(name)} is a {type(value).__name__}, not an array')
-        most_bytes -= value.nbytes
-        if most_bytes < 0:
-            raise Refused('its arrays are much larger than the file')
-        state[name] = (value.read() if isinstance(value, (StoredArray, Tensor))
-                       else np.asarray(value))
+        found[name] = value
+    # All sizes are known before the first array comes into memory.
+    if sum(value.nbytes for value in found.values()) > most_bytes:
+        raise Refused('its arrays are much larger than the file')
+    if sum(value.size for value in found.values()) > MOST_NUMBERS:
+        raise Refused(f'its arrays have more than {MOST_NUMBERS:,} numbers, and no network here '
+                      'needs as many')
+    state = {name: value.read() if isinstance(value, (StoredArray, Tensor))
+             else np.require(value, requirements=['C', 'W']) for name, value in found.items()}
     _join_split(state, entries.get(SPLIT_KEY))
     if not state:
         raise WeightsError('holds no weights')
@@ -301,6 +335,8 @@ def _join_split(state, table):
 
 def _parsed(text):
     """Metadata from its JSON text."""
+    if isinstance(text, LongText) and len(text.data) <= LONGEST_METADATA:
+        text = str(text.data, 'utf-8', 'replace')
     if type(text) is not str or len(text) > LONGEST_METADATA:
         raise WeightsError('its metadata is damaged (no text, or a very long one)')
     try:
