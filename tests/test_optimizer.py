@@ -79,6 +79,10 @@ def test_thirty_steps_equal_pytorchs(case):
     for step in range(STEPS):
         schedule.step(step)
         figures.append(step_on(network, optimizer, clip))
+    compare(case, figures, network)
+
+
+def compare(case, figures, network):
     losses, norms = zip(*figures)
     np.testing.assert_allclose(losses, TORCH[f'{case}/losses'], rtol=1e-5)
     np.testing.assert_allclose(norms, TORCH[f'{case}/norms'], rtol=1e-5)
@@ -86,6 +90,32 @@ def test_thirty_steps_equal_pytorchs(case):
         value = parameter.numpy().T if parameter.ndim == 2 else parameter.numpy()
         np.testing.assert_allclose(value, TORCH[f'{case}/{name}'], rtol=1e-5, atol=2e-6,
                                    err_msg=name)
+
+
+@pytest.mark.parametrize('name', [f't2t_vit_{depth}_cifar{classes}'
+                                  for depth in (14, 19) for classes in (10, 100)])
+def test_forty_steps_of_the_transfer_equal_pytorchs_two_groups(name):
+    """Head from 0.05 and all else from 5e-4, both to 2e-4; every step is an epoch."""
+    config = load_config(f'config/{name}.yaml', ['SCHEDULER.NUM_EPOCHS=40'])
+    network, schedule = Small(), build.schedule(config)
+    optimizer = build.optimizer(config, network, schedule)
+    figures = []
+    for step in range(40):
+        schedule.step(step)
+        figures.append(step_on(network, optimizer))
+    compare('sgd_one_floor', figures, network)
+
+
+def test_the_floor_of_the_transfer_is_that_of_every_parameter():
+    config = load_config('config/t2t_vit_14_cifar10.yaml')
+    network, schedule = Small(), build.schedule(config)
+    build.optimizer(config, network, schedule)
+    found = []
+    for epoch in (0, 30, 60):
+        schedule.step(epoch)
+        found.append([schedule() * p.optimize_attr['learning_rate']
+                      for p in (network.head.weight, network.fc1.weight)])
+    np.testing.assert_allclose(found, [[0.05, 5e-4], [0.0251, 3.5e-4], [2e-4, 2e-4]], rtol=1e-12)
 
 
 def test_lamb_equals_its_paper():

@@ -60,7 +60,7 @@ def test_two_steps(name, images, tmp_path):
 @pytest.mark.parametrize('kind, student', [
     ('hard', 'pit_ti_distilled'), ('soft', 'deit_tiny_distilled_patch16_224'), ('soft', 'pit_ti')])
 def test_a_t2t_vit_teaches(kind, student, images, tmp_path):
-    config = load_config('config/pit_ti.yaml', [
+    config = load_config('config/pit_ti_deit.yaml', [
         f'DATA_PATH.TRAIN_DATASET_PATH={images}', 'DATA_PATH.TRAIN_DATASET_LABEL_PATH=',
         f'DATA_PATH.VAL_DATASET_PATH={images}', 'DATA_PATH.VAL_DATASET_LABEL_PATH=',
         f'MODEL.NAME={student}', 'MODEL.IMAGE_SIZE=48', f'DISTILL.TYPE={kind}', 'DISTILL.ALPHA=1',
@@ -90,21 +90,56 @@ def test_the_official_recipe_follows_the_published_schedule():
     np.testing.assert_allclose(found, np.load(GOLDEN / 'lr_official.npz')['lr'], rtol=0, atol=1e-12)
 
 
+def test_labels_that_are_all_the_same_are_named_before_the_first_step(images, tmp_path):
+    listed = tmp_path / 'train.txt'
+    listed.write_text(''.join(f'class{label}/{number}.jpg 0\n'
+                              for label in range(10) for number in range(2)))
+    Run(load_config('config/t2t_vit_7.yaml', [
+        f'DATA_PATH.TRAIN_DATASET_PATH={images}', f'DATA_PATH.TRAIN_DATASET_LABEL_PATH={listed}',
+        f'DATA_PATH.VAL_DATASET_PATH={images}', 'DATA_PATH.VAL_DATASET_LABEL_PATH=',
+        'MODEL.IMAGE_SIZE=32', 'TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.TRAIN_NUM_WORKS=0',
+        'TRAIN.VAL_NUM_WORKS=0', 'TRAIN.VISUALDL=false', f'TRAIN.OUTPUT_DIR={tmp_path}/run']))
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'warning: all 20 training images have the label 0' in log
+    assert '9 of the 10 classes of validation have no training image' in log
+
+
 def trained_sizes(config):
     network = build.network(config)
     build.freeze_parts(config, network)
     return {name: p.size for name, p in network.named_parameters() if not p.stop_gradient}
 
 
-@pytest.mark.parametrize('name', ['t2t_vit_7_official', 't2t_vit_14', 't2t_vit_t_14', 'pit_ti'])
+@pytest.mark.parametrize('name', ['t2t_vit_7_official', 't2t_vit_14', 't2t_vit_t_14', 'pit_ti',
+                                  'pit_ti_deit'])
 def test_the_recipes_train_as_many_parameters_as_the_originals(name):
     config = load_config(f'config/{name}.yaml')
     published = json.loads((GOLDEN / 'variants.json').read_text())[config.MODEL.NAME]
     assert sum(trained_sizes(config).values()) == published['trainable']
 
 
-def test_the_official_transfer_holds_three_parts_in_its_optimizer():
-    sizes = trained_sizes(load_config('config/t2t_vit_14_cifar10.yaml'))
+def test_the_pit_run_decays_every_parameter_and_the_papers_recipe_only_matrices():
+    def decayed(name):
+        config = load_config(f'config/{name}.yaml', ['MODEL.IMAGE_SIZE=64'])
+        network = build.network(config)
+        optimizer = build.optimizer(config, network, 0.5)
+        before = {key: value.numpy() for key, value in network.named_parameters()}
+        for parameter in network.parameters():
+            parameter.grad = paddle.zeros_like(parameter)    # nothing moves but by decay
+        optimizer.step()
+        return {key for key, value in network.named_parameters()
+                if (value.numpy() != before[key]).any()}, before
+
+    every, before = decayed('pit_ti')
+    assert every == {key for key, value in before.items() if value.any()}
+    some, before = decayed('pit_ti_deit')
+    assert some == {key for key, value in before.items()
+                    if value.ndim > 1 and key not in ('cls_token', 'pos_embed')}
+
+
+@pytest.mark.parametrize('name', ['t2t_vit_14_cifar10', 't2t_vit_19_cifar100'])
+def test_the_official_transfer_holds_three_parts_in_its_optimizer(name):
+    sizes = trained_sizes(load_config(f'config/{name}.yaml'))
     assert {name.split('.')[0] for name in sizes} == {'tokens_to_token', 'blocks', 'head'}
 
 

@@ -1,8 +1,11 @@
 """The learning rate against published figures and closed forms."""
 
+import json
+
 import numpy as np
 import paddle
 import pytest
+from conftest import ROOT
 from official import GOLDEN
 
 import build
@@ -22,20 +25,75 @@ def rates(path, epochs):
     return found
 
 
-def test_the_plain_recipe_starts_as_its_log_does():
+PUBLISHED = json.loads((GOLDEN / 'published_rates.json').read_text())
+
+
+def rates_that_differ(path, log, epochs):
+    """(how many printed rates of a log differ from those of a file, how many there are)."""
+    found = rates(path, epochs)
+    rows = [(format_rate(found[epoch]) != text, lines)
+            for epoch, text, lines in PUBLISHED[log]]
+    return sum(lines for differs, lines in rows if differs), sum(lines for _, lines in rows)
+
+
+def test_the_log_recipe_has_every_rate_of_the_published_log():
+    assert rates_that_differ('config/t2t_vit_7_log.yaml', 't2t_paddle_1', 310) == (0, 1212)
+
+
+def test_the_plain_recipe_is_what_the_published_readme_describes():
     found = rates('config/t2t_vit_7.yaml', 300)
     np.testing.assert_allclose(found[:5], [2e-4, 4e-4, 6e-4, 8e-4, 1e-3], rtol=1e-12)
     # A straight line from 1e-3 in epoch 4 to 5e-4 in the last one.
     np.testing.assert_allclose(found[4:], np.linspace(1e-3, 5e-4, 296), rtol=1e-12)
+    count, of = rates_that_differ('config/t2t_vit_7.yaml', 't2t_paddle_1', 300)
+    assert (count, of) == (492, 1212)
+    header = (ROOT / 'config' / 't2t_vit_7.yaml').read_text()
+    assert f'{count} of the {of:,} rates' in header
 
 
-def test_the_cosine_recipe_follows_the_paddle_repositorys_scheduler():
-    found = rates('config/t2t_vit_7_cosine.yaml', 300)
-    # Its YAML: 3e-3, 3 epochs from 1e-6, to 5e-4; its first epoch stands at 1.
+def test_the_published_yaml_file_has_none_of_the_rates_of_its_log(tmp_path):
+    path = recipe(tmp_path, """
+        SCHEDULER: {NUM_EPOCHS: 300, LAST_EPOCHS: 0, BASE_LR: 0.003, USE_WARMUP: true,
+                    WARMUP_EPOCHS: 3, WARMUP_START_LR: 1e-6, END_LR: 5e-4}""")
+    found = rates(path, 300)
+    # The scheduler of that repository: 3 epochs from 1e-6, a cosine, 1 in the first epoch.
     warm = [1e-6 + (3e-3 - 1e-6) * epoch / 3 for epoch in (1, 2)]
     way = (np.arange(3, 301) - 3) / 297
     down = 5e-4 + (3e-3 - 5e-4) * (1 + np.cos(np.pi * way)) / 2
     np.testing.assert_allclose(found, np.concatenate([warm, down]), rtol=1e-12)
+    assert rates_that_differ(path, 't2t_paddle_1', 300) == (1212, 1212)
+
+
+@pytest.mark.parametrize('stage, lines, epochs', [(3, 25, 36), (4, 5, 20)])
+def test_the_later_stages_have_the_rates_of_their_logs(stage, lines, epochs):
+    path = f'config/t2t_vit_7_stage{stage}.yaml'
+    # An epoch with fewer lines was cut off by a restart or by the end.
+    complete = [text for _, text, found in PUBLISHED[f't2t_paddle_{stage}'] if found == lines]
+    assert len(complete) == epochs == load_config(path).SCHEDULER.NUM_EPOCHS
+    assert [format_rate(rate) for rate in rates(path, epochs)] == complete
+
+
+@pytest.mark.parametrize('log', ['t2t_paddle_1', 't2t_paddle_3', 't2t_paddle_4'])
+def test_a_rate_is_printed_as_in_the_published_logs(log):
+    assert all(format_rate(float(text)) == text for _, text, _ in PUBLISHED[log])
+
+
+def test_each_stage_starts_from_the_weights_before():
+    names = ['t2t_vit_7_log'] + [f't2t_vit_7_stage{stage}' for stage in (2, 3, 4)]
+    for before, name in zip(names, names[1:]):
+        start = load_config(f'config/{name}.yaml').MODEL.PRETRAINED
+        assert start.startswith(load_config(f'config/{before}.yaml').TRAIN.OUTPUT_DIR + '/')
+
+
+def test_the_pit_recipe_has_every_rate_of_the_published_log():
+    config = load_config('config/pit_ti.yaml', ['TRAIN.TRAIN_BATCH_SIZE=1024'])
+    schedule, keys = build.schedule(config), config.SCHEDULER
+    printed = PUBLISHED['paddle_pit']
+    assert sum(lines for _, _, lines in printed) == 315
+    assert {epoch for epoch, _, _ in printed} == set(range(1, keys.NUM_EPOCHS + 1))
+    for epoch, text, _ in printed:
+        schedule.step(keys.LAST_EPOCHS + epoch)    # epochs count from 1 there
+        assert f'{schedule():.6f}' == text, epoch
 
 
 OFFICIAL = """
@@ -103,6 +161,11 @@ def test_the_rate_goes_with_the_images_a_step(tmp_path, monkeypatch, batch, proc
 
 @pytest.mark.parametrize('keys, said', [
     ('DECAY_FROM: begin', 'SCHEDULER.DECAY_FROM must be one of warmup, start'),
+    ('RATES: [[1, 1e-3]]', 'SCHEDULER.RATES must begin at the first epoch of the schedule .0.'),
+    ('RATES: [[0, 1e-3], [2, 1e-4], [1, 1e-5]]', 'SCHEDULER.RATES .* rising epochs'),
+    ('RATES: [[0, 1e-3, 2]]', 'SCHEDULER.RATES must be a list of rows of 2 numbers'),
+    ('SCALE_END_LR: false, END_LR: 2e-4, BACKBONE_LR_SCALE: 0.01',
+     'SCHEDULER.END_LR is 0.0002, above the 3e-05 of SCHEDULER.BASE_LR times'),
     ('LR_BATCH: -1', 'SCHEDULER.LR_BATCH must be at least 0'),
     ('LR_BATCH: 0.5', 'SCHEDULER.LR_BATCH must be a whole number'),
     ('COOLDOWN_EPOCHS: 300', 'SCHEDULER.COOLDOWN_EPOCHS is 300, which the 300 of '
@@ -110,15 +173,6 @@ def test_the_rate_goes_with_the_images_a_step(tmp_path, monkeypatch, batch, proc
 def test_bad_keys_are_named(tmp_path, keys, said):
     with pytest.raises(ConfigError, match=said):
         load_config(recipe(tmp_path, f'SCHEDULER: {{{keys}}}'))
-
-
-def test_where_the_published_log_leaves_1e_3():
-    """t2t_vit_7.yaml says in its header what it could not reproduce; these are the figures."""
-    def first_below(decay):
-        return next(epoch for epoch in range(5, 300)
-                    if learning_rate(epoch + 1, 1e-3, 5, 0.0, 5e-4, 300, decay) < 9.5e-4)
-    assert first_below('linear') == 34
-    assert first_below('cosine') == 65
 
 
 def test_the_rate_stays_at_its_end():
@@ -142,7 +196,9 @@ def test_paddles_optimizers_follow_a_schedule():
 
 @pytest.mark.parametrize('rate, text', [
     (0.0009, '0.0009'), (0.001, '0.0010'), (0.000025, '0.000025'), (1e-6, '0.000001'),
-    (0.00095384, '0.0009538'), (0.03, '0.0300'), (1.0, '1.0000'), (0.0, '0.0000'),
-    (5e-8, '0.00000005'), (0.003, '0.0030')])
+    (0.00095384, '0.0010'), (0.00050123, '0.0005'), (0.0003, '0.0003'), (0.00034, '0.000340'),
+    (5e-5, '0.000050'), (0.03, '0.0300'), (1.0, '1.0000'), (0.0, '0.0000'),
+    (5e-8, '0.00000005'), (1.5e-6, '0.0000015'), (1e-20, '0.' + 19 * '0' + '1'),
+    (0.003, '0.0030')])
 def test_a_rate_is_never_printed_as_zero(rate, text):
     assert format_rate(rate) == text

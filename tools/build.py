@@ -27,7 +27,7 @@ from recipe.precision import Precision
 from recipe.teacher import ExportedTeacher
 from runtime import distributed
 from runtime.weights import WeightsError
-from scheduler import Schedule, format_rate, learning_rate
+from scheduler import Schedule, constant_rates, format_rate, learning_rate
 from t2t import T2T_ViT
 from zoo.names import weights_for
 
@@ -333,14 +333,27 @@ def fingerprint(loader):
 
 def schedule(config):
     """The learning rate over the epochs, standing at the first one."""
-    keys, scale = config.SCHEDULER, rate_scale(config)
-    if not keys.USE_WARMUP:
-        return Schedule(lambda progress: scale * keys.BASE_LR)
-    return Schedule(
-        lambda progress: scale * learning_rate(
-            progress, keys.BASE_LR, keys.WARMUP_EPOCHS, keys.WARMUP_START_LR, keys.END_LR,
-            keys.NUM_EPOCHS - keys.COOLDOWN_EPOCHS, keys.DECAY, keys.DECAY_FROM),
-        progress=keys.LAST_EPOCHS + 1)
+    return Schedule(rate_function(config), progress=config.SCHEDULER.LAST_EPOCHS + 1)
+
+
+def rate_function(config):
+    """SCHEDULER as a function from progress, in epochs, to the learning rate.
+
+    Its second argument is the scale of a parameter's rate (recipe.optimizer.rate_scales), which
+    applies to END_LR only with SCALE_END_LR.
+    """
+    keys, factor = config.SCHEDULER, rate_scale(config)
+
+    def rate(progress, scale=1.0):
+        if keys.RATES:
+            return factor * scale * constant_rates(progress, keys.RATES)
+        if not keys.USE_WARMUP:
+            return factor * scale * keys.BASE_LR
+        return factor * learning_rate(
+            progress, scale * keys.BASE_LR, keys.WARMUP_EPOCHS, scale * keys.WARMUP_START_LR,
+            (scale if keys.SCALE_END_LR else 1.0) * keys.END_LR,
+            keys.NUM_EPOCHS - keys.COOLDOWN_EPOCHS, keys.DECAY, keys.DECAY_FROM)
+    return rate
 
 
 def images_a_step(config):
@@ -361,18 +374,24 @@ def rate_scale(config):
 def describe_rate(config):
     """One line on the highest rate and where it comes from."""
     keys = config.SCHEDULER
-    line = f'highest learning rate {format_rate(rate_scale(config) * keys.BASE_LR)}'
+    highest = max(rate for _, rate in keys.RATES) if keys.RATES else keys.BASE_LR
+    line = f'highest learning rate {format_rate(rate_scale(config) * highest)}'
     if keys.LR_BATCH:
-        line += (f': {format_rate(keys.BASE_LR)} for {keys.LR_BATCH} images a step, of which '
+        line += (f': {format_rate(highest)} for {keys.LR_BATCH} images a step, of which '
                  f'there are {images_a_step(config)}')
     return line
 
 
 def optimizer(config, bare_network, rate):
+    """The optimizer of TRAIN and SCHEDULER; `rate` is a number or what `schedule` returns."""
     train, keys = config.TRAIN, config.SCHEDULER
-    return build_optimizer(bare_network, rate, keys.WEIGHT_DECAY, train.DECAY_ALL,
-                           train.OPTIMIZER, train.MOMENTUM, train.NESTEROV, train.BETAS,
-                           train.EPSILON, keys.BACKBONE_LR_SCALE, keys.LAYER_DECAY)
+    built = build_optimizer(bare_network, rate, keys.WEIGHT_DECAY, train.DECAY_ALL,
+                            train.OPTIMIZER, train.MOMENTUM, train.NESTEROV, train.BETAS,
+                            train.EPSILON, keys.BACKBONE_LR_SCALE, keys.LAYER_DECAY)
+    if not keys.SCALE_END_LR and isinstance(rate, Schedule):
+        rate.follow([p for p in bare_network.parameters() if not p.stop_gradient],
+                    rate_function(config))
+    return built
 
 
 def precision(config, bare_network, built_optimizer):

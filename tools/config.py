@@ -33,7 +33,8 @@ def option(default, help, choices=None, low=None, high=None, above=None, below=N
 
     `low` and `high` are included in the range, `above` and `below` are not. A tuple is `of`
     numbers, as many as its default has; a pair of numbers, or nothing; names, any number of
-    texts; or triples, any number of rows of three whole numbers.
+    texts; triples, any number of rows of three whole numbers; or pairs, any number of rows of two
+    numbers.
     """
     limits = dict(help=help, choices=choices, low=low, high=high, above=above, below=below, of=of)
     if isinstance(default, tuple):
@@ -197,6 +198,12 @@ class Scheduler:
     WARMUP_EPOCHS: float = option(3, 'epochs from WARMUP_START_LR up to BASE_LR, linearly', low=0)
     WARMUP_START_LR: float = option(1e-6, 'rate at the schedule\'s epoch 0', low=0)
     END_LR: float = option(5e-4, 'rate at the end', low=0)
+    SCALE_END_LR: bool = option(True, 'BACKBONE_LR_SCALE and LAYER_DECAY apply to END_LR as well; '
+                                'false: END_LR is the end of every parameter\'s rate, as with '
+                                'PyTorch\'s parameter groups and in the official transfer')
+    RATES: tuple = option((), 'constant rates, a row of first epoch and rate each, such as '
+                          '[[0, 3e-4], [15, 2e-4]], in place of warm-up and decay; empty: none',
+                          of='pairs')
     DECAY: str = option('cosine', 'way from BASE_LR down to END_LR', choices=('cosine', 'linear'))
     DECAY_FROM: str = option('warmup', 'where the way down is counted from: the end of the warm-up '
                              'or, as the official recipe has it, epoch 0',
@@ -448,7 +455,8 @@ def _coerce(name, value, where):
     wanted = {str: 'text', bool: 'true or false', int: 'a whole number', float: 'a number',
               tuple: {'numbers': f'a list of {len(key.default_factory())} numbers',
                       'pair': 'a list of 2 numbers, or an empty one', 'names': 'a list of names',
-                      'triples': 'a list of rows of 3 whole numbers'}[key.metadata['of']]
+                      'triples': 'a list of rows of 3 whole numbers',
+                      'pairs': 'a list of rows of 2 numbers'}[key.metadata['of']]
               if key.type is tuple else ''}[key.type]
     try:
         if key.type is tuple:
@@ -495,10 +503,11 @@ def _list(value, of, length):
         if not all(item and isinstance(item, str) for item in value):
             raise TypeError
         return tuple(value)
-    if of == 'triples':
-        if not all(isinstance(row, (list, tuple)) and len(row) == 3 for row in value):
+    if of in ('triples', 'pairs'):
+        width, read = (3, _whole_number) if of == 'triples' else (2, _number)
+        if not all(isinstance(row, (list, tuple)) and len(row) == width for row in value):
             raise TypeError
-        return tuple(tuple(_whole_number(item) for item in row) for row in value)
+        return tuple(tuple(read(item) for item in row) for row in value)
     if len(value) != length and not (of == 'pair' and len(value) == 2):
         raise TypeError
     return tuple(_number(item) for item in value)
@@ -545,6 +554,16 @@ def _check_together(config, said, path):
         if schedule.LAST_EPOCHS >= schedule.NUM_EPOCHS:
             refuse('SCHEDULER.LAST_EPOCHS', f'is {schedule.LAST_EPOCHS}, so the schedule of '
                    f'{schedule.NUM_EPOCHS} epochs would be over before the first one')
+        if not schedule.SCALE_END_LR and (
+                schedule.END_LR > schedule.BASE_LR * schedule.BACKBONE_LR_SCALE):
+            refuse('SCHEDULER.END_LR', f'is {schedule.END_LR:g}, above the '
+                   f'{schedule.BASE_LR * schedule.BACKBONE_LR_SCALE:g} of SCHEDULER.BASE_LR times '
+                   'SCHEDULER.BACKBONE_LR_SCALE that the backbone decays from')
+    epochs = [first for first, _ in schedule.RATES]
+    if epochs and (epochs[0] > schedule.LAST_EPOCHS + 1 or epochs != sorted(set(epochs))
+                   or min(rate for _, rate in schedule.RATES) < 0):
+        refuse('SCHEDULER.RATES', 'must begin at the first epoch of the schedule '
+               f'({schedule.LAST_EPOCHS + 1}), with rising epochs and no rate below 0')
     if config.TRAIN.PRE_TRAIN and config.MODEL.PRETRAINED:
         refuse('MODEL.PRETRAINED', 'and TRAIN.PRE_TRAIN (with MODEL_PATH) both name weights to '
                'start from: keep one of the two')

@@ -27,6 +27,11 @@ def learning_rate(progress, base_lr, warmup_epochs, warmup_start_lr, end_lr, tot
     return end_lr + (base_lr - end_lr) * remaining
 
 
+def constant_rates(progress, rows):
+    """The rate of the last of `rows`, (first epoch, rate) each, that has begun at `progress`."""
+    return [rate for first, rate in rows if first <= progress][-1]
+
+
 class Schedule(LRScheduler):
     """Hands a rate function to Paddle's optimizers; `step(progress)` moves it.
 
@@ -37,17 +42,42 @@ class Schedule(LRScheduler):
 
     def __init__(self, rate, progress=0.0):
         self.rate = rate
+        self.following = []
         super().__init__(learning_rate=rate(progress))
         self.step(progress)
 
     def get_lr(self):
         return self.rate(self.last_epoch)
 
+    def follow(self, parameters, scaled_rate):
+        """Let the rates of parameters be more than a constant factor apart.
+
+        Args:
+            parameters: of the optimizer; each one's factor on the rate is its scale.
+            scaled_rate: function from (progress, scale) to the rate of parameters with a scale.
+        """
+        self.scaled_rate = scaled_rate
+        self.following = [(p, p.optimize_attr['learning_rate']) for p in parameters]
+        self.step(self.last_epoch)
+
+    def step(self, epoch=None):
+        super().step(epoch)
+        for parameter, scale in self.following:
+            # Paddle multiplies this with the rate at every step; at a rate of 0 any factor will do.
+            factor = self.scaled_rate(self.last_epoch, scale) / self.last_lr if self.last_lr else 1
+            parameter.optimize_attr['learning_rate'] = factor
+
 
 def format_rate(rate):
-    """A learning rate with four decimals, and more where four would hide it: 0.000025."""
-    decimals = 4
-    if rate > 0:
-        decimals = max(decimals, 3 - math.floor(math.log10(rate)))    # four significant digits
-    whole, _, fraction = f'{rate:.{decimals}f}'.partition('.')
-    return f'{whole}.{fraction.rstrip("0"):0<4}'
+    """A learning rate as published logs of the Paddle repository print it.
+
+    Four decimals from 0.0005 on, which change it by a tenth at most, and wherever they are exact:
+    0.0010, 0.0009, 0.0003. Else six (0.000201, 0.000075, 0.000050), or as many as two significant
+    digits need (0.0000015).
+    """
+    four = f'{rate:.4f}'
+    if rate >= 5e-4 or math.isclose(float(four), rate):
+        return four
+    decimals = max(6, 1 - math.floor(math.log10(rate)))
+    text = f'{rate:.{decimals}f}'
+    return text[:8] + text[8:].rstrip('0')
