@@ -65,7 +65,7 @@ def test_macs_are_those_of_the_products_that_paddle_computes(name, options, monk
 
 @pytest.mark.parametrize('name, published', [
     ('t2t_vit_7', 1.1), ('t2t_vit_10', 1.5), ('t2t_vit_12', 1.8), ('t2t_vit_14', 4.8),
-    ('t2t_vit_t_14', 6.1)])
+    ('t2t_vit_19', 8.5), ('t2t_vit_t_14', 6.1), ('t2t_vit_t_19', 9.8), ('t2t_vit_t_24', 15.0)])
 def test_macs_are_the_papers(name, published):
     network = zoo.create_model(name)
     layers = count_macs(network, 224)
@@ -74,6 +74,23 @@ def test_macs_are_the_papers(name, published):
     assert network.training and sum(layer.macs for layer in layers) == macs['total']
     if name == 't2t_vit_7':
         assert macs['linear'] == 975_534_080    # what paddle.flops gives
+
+
+def test_no_layer_explains_the_papers_figure_of_t2t_vit_24():
+    def by_layer(name):
+        sums = {}
+        for layer in count_macs(zoo.create_model(name), 224):
+            kind = re.sub(r'\d+', '', layer.name), layer.kind
+            sums[kind] = sums.get(kind, 0) + layer.macs
+        return sums
+
+    small, large = by_layer('t2t_vit_7'), by_layer('t2t_vit_24')
+    assert small.keys() == large.keys()
+    missing = 13.75e9 - sum(large.values())    # to what rounds to 13.8
+    room = 1.15e9 - sum(small.values())        # before T2T-ViT-7 is no longer 1.1
+    growth = max(large[kind] / small[kind] for kind in small)
+    assert round(missing / 1e6) == 88 and round(room / 1e6) == 3 and 20 < growth < 21
+    assert round(room * growth / 1e6) == 65
 
 
 @pytest.mark.skipif(int(np.__version__.split('.')[0]) > 1, reason='paddle.flops needs numpy 1')

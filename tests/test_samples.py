@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from config import load_config
 from dataset import EpochBatchSampler, EvalTransform, ImageDataset, Loader
 from runtime.unpickle import Refused, unpickle
 from runtime.weights import read_weights
-from samples import DataError, find_classes, find_images
+from samples import DataError, find_classes, find_images, label_warnings
 
 NAMES_10 = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship',
             'truck']
@@ -391,3 +392,32 @@ def test_training_on_an_archive_ends_in_weights_with_its_class_names(tmp_path):
     assert done.returncode == 0, done.stderr
     assert '15 training and 4 validation images' in done.stdout
     assert read_weights(tmp_path / 'run' / 'last.pdparams')[1]['class_names'] == NAMES_10
+
+
+# ---- labels that a network learns nothing from
+
+def labelled(**counts):
+    """{'c0': 3} as three samples of label 0."""
+    return [(f'{name}_{number}', int(name[1:])) for name, count in counts.items()
+            for number in range(count)]
+
+
+@pytest.mark.parametrize('training, validation, said', [
+    (labelled(c3=40), labelled(c3=4), ['all 40 training images have the label 3']),
+    (labelled(c0=1000, c1=9), [], ['label 0 has 1000 of 1009 images, label 1 has 9']),
+    (labelled(c0=1000, c1=10), [], []),
+    (labelled(c0=1300, c1=732, c900=1000), labelled(c0=50, c1=50, c900=50), []),
+    (labelled(c0=5, c1=5), labelled(c0=1, c1=1, c7=1, c8=1), ['2 of the 4 classes .*labels 7, 8']),
+    (labelled(c0=5), labelled(c0=1, c1=1), ['all 5', '1 of the 2 classes']),
+    ([], [], [])])
+def test_suspicious_labels_are_named(training, validation, said):
+    lines = label_warnings(training, validation + [('unreadable', -1)])
+    assert len(lines) == len(said)
+    for line, pattern in zip(lines, said):
+        assert re.search(pattern, line) and '\n' not in line
+
+
+def test_the_shipped_data_has_no_suspicious_labels():
+    parts = [find_images(str(ROOT / 'lit_data' / part), str(ROOT / 'lit_data' / f'{part}.txt'))
+             for part in ('train', 'val')]
+    assert label_warnings(*(part.samples for part in parts)) == []

@@ -9,6 +9,7 @@ import gzip
 import os
 import re
 import tarfile
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 
@@ -72,6 +73,43 @@ def find_images(root, list_file=None, class_ids=None, num_classes=None, split='t
         return Images(read_image_list(list_file, root, num_classes))
     scan = scan_class_folders if _class_folders(root) else scan_named_files
     return Images(*scan(root, class_ids, num_classes, classes))
+
+
+def label_warnings(training, validation=(), most_uneven=100):
+    """What is suspicious about the labels of a training set.
+
+    Three things are. All labels are the same: any network reaches 100 %. The largest class has
+    more than `most_uneven` times the images of the smallest one that has any: accuracy then says
+    little about the small ones (100 is the strongest imbalance of the usual long-tailed
+    benchmarks; ImageNet has 1.8). Classes that validation asks for have no training image.
+    Classes that neither of the two has are fine: a part of ImageNet keeps its 1000 classes.
+
+    Args:
+        training, validation: lists of (name, label), labels below 0 are skipped.
+        most_uneven: largest ratio of two classes' images that is not named.
+
+    Returns:
+        A list of lines for the log, empty for most data.
+    """
+    counts = Counter(label for _, label in training if label >= 0)
+    if not counts:
+        return []
+    (largest, most), (smallest, fewest) = counts.most_common(1)[0], counts.most_common()[-1]
+    lines = []
+    if len(counts) == 1:
+        lines.append(f'all {most} training images have the label {largest}: the network can only '
+                     'learn to give it; check the labels of the training list or the class folders')
+    elif most > most_uneven * fewest:
+        lines.append(f'training classes are very uneven: label {largest} has {most} of '
+                     f'{sum(counts.values())} images, label {smallest} has {fewest}; check the '
+                     'labels, or expect a low accuracy of the small classes')
+    asked = Counter(label for _, label in validation if label >= 0)
+    missing = sorted(asked.keys() - counts.keys())
+    if missing:
+        shown = ', '.join(map(str, missing[:5])) + (', ...' if len(missing) > 5 else '')
+        lines.append(f'{len(missing)} of the {len(asked)} classes of validation have no training '
+                     f'image (labels {shown}): no network can get them right')
+    return lines
 
 
 def find_classes(root):

@@ -41,6 +41,7 @@ from runtime.checkpoint import (
 from runtime.logger import RunLog, progress
 from runtime.signals import Stopped, StopRequest
 from runtime.weights import write_weights
+from samples import label_warnings
 from scheduler import format_rate
 from val import evaluate
 
@@ -502,7 +503,9 @@ class Run:
                 f'{len(self.eval_loader.dataset):,} validation images; '
                 f'{distributed.world_size()} process(es) of {config.TRAIN.TRAIN_BATCH_SIZE} '
                 f'images a step{groups}, {cpu.threads()} thread(s) each', *lines,
-                build.describe_rate(config)]
+                build.describe_rate(config),
+                *(f'warning: {line}' for line in label_warnings(
+                    self.train_loader.dataset.samples, self.eval_loader.dataset.samples))]
 
 
 def report_bad_images(loader, known, config, log):

@@ -8,6 +8,14 @@ Papers and tools count different things and call them all FLOPs. Two kinds are t
   Performer all that replaces them, the random features included. With them T2T-ViT-7 comes to
   1.15 G, the 1.1 G of the paper (arXiv 2101.11986, table 2).
 
+Both together are the paper's figures, to the decimal it gives, of all T2T-ViT and T2T-ViT_t but
+one: T2T-ViT-24 comes to 13.66 G here and to 13.8 G there. The difference is unexplained. It is in
+no layer that the paper could count more of: T2T-ViT-7 has the same kinds of layers and room for 3
+M more before it would be 1.2 G; from it to T2T-ViT-24 no kind of layer grows more than 21-fold
+(the MLPs), which makes 65 M, and 88 M are missing. The paper's own figures disagree as well: the
+two kinds of token transformer differ by 1.3 G, whatever the blocks, as for 14 and 19, and by 1.2 G
+for 24.
+
 Biases, norms, softmax, GELU and other elementwise work are left out, as everywhere.
 """
 
