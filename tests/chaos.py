@@ -79,8 +79,8 @@ RUNS = {
 LASTING = {'TRAIN.LOADER_TIMEOUT': 8}    # seconds; keys that shorten what is waited for, if known
 LAST_LINES = {0: r'ImageNet final val acc is:', 1: r'failed: ', 2: r'error: ', 75: r'stopped: ',
               130: r'interrupted'}
-WARNED = re.compile(r'not (been )?(saved|written)|no checkpoint was saved|cannot be written|missing|'
-                    r'gone|moved', re.I)
+WARNED = re.compile('not (been )?(saved|written)|no checkpoint was saved|cannot be written|'
+                    'missing|gone|moved', re.I)
 
 
 class Broken(AssertionError):
@@ -94,10 +94,10 @@ def require(fine, said):
 
 # ---- a run and its processes
 
-def write_data(folder, images=100):
+def write_data(folder, images=48):
     """Images of lit_data by hard link or copy, their lists, and the recipe; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    for part, count in (('train', images), ('val', 20)):
+    for part, count in (('train', images), ('val', 8)):
         lines = (ROOT / 'lit_data' / f'{part}.txt').read_text().splitlines()
         lines = lines[::len(lines) // count][:count]
         for name in (line.rpartition(' ')[0] for line in lines):
@@ -297,23 +297,25 @@ def check_checkpoints(folder, damaged=()):
 class Case:
     """One run, one fault."""
 
-    def __init__(self, world, seed, number, fault=None):
+    def __init__(self, world, seed, number, fault=None, kind=None):
         self.world, self.number = world, number
         self.rng = np.random.default_rng((seed, number))
         self.fault = str(self.rng.choice(sorted(world.faults)))
         self.fault = fault or self.fault
         self.kind = str(self.rng.choice(sorted(RUNS)))
+        self.kind = kind or self.kind
         self.moment = str(self.rng.choice(['start', 'step', 'step', 'save', 'validation']))
         self.folder = world.folder / f'case {number}'
-        self.run = self.folder / 'run'
         self.what = self.fault
+        self.begin()
+
+    def begin(self):
+        self.run = self.folder / 'run'
         self.codes = []
         self.started = []
-        self.overrides = []       # of the first start
         self.logs = True          # they can be compared
         self.data_changed = False
         self.damaged = []
-        self.env, self.options = {}, {}
 
     def draw(self, *values):
         return values[int(self.rng.integers(len(values)))]
@@ -333,8 +335,8 @@ class Case:
             start += ['tools/launch.py', '--nproc_per_node', str(processes), '--log_level', 'ERROR',
                       '--log_dir', str(self.folder / 'launch')]
         fast = [f'{key}={value}' for key, value in LASTING.items() if key in configuration.KEYS]
-        return [*start, 'tools/train.py', '-c', str(self.recipe), '-o', f'TRAIN.OUTPUT_DIR={self.run}',
-                'TRAIN.RESUME=auto', *own, *fast, *overrides]
+        return [*start, 'tools/train.py', '-c', str(self.recipe), '-o',
+                f'TRAIN.OUTPUT_DIR={self.run}', 'TRAIN.RESUME=auto', *own, *fast, *overrides]
 
     @property
     def recipe(self):
@@ -346,8 +348,7 @@ class Case:
 
     def start(self, overrides=(), **options):
         self.current = Started(self.folder, f'run{len(self.started)}', self.command(overrides),
-                               {**self.env, **options.pop('env', {})},
-                               **{**self.options, **options})
+                               **options)
         self.started.append(self.current)
         return self.current
 
@@ -363,17 +364,17 @@ class Case:
             self.what += f' {delay:.2f} s after its start'
             self.sleep(delay)
             return
-        step, epoch, delay = int(self.rng.integers(1, 7)) * 2, int(self.rng.integers(2)), 0
+        step, epoch, delay = int(self.rng.integers(1, 4)) * 2, int(self.rng.integers(2)), 0
         if self.moment == 'step':
             delay = self.some(0, 0.4)
-            wanted = rf'Epoch \[{epoch}/2\], Step \[({step}|1\d)/'
+            wanted = rf'Epoch \[{epoch}/2\], Step \[{step}/'
             self.what += f' {delay:.2f} s after step {step} of epoch {epoch}'
         elif self.moment == 'validation':
             delay = self.some(0, 0.5)
             wanted = rf'Epoch \[{epoch}/2\], avg_Loss'
             self.what += f' {delay:.2f} s after the steps of epoch {epoch}'
         else:
-            wanted = rf'Epoch \[{epoch}/2\], Step \[({step}|1\d)/'
+            wanted = rf'Epoch \[{epoch}/2\], Step \[{step}/'
             self.what += f' in a save after step {step} of epoch {epoch}'
         while run.process.poll() is None and not re.search(wanted, run.said(0)):
             require(time.monotonic() < end, 'never got to the moment')
@@ -408,7 +409,7 @@ class Case:
     def go_on(self, overrides=(), codes=(0, 75), said=None):
         """The same command again until it ends with 0."""
         for _ in range(MOST_STARTS):
-            self.start(overrides, env=dict(LD_PRELOAD='', CHAOS_CONTROL=''))
+            self.start(overrides)
             if self.finish(codes, said) == 0:
                 return
         raise Broken(f'does not end: {self.codes}')
@@ -455,15 +456,15 @@ class Case:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        asked = {75, 130, 0} if name in ('TERM', 'INT', 'USR1') else {75, 0, 1, -number, 128 + number}
+        request = name in ('TERM', 'INT', 'USR1')
         if not pids:
             codes = {0}
         elif role == 'worker':    # it ignores requests, and a dead one is named
-            codes = {0} if name in ('TERM', 'INT', 'USR1') else {0, 1, *([75] if name == 'HUP' else [])}
-        elif name in ('KILL', 'STOP'):
-            codes = {0, 1, -signal.SIGKILL} if name == 'KILL' else {0, 1}
+            codes = {0} if request else {0, 1}
+        elif request:
+            codes = {0, 75, 130}
         else:
-            codes = asked
+            codes = {'KILL': {0, 1, -number}, 'STOP': {0, 1}, 'HUP': {0, 1, 75, -number}}[name]
         if early:
             codes = codes | {-number, 1}
         if early and name == 'INT':
@@ -505,12 +506,12 @@ class Case:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(run.process.pid, getattr(signal, f'SIG{name}'))
             time.sleep(between)
-        numbers = {-getattr(signal, f'SIG{name}') for name in names} if early or 'KILL' in names else set()
         if early:
             self.codes.append(run.wait())
             run.must_leave_nothing()
         else:
-            self.finish({75, 130, 0} | numbers)
+            killed = {-signal.SIGKILL, 1} if 'KILL' in names else set()
+            self.finish({75, 130, 0} | killed)
 
     def fault_kills(self):
         count = int(self.rng.integers(2, 6))
@@ -664,7 +665,7 @@ class Case:
     def fault_images(self):
         self.own_data()
         images = sorted((self.folder / 'images').rglob('*.JPEG'))
-        count = int(self.rng.integers(1, 8))
+        count = int(self.rng.integers(1, 6))
         self.start()
         self.reach_moment()
         how = [self.damage(self.draw(*images), self.draw('cut off', 'emptied', 'zeros', 'gone'))
@@ -676,10 +677,8 @@ class Case:
         self.what = f'{len(how)} of {len(images)} images damaged ({", ".join(sorted(set(how)))})'
         if self.finish({0, 2}) == 2:
             require('.JPEG' in self.current.said(1), 'no image is named')
-            for part in ('train', 'val'):    # repaired
-                shutil.rmtree(self.folder / 'images')
-                write_data(self.folder)
-                break
+            shutil.rmtree(self.folder / 'images')
+            write_data(self.folder)    # repaired
         self.logs = False
 
     def fault_list(self):
@@ -781,7 +780,7 @@ class Case:
         self.what = 'stdout is closed by its reader'
         run = self.start(stdout=subprocess.PIPE)
         # Its lines are read here up to the moment, as `head` would.
-        pattern = rf'Step \[{2 * int(self.rng.integers(1, 7))}/'.encode()
+        pattern = rf'Step \[{2 * int(self.rng.integers(1, 4))}/'.encode()
         for line in run.process.stdout:
             if self.moment == 'start' or re.search(pattern, line):
                 break
@@ -806,30 +805,29 @@ NEED_LIBRARY = {'full_disk', 'failing_writes', 'failing_reads', 'slow_disk', 'cl
 class World:
     """What all cases share: data, the library, and runs that were left alone."""
 
-    def __init__(self, folder, faults):
+    def __init__(self, folder):
         self.folder = Path(folder)
         write_data(self.folder / 'data')
         self.library = build_faults(folder)
-        self.faults = [name for name in faults if self.library or name not in NEED_LIBRARY]
+        self.faults = [name for name in FAULTS if self.library or name not in NEED_LIBRARY]
         self.alone = {}
 
     def undisturbed(self, kind):
         """The folder of a run of this kind that nothing happened to."""
         if kind not in self.alone:
             case = Case.__new__(Case)
-            case.world, case.kind, case.data_changed, case.env, case.options = self, kind, False, {}, {}
-            case.folder = self.folder / f'alone {len(self.alone)}'
+            case.world, case.kind, case.folder = self, kind, self.folder / f'alone {kind}'
+            case.begin()
             case.folder.mkdir()
-            case.run, case.started, case.codes = case.folder / 'run', [], []
             case.start()
             case.finish({0})
             self.alone[kind] = case.run
         return self.alone[kind]
 
 
-def one_case(world, seed, number, keep=None, fault=None):
+def one_case(world, seed, number, keep=None, fault=None, kind=None):
     """Run a case; returns what the log keeps of it."""
-    case, began, problem = Case(world, seed, number, fault), time.monotonic(), None
+    case, began, problem = Case(world, seed, number, fault, kind), time.monotonic(), None
     try:
         case.check()
     except Broken as error:
@@ -845,7 +843,8 @@ def one_case(world, seed, number, keep=None, fault=None):
           f'{"ok" if not problem else "FINDING"} ({result["seconds"]} s)', flush=True)
     if problem:
         print(f'    {problem}\n    python tests/chaos.py --seed {seed} --case {number}'
-              + (f' --fault {fault}' if fault else ''), flush=True)
+              + (f' --fault {fault}' if fault else '') + (f' --run {kind!r}' if kind else ''),
+              flush=True)
     if problem and keep:
         shutil.copytree(case.folder, Path(keep) / f'seed {seed} case {number}', dirs_exist_ok=True,
                         symlinks=True)
@@ -858,8 +857,8 @@ def table(results):
     rows = collections.defaultdict(list)
     for result in results:
         rows[result['fault']].append(result)
-    lines = ['| fault | injected | runs with several processes | first exit codes | kept every promise '
-             '| findings |', '| --- | --- | --- | --- | --- | --- |']
+    lines = ['| fault | injected | into several processes | first exit codes (how often) | '
+             'every promise kept | findings |', '| --- | --- | --- | --- | --- | --- |']
     total = [0, 0, 0, 0]
     for name in sorted(rows):
         those = rows[name]
@@ -885,9 +884,8 @@ def main(arguments=None):
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--first', type=int, default=0, help='number of the first case')
     parser.add_argument('--case', type=int, help='run this case alone')
-    parser.add_argument('--faults', nargs='+', choices=FAULTS, default=FAULTS, metavar='FAULT',
-                        help=f'draw from these only: {", ".join(FAULTS)}')
     parser.add_argument('--fault', choices=FAULTS, help='this fault in every case')
+    parser.add_argument('--run', choices=list(RUNS), help='this kind of run in every case')
     parser.add_argument('--log', help='file to which each case adds a line of JSON')
     parser.add_argument('--keep', help='folder to which findings are copied')
     parser.add_argument('--table', nargs='+', metavar='LOG', help='print the table of these logs')
@@ -898,7 +896,7 @@ def main(arguments=None):
         return 0
     end, results = time.monotonic() + 60 * options.minutes, []
     with tempfile.TemporaryDirectory() as folder:
-        world = World(folder, options.faults)
+        world = World(folder)
         if not world.library:
             print('no C compiler: left out are', ', '.join(sorted(NEED_LIBRARY)))
         numbers = [options.case] if options.case is not None else range(
@@ -906,7 +904,8 @@ def main(arguments=None):
         for number in numbers:
             if time.monotonic() > end:
                 break
-            results.append(one_case(world, options.seed, number, options.keep, options.fault))
+            results.append(one_case(world, options.seed, number, options.keep, options.fault,
+                                    options.run))
             if options.log:
                 with open(options.log, 'a') as file:
                     file.write(json.dumps(results[-1]) + '\n')

@@ -353,6 +353,19 @@ def _shown(path):
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def _short(text, most=80):
+    """A text of the person's for messages, which are one line."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= most else f'{text[:most]}...'
+
+
+def _problem(error):
+    """What PyYAML says of a text that it can't read."""
+    if isinstance(error, RecursionError):
+        return 'it is nested too deeply'
+    return _short(str(getattr(error, 'problem', None) or error or type(error).__name__))
+
+
 def _read(path, ancestors):
     """All that a YAML file and its BASE files say: {full name: (value, 'file:line')}."""
     if path in ancestors:
@@ -378,15 +391,16 @@ def _yaml_entries(path):
         if path.stat().st_size > LARGEST_FILE:
             raise ConfigError(f'{_shown(path)}: larger than {LARGEST_FILE} bytes, '
                               'this is no configuration')
-        loader = yaml.SafeLoader(path.read_text(encoding='utf-8-sig'))
-        root = loader.get_single_node()
+        text = path.read_text(encoding='utf-8-sig')
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f'{_shown(path)}: cannot be read: {error}') from error
-    except yaml.YAMLError as error:
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+    except Exception as error:    # PyYAML's parser raises more than its own YAMLError
         mark = getattr(error, 'problem_mark', None)
         line = f':{mark.line + 1}' if mark else ''
-        problem = getattr(error, 'problem', None) or 'unreadable'
-        raise ConfigError(f'{_shown(path)}{line}: is no valid YAML: {problem}') from error
+        raise ConfigError(f'{_shown(path)}{line}: is no valid YAML: {_problem(error)}') from error
     if root is None:
         return []
     return _entries_of(loader, root, path, section='')
@@ -399,6 +413,8 @@ def _entries_of(loader, node, path, section):
     entries, lines = [], {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f'{_shown(path)}:{line}: a key must be a name')
         name = f'{section}.{key_node.value}' if section else str(key_node.value)
         if name in lines:
             raise ConfigError(f'{_shown(path)}:{line}: {name} was set in line {lines[name]} '
@@ -410,9 +426,9 @@ def _entries_of(loader, node, path, section):
             continue
         try:
             value = loader.construct_object(value_node, deep=True)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f'{_shown(path)}:{line}: {name}: the value cannot be read: '
-                              f'{getattr(error, "problem", error)}') from error
+        except Exception as error:    # its constructors raise whatever Python's own do
+            raise ConfigError(f'{_shown(path)}:{line}: {_short(name)}: the value cannot be read: '
+                              f'{_problem(error)}') from error
         entries.append((name, value, line))
     return entries
 
@@ -421,14 +437,14 @@ def _read_overrides(overrides):
     said = {}
     for text in overrides:
         name, equals, value = text.partition('=')
-        where = f'-o {text}'
+        where = f'-o {_short(text)}'
         if not equals:
             raise ConfigError(f'{where}: write it as SECTION.KEY=VALUE')
         _check_known(name, where)
         if KEYS[name].type is not str:
             try:
                 value = yaml.safe_load(value)
-            except yaml.YAMLError as error:
+            except Exception as error:    # as in a file
                 raise ConfigError(f'{where}: the value is no valid YAML') from error
         said[name] = (value, where)
     return said
@@ -446,7 +462,7 @@ def _check_known(name, where):
     same_key = last.get(name.split('.')[-1])
     known = same_key or (last.get(nearest[0], nearest[0]) if nearest else None)
     hint = f', did you mean {known}?' if known else f'; sections are {", ".join(SECTIONS)}'
-    raise ConfigError(f'{where}: {name} is an unknown key{hint}')
+    raise ConfigError(f'{where}: {_short(name)} is an unknown key{hint}')
 
 
 def _coerce(name, value, where):
@@ -472,7 +488,7 @@ def _coerce(name, value, where):
         else:
             result = value
     except (TypeError, ValueError):
-        raise ConfigError(f'{where}: {name} must be {wanted}, not {value!r}') from None
+        raise ConfigError(f'{where}: {name} must be {wanted}, not {_short(repr(value))}') from None
     _check_range(name, result, where)
     return result
 
@@ -519,7 +535,8 @@ def _check_range(name, value, where):
         choices = ', '.join(choice or "''" for choice in limits['choices'])
         nearest = difflib.get_close_matches(str(value), limits['choices'], n=1)
         hint = f', did you mean {nearest[0]}?' if nearest else ''
-        raise ConfigError(f'{where}: {name} must be one of {choices}, not {value!r}{hint}')
+        raise ConfigError(f'{where}: {name} must be one of {choices}, not '
+                          f'{_short(repr(value))}{hint}')
     for item in value if isinstance(value, tuple) else (value,):
         for limit, broken, words in (('low', lambda a, b: a < b, 'at least'),
                                      ('high', lambda a, b: a > b, 'at most'),
@@ -527,7 +544,7 @@ def _check_range(name, value, where):
                                      ('below', lambda a, b: a >= b, 'less than')):
             if limits[limit] is not None and broken(item, limits[limit]):
                 raise ConfigError(f'{where}: {name} must be {words} {limits[limit]}, '
-                                  f'not {value!r}')
+                                  f'not {_short(repr(value))}')
 
 
 def _check_together(config, said, path):

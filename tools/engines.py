@@ -93,7 +93,7 @@ def parse_description(text, where):
         refuse(f'larger than {LARGEST_DESCRIPTION} bytes')
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:    # PyYAML's constructors raise whatever Python's own do
         refuse(f'is no valid YAML ({getattr(error, "problem", None) or "unreadable"})')
     if not isinstance(content, dict):
         refuse('must hold `key: value` lines')

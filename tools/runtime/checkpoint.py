@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import paddle
+
+from runtime.unpickle import shown
 
 FOOTER = b'T2TCKPT1'    # behind it the 32 bytes of the SHA-256
 NAME = re.compile(r'step-(\d+)\.ckpt')
@@ -131,7 +134,7 @@ def _unpack(file, size, path):
     # The checksum guards against accidents, not against strangers, who can compute one.
     try:
         with zipfile.ZipFile(file) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
+            claimed = sum(_claimed_bytes(archive, member) for member in archive.infolist())
         if claimed > size:
             raise ValueError(f'it claims {claimed} bytes and has {size}')
         file.seek(0)
@@ -141,8 +144,18 @@ def _unpack(file, size, path):
         if not isinstance(state, dict):
             raise ValueError('its state is no dict')
     except Exception as error:    # an archive made to hurt can raise nearly anything
-        raise CheckpointError(f'{path}: is no checkpoint of this project ({error})') from error
+        raise CheckpointError(f'{path}: is no checkpoint of this project '
+                              f'({shown(str(error))})') from error
     return arrays, state
+
+
+def _claimed_bytes(archive, member):
+    """What reading a member would take: its size, or that of the array which it says it holds."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    return max(member.file_size, math.prod(shape) * dtype.itemsize)
 
 
 def _digest(file, length=None):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common import resize_grid, resize_pos_embed
-from runtime.weights import WeightsError
+from runtime.weights import WeightsError, shown
 from t2t import T2T_ViT
 from zoo.pit import PiT
 from zoo.t2t_variants import T2T_ViT_Dense, T2T_ViT_Ghost, T2T_ViT_SE
@@ -206,4 +206,4 @@ def _fresh_heads(network, state, wanted):
 
 def _shorten(names, most=6):
     more = f', and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
+    return ', '.join(shown(name, 120) for name in names[:most]) + more
