@@ -10,8 +10,7 @@ import conftest  # noqa: F401
 # isort: split
 import numpy as np
 import paddle
-from official import GOLDEN, image_batch
-from test_golden import FORWARDS, build
+from support.official import FORWARDS, GOLDEN, golden_network, image_batch
 
 
 def largest_difference(found, golden):
@@ -23,7 +22,7 @@ def main():
     print('| --- | --- | --- | --- | --- |')
     for variant in FORWARDS:
         golden = np.load(GOLDEN / f'forward_{variant}.npz')
-        network, size = build(variant)
+        network, size = golden_network(variant)
         network.eval()
         images = image_batch(size)
         with paddle.no_grad():

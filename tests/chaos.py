@@ -42,7 +42,8 @@ import conftest
 import numpy as np
 
 import config as configuration
-from runtime.checkpoint import CheckpointError, Checkpoints, read_checkpoint
+from training.checkpoint import Checkpoints
+from weights.container import CheckpointError, read_checkpoint
 
 ROOT = conftest.ROOT
 SECONDS_TO_END = 240

@@ -1,11 +1,20 @@
-"""What every test needs: `tools/` on the path, as when a command is run, and quiet imports."""
+"""What every test needs: `tools/` on the path, and a process prepared as that of a command."""
 
-import os
 import sys
-import warnings
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / 'tools'))
-os.environ.setdefault('GLOG_minloglevel', '2')
-warnings.filterwarnings('ignore', message='No ccache found')
+sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tests')]
+
+from system import start
+
+start.prepare()
+
+
+@pytest.fixture(scope='module')
+def recipe(tmp_path_factory):
+    """The path of a small training recipe, with all that makes resuming hard."""
+    from support.runs import write_recipe
+    return write_recipe(tmp_path_factory.mktemp('recipe'))

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import conftest
 import paddle
-from test_processes import below, ranks_of
-from test_resume import (
+from support.runs import (
     assert_same_run,
+    below,
     command,
     kill_often,
+    ranks_of,
     wait_for,
     without_roots_rights,
     write_recipe,

@@ -65,8 +65,8 @@ class Weights:
         import build
         import zoo
         from config import load_config
-        from runtime.checkpoint import write_checkpoint
-        from runtime.weights import WeightsError, write_weights
+        from weights.container import write_checkpoint
+        from weights.files import WeightsError, write_weights
         from zoo.vit import ViT
 
         self.documented = (WeightsError,)
@@ -162,7 +162,7 @@ class Weights:
         return mutate.change_bytes(rng, content)
 
     def read(self, case):
-        from runtime.weights import read_weights
+        from weights.files import read_weights
 
         ending, content, part, adapt = case
         path = self.folder / f'weights{ending}'
@@ -180,7 +180,7 @@ class Cifar:
     share, native = 1, False
 
     def __init__(self, folder):
-        from samples import DataError
+        from data import DataError
 
         self.documented = (DataError,)
         self.folder = folder / 'cifar-10-batches-py'
@@ -219,7 +219,7 @@ class Cifar:
         return None, mutate.change_bytes(rng, packed) if rng.random() < 0.3 else packed, split
 
     def read(self, case):
-        from samples import find_classes, find_images
+        from data.sources import find_classes, find_images
 
         name, content, split = case
         if name is None:
@@ -244,7 +244,7 @@ class Lists:
               'x 1 ' * 1000, '\u2028', '\x85 1', '\x1c1 2']
 
     def __init__(self, folder):
-        from samples import DataError
+        from data import DataError
 
         self.documented, self.folder = (DataError,), folder
         self.text = ''.join(f'n{i % 3}/image {i}.JPEG {i % 3}\n' for i in range(20))
@@ -255,7 +255,7 @@ class Lists:
         return pick(rng, [text, text.replace(b'\n', b'\r\n'), b'\xef\xbb\xbf' + text])
 
     def read(self, case):
-        from samples import read_image_list
+        from data.sources import read_image_list
 
         path = self.folder / 'list.txt'
         path.write_bytes(case)
@@ -328,7 +328,8 @@ class Images:
     def __init__(self, folder):
         from PIL import Image
 
-        from dataset import EvalTransform, ImageError, TrainTransform
+        from data.decode import ImageError
+        from data.transforms import EvalTransform, TrainTransform
 
         warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
         self.documented = (ImageError,)
@@ -352,7 +353,7 @@ class Images:
         return data, pick(rng, ['pillow', 'opencv']), int(rng.integers(3)), int(rng.integers(99))
 
     def read(self, case):
-        from dataset import decode_bytes
+        from data.decode import decode_bytes
 
         data, decoder, which, seed = case
         image = decode_bytes(data, 'the image', decoder)
@@ -371,7 +372,7 @@ class Exports:
     def __init__(self, folder):
         import paddle
 
-        import engines
+        from deploy import engines
 
         self.documented, self.engines = (engines.EngineError,), engines
         self.folder = folder / type(self).__name__
@@ -444,7 +445,7 @@ class Onnx:
         import onnx
         from onnx import helper
 
-        import engines
+        from deploy import engines
 
         self.documented, self.engines = (engines.EngineError,), engines
         self.path = folder / 'case.onnx'
@@ -494,8 +495,8 @@ class Http:
         import paddle
 
         import serve
-        from dataset import EvalTransform
-        from runtime.batcher import Batcher
+        from data.transforms import EvalTransform
+        from deploy.batcher import Batcher
 
         self.documented = ()
         classifier = serve.Classifier(StubNetwork(paddle), EvalTransform(8), ['a', 'b', 'c'], 3)
@@ -585,7 +586,7 @@ class Sockets(Http):
     def __init__(self, folder):
         (folder / 'sockets').mkdir()
         super().__init__(folder / 'sockets')
-        from runtime import web
+        from deploy import web
 
         listener = web.listen('127.0.0.1', 0)
         self.address = listener.getsockname()

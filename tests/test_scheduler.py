@@ -6,12 +6,12 @@ import numpy as np
 import paddle
 import pytest
 from conftest import ROOT
-from official import GOLDEN
+from support.official import GOLDEN
 
 import build
 from config import ConfigError, load_config
-from runtime import distributed
 from scheduler import Schedule, format_rate, learning_rate
+from system import distributed
 
 
 def rates(path, epochs):

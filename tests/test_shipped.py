@@ -13,8 +13,9 @@ from conftest import ROOT
 
 import build
 from config import KEYS, load_config
-from dataset import EvalTransform, decode_image
-from runtime.weights import read_weights
+from data.decode import decode_image
+from data.transforms import EvalTransform
+from weights.files import read_weights
 
 WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
 RESOLVED = ROOT / 'output' / 't2t_vit_7_lit_data.yaml'

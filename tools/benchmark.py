@@ -25,7 +25,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime import cpu  # before paddle, which reads what it sets
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
 import numpy as np
@@ -33,8 +35,8 @@ import paddle
 
 import build
 import config as configuration
-import engines
-from runtime import command
+from deploy import engines
+from system import command
 from zoo.macs import count_macs, total_macs
 
 SCHEMA = 2
@@ -272,7 +274,7 @@ def machine(threads):
             versions[name] = importlib.metadata.version(name)
     has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     return dict(cpu=_cpu_info('model name') or platform.processor() or platform.machine(),
-                cores=cpu.available_cores(), threads=threads, bfloat16=has_bfloat16(),
+                cores=start.available_cores(), threads=threads, bfloat16=has_bfloat16(),
                 gpu=paddle.device.cuda.get_device_name() if has_gpu else None,
                 system=f'{platform.system()} {platform.release()}', versions=versions)
 
@@ -546,9 +548,9 @@ def main(arguments):
                         help='turns of each engine (default: 5)')
     parser.add_argument('--repeats', type=at_least(1), default=10, metavar='N',
                         help='timed calls in a turn, after one that is not timed (default: 10)')
-    parser.add_argument('--threads', type=at_least(1), default=cpu.threads(), metavar='N',
+    parser.add_argument('--threads', type=at_least(1), default=start.threads(), metavar='N',
                         help='threads of each engine (default: all cores)')
-    parser.add_argument('--workers', type=at_least(0), default=cpu.available_cores(), metavar='N',
+    parser.add_argument('--workers', type=at_least(0), default=start.available_cores(), metavar='N',
                         help='most loader processes; 0 to N are measured (default: all cores)')
     parser.add_argument('--timeout', type=at_least(1), default=600, metavar='SECONDS',
                         help='longest wait for one turn of an engine (default: 600)')

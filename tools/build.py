@@ -11,11 +11,13 @@ from pathlib import Path
 
 import paddle
 
-import dataset
-import samples
 import zoo
 from config import ROOT, ConfigError, Model, project_path
-from engines import EngineError, is_export, load_engine
+from data import sources
+from data.loader import Loader
+from data.transforms import EvalTransform, TrainTransform
+from dataset import EpochBatchSampler, ImageDataset
+from deploy.engines import EngineError, is_export, load_engine
 from recipe.augment import ColorJitter, RandomErasing, auto_augment
 from recipe.batch import BatchTransform
 from recipe.ema import Ema
@@ -25,13 +27,14 @@ from recipe.mixup import Mixup
 from recipe.optimizer import build_optimizer
 from recipe.precision import Precision
 from recipe.teacher import ExportedTeacher
-from runtime import distributed
-from runtime.weights import WeightsError
 from scheduler import Schedule, constant_rates, format_rate, learning_rate
+from system import distributed
 from t2t import T2T_ViT
+from weights.files import WeightsError
 from zoo.names import weights_for
 
 T2T_KEYS = ('TOKENS_TYPE', 'TOKEN_DIM', 'SOFT_SPLITS')    # of MODEL; FROZEN does no harm
+EXAMPLE_IMAGE = ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'    # a plate
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
 
 
@@ -185,7 +188,7 @@ def weights_path(config, given=None):
 
 def eval_transform(config):
     data = config.DATA
-    return dataset.EvalTransform(config.MODEL.IMAGE_SIZE, data.EVAL_TRANSFORM,
+    return EvalTransform(config.MODEL.IMAGE_SIZE, data.EVAL_TRANSFORM,
                                  data.EVAL_CROP_RATIO, data.EVAL_INTERPOLATION,
                                  data.MEAN, data.STD)
 
@@ -197,7 +200,7 @@ def train_transform(config):
                                        data.TRAIN_INTERPOLATION))
     elif data.COLOR_JITTER:
         operations.append(ColorJitter(data.COLOR_JITTER))
-    return dataset.TrainTransform(config.MODEL.IMAGE_SIZE, data.TRAIN_SCALE, data.TRAIN_RATIO,
+    return TrainTransform(config.MODEL.IMAGE_SIZE, data.TRAIN_SCALE, data.TRAIN_RATIO,
                                   data.TRAIN_INTERPOLATION, data.FLIP, operations,
                                   data.TRAIN_CROP)
 
@@ -235,14 +238,14 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, split
     folder = project_path(folder)
     # A class that validation lacks must not shift the numbers of the others.
     classes = None if split == 'train' or list_file else training_classes(config)
-    found = samples.find_images(folder, project_path(list_file) if list_file else None,
+    found = sources.find_images(folder, project_path(list_file) if list_file else None,
                                 class_ids(config), config.MODEL.NUM_CLASSES, split, classes)
-    images = dataset.ImageDataset(found.samples, transform, config.DATA.DECODER,
+    images = ImageDataset(found.samples, transform, config.DATA.DECODER,
                                   config.TRAIN.SEED, folder, bad_images, found.pixels)
-    sampler = dataset.EpochBatchSampler(
+    sampler = EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         seed=config.TRAIN.SEED, **order)
-    return dataset.Loader(images, sampler, num_workers, config.DATA.SHARED_MEMORY)
+    return Loader(images, sampler, num_workers, config.DATA.SHARED_MEMORY)
 
 
 def batch_transform(config):
@@ -443,7 +446,7 @@ def class_names(config, metadata=None):
         return names
     if count == 1000:
         return [name for _, name in _imagenet_classes()]
-    classes = samples.find_classes(project_path(config.DATA_PATH.TRAIN_DATASET_PATH))
+    classes = sources.find_classes(project_path(config.DATA_PATH.TRAIN_DATASET_PATH))
     return list(classes) if len(classes) == count else []
 
 
@@ -455,7 +458,7 @@ def training_classes(config):
     paths = config.DATA_PATH
     if paths.TRAIN_DATASET_LABEL_PATH:
         return {}
-    classes = samples.find_classes(project_path(paths.TRAIN_DATASET_PATH))
+    classes = sources.find_classes(project_path(paths.TRAIN_DATASET_PATH))
     known = class_ids(config)
     return known if classes and known and classes.keys() <= known.keys() else classes
 

@@ -17,7 +17,9 @@ network, if none of its weights is missing, gave the same logits with both, bit 
 import collections
 from pathlib import Path
 
-from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
 import numpy as np
@@ -26,9 +28,8 @@ import paddle
 import build
 import config as configuration
 import zoo
-from runtime import command
-from runtime.unpickle import shown
-from runtime.weights import (
+from system import command
+from weights.files import (
     PARTS,
     WRITERS,
     WeightsError,
@@ -36,6 +37,7 @@ from runtime.weights import (
     widened,
     write_weights,
 )
+from weights.unpickle import shown
 from zoo import names
 
 LAYOUTS = {'.pdparams': 'paddle', '.pth': 'pytorch'}    # those of .safetensors have either

@@ -15,7 +15,9 @@ import os
 import shutil
 from pathlib import Path
 
-from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
 import numpy as np
@@ -25,11 +27,10 @@ from paddle.nn import functional as F
 
 import build
 import config as configuration
-import engines
-import legacy
-from dataset import decode_image
-from runtime import command
-from zoo.simplify import simplified
+from data.decode import decode_image
+from deploy import engines, old_graph
+from deploy.simplify import simplified
+from system import command
 
 OPSETS = range(13, 20)    # that every version of paddle2onnx below writes
 # Which paddle2onnx works with which Paddle; other pairs fail or crash the process.
@@ -125,8 +126,8 @@ def write_graph(deployed, description, folder):
     size = description.image_size
     images = paddle.static.InputSpec([None, 3, size, size], 'float32', name=description.input)
     paddle.jit.save(deployed, str(folder / 'inference'), input_spec=[images])
-    if description.format == 'paddle' and legacy.needed():
-        legacy.add_graph(deployed, folder, [images])
+    if description.format == 'paddle' and old_graph.needed():
+        old_graph.add_graph(deployed, folder, [images])
     (folder / 'inference.pdiparams.info').unlink(missing_ok=True)    # for training on, in 2.6
     description.paddle = paddle.__version__
     (folder / engines.DESCRIPTION).write_text(description.text(), encoding='utf-8')

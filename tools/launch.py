@@ -16,14 +16,16 @@ import sys
 import time
 from pathlib import Path
 
-from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
 from paddle.distributed.launch import controllers
 from paddle.distributed.launch.context import Context
 
-from runtime import LAUNCHER
-from runtime.command import LAST_WORDS
+from system.command import LAST_WORDS
+from system.start import LAUNCHER
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SECONDS_FOR_LAST_WORDS = 3     # of the others, when one has failed

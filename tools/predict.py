@@ -3,13 +3,13 @@
     python tools/predict.py photo.jpg holiday/ 'scans/*.png' --top-k 3
 """
 
-import glob
 import json
 import os
 import sys
-from pathlib import Path
 
-from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
 import numpy as np
@@ -18,28 +18,9 @@ from paddle.nn import functional as F
 
 import build
 import config as configuration
-import engines
-from dataset import ImageError, decode_image
-from runtime import command
-from samples import IMAGE_EXTENSIONS
-
-PLATE = configuration.ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'
-
-
-def find_images(names):
-    """Expand files, folders (with all below them) and globs, in the order they were given."""
-    found = []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            found += sorted(str(file) for file in path.rglob('*')
-                            if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file())
-        elif path.exists():
-            found.append(name)
-        else:
-            # A name that matches nothing stays, and is reported as a file that can't be read.
-            found += sorted(glob.glob(name, recursive=True)) or [name]
-    return found
+from data.decode import ImageError, decode_image, image_files
+from deploy import engines
+from system import command
 
 
 def predict(network, transform, paths, decoder='pillow', batch_size=16):
@@ -50,9 +31,9 @@ def predict(network, transform, paths, decoder='pillow', batch_size=16):
         or None and an ImageError for a file that is no image.
     """
     network.eval()
-    for start in range(0, len(paths), batch_size):
+    for first in range(0, len(paths), batch_size):
         results = []
-        for path in paths[start:start + batch_size]:
+        for path in paths[first:first + batch_size]:
             try:
                 results.append((path, transform(decode_image(path, decoder)), None))
             except ImageError as error:
@@ -66,20 +47,11 @@ def predict(network, transform, paths, decoder='pillow', batch_size=16):
             yield path, None if error else next(probabilities), error
 
 
-def top_k(probabilities, names, k):
-    """The k most probable classes, best first: dicts of class_id, name and probability.
-
-    k is cut to the number of classes; a class that nobody named has an empty name.
-    """
-    best = np.argsort(-probabilities, kind='stable')[:k]
-    return [dict(class_id=int(label), name=names[label] if names else '',
-                 probability=float(probabilities[label])) for label in best]
-
-
 def main(arguments):
     parser = command.parser(__doc__)
     configuration.add_arguments(parser)
-    parser.add_argument('images', nargs='*', default=[os.path.relpath(PLATE)], metavar='IMAGE',
+    parser.add_argument('images', nargs='*', metavar='IMAGE',
+                        default=[os.path.relpath(build.EXAMPLE_IMAGE)],
                         help='file, folder or glob (default: a plate of lit_data)')
     engines.add_arguments(parser)
     parser.add_argument('--top-k', type=int, default=5, metavar='K',
@@ -89,7 +61,7 @@ def main(arguments):
     if options.top_k < 1:
         raise command.UsageError(f'--top-k {options.top_k}: show at least 1 class')
     config = configuration.load_config(options.config, options.override)
-    paths = find_images(options.images)
+    paths = image_files(options.images)
     if not paths:
         raise command.UsageError(f'{" ".join(options.images)}: no images in there')
     network, transform, names = build.open_model(
@@ -104,7 +76,7 @@ def main(arguments):
             if options.json:
                 print(json.dumps(dict(image=path, error=str(error))))
             continue
-        classes = top_k(probabilities, names, options.top_k)
+        classes = engines.top_k(probabilities, names, options.top_k)
         if options.json:
             print(json.dumps(dict(image=path, class_id=classes[0]['class_id'], top=classes)))
             continue

@@ -32,7 +32,9 @@ from email.message import Message
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from runtime import cpu
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
 import numpy as np
@@ -40,17 +42,15 @@ import paddle
 from paddle.nn import functional as F
 from PIL import Image
 
-import attention
 import build
 import config as configuration
-import engines
-from dataset import ImageError, decode_bytes, printable
-from predict import top_k
-from runtime import command
-from runtime.batcher import Batcher, Full
-from runtime.signals import StopRequest
+from data.decode import ImageError, decode_bytes, printable
+from deploy import engines, rollout
+from deploy.batcher import Batcher, Full
+from system import command
+from training.signals import StopRequest
 
-PAGE = Path(__file__).with_suffix('.html')
+PAGE = Path(__file__).parent / 'deploy' / 'page.html'
 LARGEST_PART_HEADER = 4096    # bytes
 SAFETY = [
     ('X-Content-Type-Options', 'nosniff'), ('Referrer-Policy', 'no-referrer'),
@@ -71,7 +71,7 @@ class Classifier:
 
     Args:
         network: a network of the zoo, or an engines.Engine.
-        transform: its dataset.EvalTransform.
+        transform: its data.transforms.EvalTransform.
         names: class names, or an empty list.
         places: how many classes to tell.
     """
@@ -86,7 +86,7 @@ class Classifier:
     def warm_up(self):
         """Run once, so that the first request need not wait, and see whether attention shows."""
         # Paddle's number of threads is one of the calling thread, and this is a new one.
-        paddle.base.core.set_num_threads(cpu.threads())
+        paddle.base.core.set_num_threads(start.threads())
         self.network.eval()
         size = self.transform.image_size
         blank = np.zeros((1, 3, size, size), dtype='float32')
@@ -95,7 +95,7 @@ class Classifier:
                                  'the weights it was exported from (--engine paddle)')
         else:
             try:
-                attention.forward_with_attention(self.network, blank)
+                rollout.forward_with_attention(self.network, blank)
             except ValueError as error:
                 self.no_attention = str(error)
         self.run([(blank[0], False)])
@@ -109,25 +109,25 @@ class Classifier:
         images = np.stack([image for image, _ in items])
         rollouts = [None] * len(items)
         if any(wanted for _, wanted in items):
-            logits, rollouts, _ = attention.forward_with_attention(self.network, images)
+            logits, rollouts, _ = rollout.forward_with_attention(self.network, images)
         else:
             with paddle.no_grad():
                 logits = self.network(paddle.to_tensor(images))     # (B, num_classes)
         return list(zip(F.softmax(logits, axis=1).numpy(), rollouts))
 
-    def answer(self, photo, probabilities, rollout, wanted):
+    def answer(self, photo, probabilities, attention, wanted):
         """The JSON object of one image."""
-        best = top_k(probabilities, self.names, self.places)
+        best = engines.top_k(probabilities, self.names, self.places)
         result = dict(class_id=best[0]['class_id'], top=best)
-        if wanted and rollout is None:
+        if wanted and attention is None:
             result['attention'] = dict(available=False, reason=self.no_attention)
         elif wanted:
-            box = attention.seen_box(self.transform, photo.size)
+            box = rollout.seen_box(self.transform, photo.size)
             png = io.BytesIO()
-            attention.overlay(photo, rollout, box).save(png, 'PNG')
+            rollout.overlay(photo, attention, box).save(png, 'PNG')
             result['attention'] = dict(
                 available=True, rollout=[[round(float(share), 6) for share in row]
-                                         for row in rollout],
+                                         for row in attention],
                 overlay='data:image/png;base64,' + base64.b64encode(png.getvalue()).decode())
         return result
 
@@ -137,7 +137,7 @@ class Application:
 
     Args:
         classifier: a Classifier that has warmed up.
-        batcher: a runtime.batcher.Batcher around its `run`.
+        batcher: a deploy.batcher.Batcher around its `run`.
         about: what /health tells of the model, a dict.
         limits: the namespace of the command's options.
         decoder: DATA.DECODER.
@@ -150,7 +150,7 @@ class Application:
         self.limits = limits
         self.decoder = decoder
         # More decoders than cores would only cost memory: 40 million pixels are 120 MB each.
-        self.decoders = threading.BoundedSemaphore(cpu.available_cores())
+        self.decoders = threading.BoundedSemaphore(start.available_cores())
         self.page = PAGE.read_bytes()
         self.page_headers = [('Content-Type', 'text/html; charset=utf-8'),
                              ('Content-Security-Policy', content_security_policy(self.page))]
@@ -426,7 +426,7 @@ def parse_options(arguments):
 def main(arguments):
     options = parse_options(arguments)
     try:
-        from runtime import web
+        from deploy import web
     except ImportError as error:
         raise command.UsageError(f'tools/serve.py needs the package waitress ({error}): '
                                  'pip install -r requirements-deploy.txt') from error

@@ -18,32 +18,29 @@ import time
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from runtime import cpu  # before paddle, which reads what it sets
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
 import paddle
 
 import build
 import config as configuration
-from dataset import DataError, LoaderError, name_bad_images
+from data import DataError
+from data.decode import name_bad_images
+from data.loader import LoaderError
+from data.sources import label_warnings
 from recipe.loss import labels_of, logits_of
 from recipe.optimizer import clip_gradients
-from runtime import command, distributed
-from runtime.checkpoint import (
-    Checkpoints,
-    capture,
-    claim,
-    compare_runs,
-    read_checkpoint,
-    restore,
-    step_seed,
-)
-from runtime.logger import RunLog, progress
-from runtime.signals import Stopped, StopRequest
-from runtime.weights import write_weights
-from samples import label_warnings
 from scheduler import format_rate
+from system import command, distributed
+from training.checkpoint import Checkpoints, capture, claim, compare_runs, restore, step_seed
+from training.log import RunLog, progress
+from training.signals import Stopped, StopRequest
 from val import evaluate
+from weights.container import read_checkpoint
+from weights.files import write_weights
 
 STARTED = time.monotonic()    # of the job, for TRAIN.TIME_LIMIT_HOURS
 STEPS_BETWEEN_AGREEMENTS = 10    # with several processes, which must stop at the same step
@@ -502,7 +499,7 @@ class Run:
                 f'{len(self.train_loader.dataset):,} training and '
                 f'{len(self.eval_loader.dataset):,} validation images; '
                 f'{distributed.world_size()} process(es) of {config.TRAIN.TRAIN_BATCH_SIZE} '
-                f'images a step{groups}, {cpu.threads()} thread(s) each', *lines,
+                f'images a step{groups}, {start.threads()} thread(s) each', *lines,
                 build.describe_rate(config),
                 *(f'warning: {line}' for line in label_warnings(
                     self.train_loader.dataset.samples, self.eval_loader.dataset.samples))]
@@ -576,7 +573,7 @@ def prepare_folder(folder):
 def environment():
     """What a log must name for its figures to mean something."""
     return dict(paddle=paddle.__version__, python=platform.python_version(),
-                device=paddle.device.get_device(), threads=cpu.threads(),
+                device=paddle.device.get_device(), threads=start.threads(),
                 processes=distributed.world_size())
 
 

@@ -6,7 +6,9 @@
 
 import time
 
-from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
 import paddle
@@ -14,10 +16,11 @@ from paddle.nn import functional as F
 
 import build
 import config as configuration
-import engines
-from dataset import DataError, name_bad_images
-from runtime import command, distributed
-from runtime.logger import progress, say
+from data import DataError
+from data.decode import name_bad_images
+from deploy import engines
+from system import command, distributed
+from training.log import progress, say
 
 
 def evaluate(network, loader, log_every=0, skip_bad=False):

@@ -10,16 +10,16 @@ import os
 import sys
 from pathlib import Path
 
-from runtime import cpu  # noqa: F401  # before paddle, which reads what it sets
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
-import attention
 import build
 import config as configuration
-import engines
-from dataset import ImageError, decode_image
-from predict import PLATE, find_images
-from runtime import command
+from data.decode import ImageError, decode_image, image_files
+from deploy import engines, rollout
+from system import command
 
 
 def free_names(paths):
@@ -37,19 +37,20 @@ def free_names(paths):
 
 def pictures(network, transform, image, feature_maps):
     """Yield (what is shown, PIL image) for one PIL RGB image."""
-    _, rollout, record = attention.forward_with_attention(network, transform(image)[None])
-    box = attention.seen_box(transform, image.size)
-    yield 'attention', attention.overlay(image, rollout[0], box)
+    _, flow, record = rollout.forward_with_attention(network, transform(image)[None])
+    box = rollout.seen_box(transform, image.size)
+    yield 'attention', rollout.overlay(image, flow[0], box)
     if feature_maps:
         for layer, grid in record.feature_maps.items():    # (1, C, side, side)
             strength = grid.abs().mean(axis=1)[0].numpy()
-            yield layer.rpartition('.')[2], attention.overlay(image, strength, box)
+            yield layer.rpartition('.')[2], rollout.overlay(image, strength, box)
 
 
 def main(arguments):
     parser = command.parser(__doc__)
     configuration.add_arguments(parser)
-    parser.add_argument('images', nargs='*', default=[os.path.relpath(PLATE)], metavar='IMAGE',
+    parser.add_argument('images', nargs='*', metavar='IMAGE',
+                        default=[os.path.relpath(build.EXAMPLE_IMAGE)],
                         help='file, folder or glob (default: a plate of lit_data)')
     parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
     parser.add_argument('--out', default='output/attention', metavar='FOLDER',
@@ -62,7 +63,7 @@ def main(arguments):
     if engines.is_export(weights):
         raise command.UsageError(f'{weights}: an exported graph gives logits only; name the '
                                  'weights that it was exported from')
-    paths = find_images(options.images)
+    paths = image_files(options.images)
     if not paths:
         raise command.UsageError(f'{" ".join(options.images)}: no images in there')
     folder = Path(options.out)

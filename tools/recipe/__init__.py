@@ -1,0 +1,12 @@
+"""What does a recipe add?
+
+    augment      operations on one image: AutoAugment, RandAugment, jitter, erasing
+    batch        from the loader's pixels to the network's input
+    mixup        mixup and cutmix
+    loss         cross entropy, distillation
+    teacher      an exported program as the teacher
+    optimizer    SGD and AdamW, what decays, clipping
+    freeze       parts that do not train
+    ema          averages of the weights
+    precision    mixed precision, loss scale
+"""

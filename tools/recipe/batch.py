@@ -49,7 +49,7 @@ class BatchTransform:
         rng = np.random.default_rng((self.seed, epoch, step, self.rank, STREAM))
         if self.mixup and not 0 < self.mixup_off_epoch <= epoch:
             images, labels = self.mixup(images, labels, rng)
-        # The same two float32 operations as dataset.normalise, so the same bits.
+        # The same two float32 operations as data.transforms.normalise, so the same bits.
         images = images.astype('float32') * self.scale - self.shift
         if self.erase:
             images = self.erase(images, rng)

@@ -1,4 +1,13 @@
-"""Every network by name, `create_model('t2t_vit_7')`, and named weights into it."""
+"""Which networks are there?
+
+`create_model('t2t_vit_7')` makes one; `load_state` puts named weights into it.
+
+    t2t_variants    squeeze-and-excitation, ghost and dense T2T-ViT
+    vit             ViT and DeiT
+    pit             PiT
+    names           tensor names in other people's files
+    macs            multiply-accumulates
+"""
 
 import difflib
 from dataclasses import dataclass
@@ -6,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common import resize_grid, resize_pos_embed
-from runtime.weights import WeightsError, shown
 from t2t import T2T_ViT
+from weights.files import WeightsError, shown
 from zoo.pit import PiT
 from zoo.t2t_variants import T2T_ViT_Dense, T2T_ViT_Ghost, T2T_ViT_SE
 from zoo.vit import ViT

@@ -17,7 +17,7 @@ import re
 
 import paddle
 
-from runtime.weights import WeightsError, read_weights
+from weights.files import WeightsError, read_weights
 from zoo import MODELS, create_model, load_state
 
 # naming: (pattern, replacement) in order, each applied once to every name.

@@ -1,0 +1,496 @@
+"""Images that cannot be read and workers that die: who is told, what is counted, what is left."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import build
+from config import load_config
+from data import DataError
+from data.decode import ImageError, decode_image, name_bad_images
+from data.loader import Loader, LoaderError
+from data.sources import find_images
+from data.transforms import EvalTransform, TrainTransform
+from dataset import EpochBatchSampler, ImageDataset
+from system import command
+from train import report_bad_images
+from weights.files import write_weights
+
+FINAL_LINE = re.compile(r'ImageNet final val acc is:(\d\.\d{4})')
+
+# How each bad image begins its class, and what is said of it.
+REASONS = {
+    'empty.jpg': 'the file is empty',
+    'half.jpg': 'truncated',
+    'text.jpg': 'not an image of a known format',
+    'bomb.jpg': 'decompression bomb',
+    'folder.jpg': 'not a regular file',
+    'pipe.jpg': 'not a regular file',
+    'device.jpg': 'not a regular file',
+    'huge.jpg': 'too large an image file',
+    'missing.jpg': 'No such file',
+    '../outside.jpg': 'leads out of',
+    'ab\x1b[31m.jpg': 'the file is empty',
+}
+
+
+def shown(name):
+    return name.replace('\x1b', '\\x1b')
+
+
+def png_header(width, height):
+    """A PNG whose header claims any size, followed by next to nothing."""
+    def chunk(kind, data):
+        return (struct.pack('>I', len(data)) + kind + data
+                + struct.pack('>I', zlib.crc32(kind + data)))
+
+    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0,
+                                                              0, 0))
+            + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b''))
+
+
+def write_image(path, seed):
+    pixels = np.random.RandomState(seed).randint(0, 256, (40, 50, 3)).astype('uint8')
+    Image.fromarray(pixels).save(path, 'JPEG')
+
+
+def write_bad_images(folder):
+    write_image(folder / 'half.jpg', 0)
+    os.truncate(folder / 'half.jpg', 900)
+    (folder / 'empty.jpg').touch()
+    (folder / 'ab\x1b[31m.jpg').touch()
+    (folder / 'text.jpg').write_text('a text, and no image')
+    (folder / 'bomb.jpg').write_bytes(png_header(60000, 60000))
+    (folder / 'folder.jpg').mkdir()
+    (folder / 'device.jpg').symlink_to('/dev/zero')
+    os.mkfifo(folder / 'pipe.jpg')
+    (folder / 'huge.jpg').touch()
+    os.truncate(folder / 'huge.jpg', 1 << 40)
+    write_image(folder.parent / 'outside.jpg', 0)
+
+
+def write_list(path, names):
+    """Write a list of names with the classes 0, 1, 2, 0, 1, 2, ..."""
+    path.write_text(''.join(f'{name} {index % 3}\n' for index, name in enumerate(names)))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """30 good and 11 bad images of three classes, in one folder, and lists for both parts."""
+    folder = tmp_path_factory.mktemp('data')
+    images = folder / 'images'
+    images.mkdir()
+    write_bad_images(images)
+    good = [f'{index}.jpg' for index in range(30)]
+    for index, name in enumerate(good):
+        write_image(images / name, index)
+    mixed = [*good[:17], *REASONS, *good[17:]]
+    write_list(folder / 'mixed.txt', mixed)
+    # The same with every bad image replaced by hand: three places on is the next of its class.
+    replaced = list(mixed)
+    for index in reversed(range(len(mixed))):
+        if mixed[index] in REASONS:
+            replaced[index] = replaced[index + 3]
+    write_list(folder / 'replaced.txt', replaced)
+    (folder / 'recipe.yaml').write_text(f'''
+DATA_PATH:
+    TRAIN_DATASET_PATH: {images}
+    TRAIN_DATASET_LABEL_PATH: {folder}/mixed.txt
+    VAL_DATASET_PATH: {images}
+    VAL_DATASET_LABEL_PATH: {folder}/replaced.txt
+MODEL: {{NUM_CLASSES: 3, IMAGE_SIZE: 32}}
+TRAIN: {{TRAIN_BATCH_SIZE: 8, VAL_BATCH_SIZE: 8, TRAIN_NUM_WORKS: 2, VAL_NUM_WORKS: 2, LOG_EVERY: 2,
+        VISUALDL: false, MAX_BAD_IMAGES: 0.5}}
+SCHEDULER: {{NUM_EPOCHS: 2, WARMUP_EPOCHS: 1, BASE_LR: 1e-3}}
+''')
+    network = build.network(load_config(folder / 'recipe.yaml'))
+    write_weights(folder / 'weights.pdparams', network.state_dict(), {})
+    return folder
+
+
+def run(*arguments, code=0):
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True,
+                          timeout=120, cwd=ROOT)
+    assert (done.returncode == code) if code is not None else done.returncode, \
+        done.stdout + done.stderr
+    return done
+
+
+def launch(folder, *arguments, code=0):
+    """Run a command as two processes."""
+    return run('-m', 'paddle.distributed.launch', '--nproc_per_node', 2, '--log_level', 'ERROR',
+               '--log_dir', folder, *arguments, code=code)
+
+
+def train(data, output, *overrides):
+    return ['tools/train.py', '-c', data / 'recipe.yaml', '-o', f'TRAIN.OUTPUT_DIR={output}',
+            *overrides]
+
+
+def validate(data, *options):
+    return ['tools/val.py', '-c', data / 'recipe.yaml', '--weights', data / 'weights.pdparams',
+            *options, '-o', f'DATA_PATH.VAL_DATASET_LABEL_PATH={data}/mixed.txt']
+
+
+def epochs_of(output):
+    records = [json.loads(line) for line in (output / 'log.jsonl').read_text().splitlines()]
+    return [record for record in records if record['event'] == 'epoch']
+
+
+def check_every_bad_image_is_named_once(text):
+    for name, reason in REASONS.items():
+        pattern = f'skipped image [^\n]*/images/{re.escape(shown(name))}: [^\n]*{re.escape(reason)}'
+        assert len(re.findall(pattern, text)) == 1, (name, text)
+    assert text.count('skipped image') == len(REASONS)
+
+
+# ---- one image
+
+def test_every_kind_of_bad_image_is_an_image_error(data):
+    for name, reason in REASONS.items():
+        path = f'{data}/images/{name}'
+        with pytest.raises(ImageError) as caught:
+            decode_image(path, root=f'{data}/images')
+        assert str(caught.value).startswith(f'{path}: ') and reason in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+def test_a_file_without_permission(tmp_path):
+    write_image(tmp_path / 'a.jpg', 0)
+    (tmp_path / 'a.jpg').chmod(0)
+    with pytest.raises(ImageError, match='Permission denied'):
+        decode_image(tmp_path / 'a.jpg')
+
+
+def samples_of(data, name):
+    return find_images(str(data / 'images'), data / name).samples
+
+
+def images_of(data, name='mixed.txt', bad_images='replace', transform=None):
+    return ImageDataset(samples_of(data, name), transform or TrainTransform(16), seed=3,
+                        root=str(data / 'images'), bad_images=bad_images)
+
+
+def test_a_bad_image_is_replaced_by_the_next_of_its_class(data):
+    found, expected = images_of(data), images_of(data, 'replaced.txt', 'raise')
+    for epoch in (0, 1):
+        for index in range(len(found)):
+            image, label = found[epoch, index]
+            np.testing.assert_array_equal(image, expected[epoch, index][0])
+            assert label == index % 3
+
+
+def test_after_the_last_image_of_a_class_comes_the_first(tmp_path):
+    samples = [(f'{tmp_path}/{index}.jpg', index % 2) for index in range(6)]
+    for path, _ in samples[:3]:
+        write_image(path, int(path[-5]))
+    images = ImageDataset(samples, EvalTransform(16), bad_images='replace')
+    for index, (_, label) in enumerate(samples):
+        first_good = {0: {0: 0, 2: 2, 4: 0}, 1: {1: 1, 3: 1, 5: 1}}[label][index]
+        np.testing.assert_array_equal(images[index][0], images[first_good][0])
+    os.remove(samples[1][0])
+    with pytest.raises(ImageError, match='no image of class 1 can be read: .*/3.jpg: .*/5.jpg: '):
+        images[3]
+
+
+def test_a_blank_takes_the_place_of_an_image_in_validation(data):
+    image, label = images_of(data, bad_images='blank')[17]
+    assert label == -1 and image.shape == (3, 16, 16) and not image.any()
+
+
+@pytest.mark.parametrize('num_workers', [0, 1, 3])
+def test_the_number_of_workers_changes_nothing(data, num_workers):
+    def batches(num_workers, images):
+        sampler = EpochBatchSampler(images, 4, 1, 0, shuffle=True, seed=1)
+        loader = Loader(images, sampler, num_workers)
+        return [batch for batch in loader], loader.bad_images
+
+    expected, _ = batches(0, images_of(data, 'replaced.txt', 'raise'))
+    found, bad = batches(num_workers, images_of(data))
+    assert bad.keys() == {f'{data}/images/{name}' for name in REASONS}
+    for one, other in zip(expected, found):
+        np.testing.assert_array_equal(one[0].numpy(), other[0].numpy())
+        np.testing.assert_array_equal(one[1].numpy(), other[1].numpy())
+    assert len(found) == len(expected) == 11
+
+
+# ---- training
+
+def test_training_goes_on_and_names_what_it_skipped(data, tmp_path):
+    process = run(*train(data, tmp_path / 'run'))
+    check_every_bad_image_is_named_once(process.stdout)
+    assert [epoch['bad_images'] for epoch in epochs_of(tmp_path / 'run')] == [11, 11]
+    assert process.stdout.count('bad images in epoch 1: 11, each replaced') == 1
+    assert FINAL_LINE.fullmatch(process.stdout.splitlines()[-1])
+
+    # A second way: in the calling process, on a list in which they are replaced already.
+    by_hand = run(*train(data, tmp_path / 'by hand', 'TRAIN.TRAIN_NUM_WORKS=0',
+                         f'DATA_PATH.TRAIN_DATASET_LABEL_PATH={data}/replaced.txt'))
+    assert 'bad image' not in by_hand.stdout and 'skipped' not in by_hand.stdout
+    assert [epoch['bad_images'] for epoch in epochs_of(tmp_path / 'by hand')] == [0, 0]
+    one, other = (paddle.load(str(tmp_path / name / 'last.pdparams'), return_numpy=True)
+                  for name in ('run', 'by hand'))
+    for name in one:
+        if not name.endswith('@@'):
+            np.testing.assert_array_equal(one[name], other[name], name)
+
+
+def test_two_processes_count_together(data, tmp_path):
+    process = launch(tmp_path / 'log', *train(data, tmp_path / 'run', 'TRAIN.TRAIN_BATCH_SIZE=4'))
+    check_every_bad_image_is_named_once(process.stdout)
+    assert [epoch['bad_images'] for epoch in epochs_of(tmp_path / 'run')] == [11, 11]
+
+
+def test_more_than_the_configured_share_stops_every_process(data, tmp_path):
+    overrides = ['TRAIN.TRAIN_BATCH_SIZE=21', 'TRAIN.MAX_BAD_IMAGES=0.2']
+    process = launch(tmp_path / 'log', *train(data, tmp_path / 'run', *overrides), code=None)
+    assert 'ImageNet' not in process.stdout
+    for rank in (0, 1):
+        last = (tmp_path / 'log' / f'workerlog.{rank}').read_text()
+        assert 'error: 11 of 41 training images cannot be read, more than the share of 0.2' in last
+        assert '; and 8 more' in last and 'TRAIN.MAX_BAD_IMAGES' in last
+
+    process = run(*train(data, tmp_path / 'alone', 'TRAIN.MAX_BAD_IMAGES=0'), code=2)
+    assert re.fullmatch(r'error: \d+ of 41 training images .*: .*/images/.*\n', process.stderr)
+    assert not (tmp_path / 'alone' / 'last.pdparams').exists()
+
+
+class Lines:
+    def __init__(self):
+        self.said = []
+
+    def say(self, line):
+        self.said.append(line)
+
+
+@pytest.mark.parametrize('bad, limit, stops', [
+    (0, 0, False), (1, 0, True), (29, 0.29, False), (30, 0.29, True), (100, 1, False)])
+def test_the_share_is_one_of_the_list_and_counts_files_once(bad, limit, stops):
+    class OneEpoch:
+        dataset = range(100)
+        bad_images = {f'{number:02}.jpg': f'{number:02}.jpg: bad' for number in range(bad)}
+
+    config = load_config('config/lit_data.yaml', [f'TRAIN.MAX_BAD_IMAGES={limit}'])
+    known, log = {}, Lines()
+    for _ in range(2):
+        if stops:
+            with pytest.raises(DataError, match=f'^{bad} of 100 training images .*00.jpg: bad'):
+                report_bad_images(OneEpoch, known, config, log)
+        else:
+            assert report_bad_images(OneEpoch, known, config, log) == bad
+    assert len(log.said) == bad == len(set(log.said))
+
+
+# ---- validation
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_validation_ends_in_an_error_that_names_them_all(data, tmp_path, processes):
+    if processes == 1:
+        process = run(*validate(data), code=2)
+        said = process.stderr
+        assert len(said.splitlines()) == 1
+    else:
+        process = launch(tmp_path, *validate(data), code=None)
+        said = (tmp_path / 'workerlog.1').read_text()
+    assert 'error: 11 of 41 validation images cannot be read' in said and '--skip-bad' in said
+    for name, reason in REASONS.items():
+        assert re.search(f'/images/{re.escape(shown(name))}: [^;]*{re.escape(reason)}', said), name
+    assert 'ImageNet final' not in process.stdout
+
+
+def test_skip_bad_scores_the_others_and_says_how_many_were_left_out(data, tmp_path):
+    config = load_config(data / 'recipe.yaml')
+    network, _ = build.trained_network(config, data / 'weights.pdparams')
+    network.eval()
+    # A second way: the good images alone, as one batch.
+    samples = [(path, label) for path, label in samples_of(data, 'mixed.txt')
+               if path.removeprefix(f'{data}/images/') not in REASONS]
+    images, labels = zip(*ImageDataset(samples, build.eval_transform(config)))
+    logits = network(paddle.to_tensor(np.stack(images))).numpy()
+    loss = (np.log(np.exp(logits).sum(1)) - logits[np.arange(30), labels]).mean()
+    top1 = f'{(logits.argmax(1) == np.array(labels)).mean():.4f}'
+    for process in (run(*validate(data, '--skip-bad')),
+                    launch(tmp_path, *validate(data, '--skip-bad'))):
+        *_, scores, left_out, final = process.stdout.strip().splitlines()
+        assert FINAL_LINE.fullmatch(final).group(1) == top1
+        assert f'loss: {loss:.4f}, 30 images' in scores
+        assert left_out.startswith('left out 11 of 41 images: ')
+        assert all(shown(name) in left_out for name in REASONS)
+
+
+def test_nothing_to_score_is_an_error_even_so(data, tmp_path):
+    write_list(tmp_path / 'list.txt', ['empty.jpg', 'text.jpg'])
+    process = run(*validate(data, '--skip-bad'),
+                  f'DATA_PATH.VAL_DATASET_LABEL_PATH={tmp_path}/list.txt', code=2)
+    assert '2 of 2 validation images' in process.stderr
+
+
+def test_a_long_list_of_names_is_cut():
+    names = [f'{number}.jpg' for number in range(25)]
+    assert name_bad_images(names).endswith('; 19.jpg; and 5 more')
+    assert name_bad_images(names[:20]).endswith('; 19.jpg')
+
+
+# ---- workers
+
+def children_of(pid):
+    return [int(child) for path in Path(f'/proc/{pid}/task').glob('*/children')
+            for child in path.read_text().split()]
+
+
+def gone(pids, seconds=10):
+    """Whether processes are gone, zombies too, and have left nothing in /dev/shm."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(Path(f'/proc/{pid}').exists() for pid in pids):
+            return not [name for name in os.listdir('/dev/shm')
+                        if set(re.findall(r'\d+', name)) & set(map(str, pids))]
+        time.sleep(0.05)
+    return False
+
+
+class OnOneImage(EvalTransform):
+    """Does something else than to transform the image that is 77 pixels wide."""
+
+    def __init__(self, action):
+        super().__init__(16, 'squash')
+        self.action = action
+
+    def __call__(self, image, rng):
+        if image.width == 77:
+            self.action()
+        return super().__call__(image, rng)
+
+
+@pytest.fixture
+def loader(tmp_path):
+    """Make a loader of 40 images, the 23rd of which makes its transform do an action."""
+    for index in range(40):
+        size = (77 if index == 22 else 40, 30)
+        Image.new('RGB', size, (index, 0, 0)).save(tmp_path / f'{index}.jpg')
+    samples = [(f'{tmp_path}/{index}.jpg', index) for index in range(40)]
+
+    def make(action, num_workers=2):
+        images = ImageDataset(samples, OnOneImage(action), bad_images='replace')
+        return Loader(images, EpochBatchSampler(images, 4, 1, 0), num_workers)
+
+    return make
+
+
+def raise_error():
+    raise IndexError('a bug\nof two lines')
+
+
+def kill_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize('action, said', [
+    (kill_itself, r'^loader worker pid (\d+) died, on one of .*/\d+\.jpg, .* and \d+ more; memory'),
+    (lambda: os._exit(7), r'^loader worker (pid \d+|process) died, on one of .*/\d+\.jpg, '),
+    (raise_error, r'^a loader worker \(pid (\d+)\) failed on .*/22\.jpg: IndexError: a bug'),
+], ids=['killed', 'left', 'exception'])
+def test_an_error_names_the_worker_and_the_images(loader, tmp_path, action, said):
+    workers, seen, started = [], 0, time.monotonic()
+    batches = loader(action)
+    iterator = iter(batches)
+    with pytest.raises((LoaderError, SystemError)) as caught, contextlib.closing(iterator):
+        for _, labels in iterator:
+            workers = workers or [child.pid for child in multiprocessing.active_children()]
+            assert labels.tolist() == list(range(seen, seen + 4))
+            seen += 4
+            time.sleep(0.1)    # so that the worker is ahead
+    assert seen <= 20
+    # Paddle tells of a death wherever the main process is; train.py asks the loader as well.
+    message = str(caught.value)
+    if isinstance(caught.value, SystemError):
+        message = batches.obituary(caught.value)
+    assert re.search(said, message), message
+    named = re.search(r'pid (\d+)', message)
+    assert not workers or named is None or int(named[1]) in workers
+    assert gone(workers) and time.monotonic() - started < 30
+
+
+def test_without_workers_an_error_names_the_image(loader):
+    with pytest.raises(LoaderError, match=r'/22\.jpg: IndexError: a bug'):
+        list(loader(raise_error, num_workers=0))
+
+
+def test_the_error_is_one_line_and_exit_code_1(loader, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.run(lambda _: list(loader(raise_error)), [])
+    said = capsys.readouterr().err
+    assert caught.value.code == 1 and said.startswith('failed: LoaderError: a loader worker (pid ')
+    assert len(said.splitlines()) == 1
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_killed_from_outside_ends_training(data, tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, *map(str, train(data, tmp_path / 'run', 'SCHEDULER.NUM_EPOCHS=10000'))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        while 'Epoch [0/' not in process.stdout.readline():
+            pass
+        workers = []
+        while len(workers) != 2:    # they are started anew for every epoch
+            workers = children_of(process.pid)
+        os.kill(workers[0], number)
+        killed = time.monotonic()
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert time.monotonic() - killed < 20
+    assert process.returncode == 1
+    last = said.strip().splitlines()[-1].lstrip('\0')    # glog's, of a segmentation fault
+    assert last.startswith('failed: LoaderError: loader worker ') and '/images/' in last
+    assert f'pid {workers[0]} died' in last
+    assert gone([process.pid, *workers])
+
+
+def test_a_worker_killed_in_one_of_two_processes_ends_both(data, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, 'tools/launch.py', '--nproc_per_node', '2', '--log_level', 'ERROR',
+         '--log_dir', str(tmp_path / 'log'),
+         *map(str, train(data, tmp_path / 'run', 'SCHEDULER.NUM_EPOCHS=10000'))],
+        stdout=subprocess.DEVNULL, stderr=open(tmp_path / 'stderr', 'w'), cwd=ROOT)
+    log = tmp_path / 'run' / 'train.log'
+    try:
+        while not log.exists() or 'Epoch [0/' not in log.read_text():
+            time.sleep(0.1)
+        ranks = children_of(process.pid)
+        workers = []
+        while len(workers) != 2:
+            workers = children_of(ranks[-1])
+        os.kill(workers[0], signal.SIGKILL)
+        assert process.wait(timeout=60) == 1
+    finally:
+        process.terminate()
+    assert re.match(rf'failed: rank 1 .*: loader worker pid {workers[0]} died, on one of '
+                    '.*/images/', (tmp_path / 'stderr').read_text().splitlines()[-1])
+    assert gone([process.pid, *ranks, *workers])
+
+
+def test_a_scheduler_s_sigterm_to_all_is_the_main_process_s_business(loader):
+    seen = 0
+    for _ in loader(lambda: None):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGTERM)
+        seen += 1
+    assert seen == 10 and multiprocessing.active_children() == []

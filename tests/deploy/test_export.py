@@ -1,0 +1,343 @@
+"""Exports compute what their networks do, through every engine, and nothing wrong is published."""
+
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from conftest import ROOT
+from support.official import GOLDEN, golden_network, image_batch
+
+import build
+import export
+import val
+import zoo
+from config import ConfigError, load_config
+from data.decode import decode_image
+from deploy import engines
+from deploy.simplify import simplified, window_order, windows
+from system import start
+
+WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
+EXACT = 1e-5    # of logits up to 14: within what float32 rounding in another order changes
+
+
+@dataclasses.dataclass
+class Options:
+    format: str = 'paddle'
+    precision: str = 'float32'
+    normalise: bool = False
+    softmax: bool = False
+
+
+@pytest.fixture(scope='module')
+def trained():
+    config = load_config('config/lit_data.yaml')
+    network, metadata = build.trained_network(config, WEIGHTS)
+    network.eval()
+    return config, network, metadata
+
+
+@pytest.fixture(scope='module')
+def pictures():
+    """Real images, PIL, fewer than a validation batch and more than one."""
+    paths = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))[3::12]
+    return [decode_image(path) for path in paths]
+
+
+def exported(trained, folder, name='exported', fast=True, **options):
+    config, network, metadata = trained
+    options = Options(**options)
+    out = folder / (f'{name}.onnx' if options.format == 'onnx' else name)
+    export.export(network, export.describe(config, metadata, options), out, fast=fast)
+    return out
+
+
+def logits_of(network, images):
+    with paddle.no_grad():
+        return network(paddle.to_tensor(images)).numpy()
+
+
+def run(*arguments, code=0):
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True,
+                          cwd=ROOT, timeout=120)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize('variant', ['t2t_vit_7', 't2t_vit_7_96', 't2t_vit_14', 't2t_vit_t_14',
+                                     't2t_vit_14_se', 't2t_vit_16_ghost', 't2t_vit_dense'])
+def test_the_simplified_network_meets_the_golden_figures(variant):
+    network, size = golden_network(variant)
+    network.eval()
+    before = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
+    found = logits_of(simplified(network), image_batch(size).numpy())
+    golden = np.load(GOLDEN / f'forward_{variant}.npz')['logits']
+    np.testing.assert_allclose(found, golden, rtol=0, atol=EXACT)
+    for name, tensor in network.state_dict().items():
+        assert np.array_equal(tensor.numpy(), before[name]), f'{name} was changed'
+
+
+@pytest.mark.parametrize('name, size, options', [
+    ('t2t_vit_cifar', 32, {}), ('t2t_vit_7', 64, dict(token_dim=48)),
+    ('t2t_vit_7', 64, dict(soft_splits=((4, 4, 0), (3, 2, 1), (3, 2, 1)))),
+    ('t2t_vit_7', 32, dict(soft_splits=((5, 2, 2), (3, 2, 1)))),
+    ('t2t_vit_7', 64, dict(tokens_type='convolution')), ('pit_ti_distilled', 48, {})])
+def test_other_networks_are_simplified_as_far_as_they_can_be(name, size, options):
+    network = zoo.create_model(name, num_classes=10, img_size=size, **options)
+    network.eval()
+    images = np.random.RandomState(0).randn(3, 3, size, size).astype('float32')
+    np.testing.assert_allclose(logits_of(simplified(network), images),
+                               logits_of(network, images), rtol=0, atol=EXACT)
+
+
+def test_features_that_are_not_orthogonal_are_left_as_they_are():
+    network = zoo.create_model('t2t_vit_7', num_classes=10, img_size=32)
+    network.eval()
+    performer = network.tokens_to_token.attention2
+    performer.w.set_value(performer.w.numpy() + np.eye(*performer.w.shape, dtype='float32'))
+    images = np.random.RandomState(0).randn(3, 3, 32, 32).astype('float32')
+    simple = simplified(network)
+    assert [type(stage).__name__ for stage in simple.tokens.stages] == [
+        'SimplePerformer', 'Token_performer', 'Linear']
+    np.testing.assert_allclose(logits_of(simple, images), logits_of(network, images), rtol=0,
+                               atol=EXACT)
+
+
+def test_the_simplified_network_bears_nearly_flat_images(trained):
+    """Windows with next to no variance, where LayerNorm magnifies every rounding error."""
+    _, network, _ = trained
+    random = np.random.RandomState(0)
+    images = np.full((4, 3, 48, 48), 2.64, 'float32')
+    images[2:] = 0
+    images[1::2] -= (random.rand(2, 3, 48, 48) < 0.02) * np.float32(0.0175)    # one level of 255
+    np.testing.assert_allclose(logits_of(simplified(network), images),
+                               logits_of(network, images), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize('split, size', [((7, 4, 2), 48), ((3, 2, 1), 12)])
+def test_windows_are_those_of_unfold(split, size):
+    grid = np.random.RandomState(0).rand(2, size, size, 5).astype('float32')
+    unfolded = paddle.nn.functional.unfold(
+        paddle.to_tensor(grid.transpose(0, 3, 1, 2)), *split).numpy().transpose(0, 2, 1)
+    found = windows(paddle.to_tensor(grid), split, size).numpy()
+    np.testing.assert_array_equal(found, unfolded[:, :, window_order(5, split)])
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(fast=False), dict(normalise=True, softmax=True)], ids=str)
+def test_paddle_inference_agrees_with_the_network(trained, pictures, tmp_path, options):
+    _, network, _ = trained
+    # All cores, so that OpenVINO computes where it can, also if OMP_NUM_THREADS is 1.
+    engine = engines.load_engine(exported(trained, tmp_path, **options),
+                                 threads=start.available_cores())
+    images = np.stack([build.eval_transform(trained[0])(picture) for picture in pictures])
+    given = np.stack([engine.description.transform()(picture) for picture in pictures])
+    wanted = logits_of(network, images)
+    if options.get('softmax'):    # logarithms of probabilities
+        wanted = paddle.nn.functional.log_softmax(paddle.to_tensor(wanted)).numpy()
+    for count in (len(given), 1, 3):    # the batch axis is dynamic
+        found = engine(given[:count]).numpy()
+        likely = wanted[:count] > -15    # the logarithm of less is beyond float32's rounding
+        np.testing.assert_allclose(found[likely], wanted[:count][likely], rtol=0,
+                                   atol=2e-4 if options.get('softmax') else 3e-5)
+        assert found.shape == (count, 1000)
+    with pytest.raises(ValueError, match=r'takes images \[B, 3, 48, 48\]'):
+        engine(np.zeros((1, 3, 32, 32), 'float32'))
+
+
+def test_openvino_and_onednn_compute_the_same(trained, pictures, tmp_path, monkeypatch):
+    """Paddle 3 holds OpenVINO, for graphs of the older form, which Paddle 2 reads as well."""
+    if not hasattr(paddle.inference.Config, 'enable_openvino_engine'):
+        pytest.skip('Paddle 2 has no OpenVINO')
+    out = exported(trained, tmp_path)
+    matmul, gelu = paddle.matmul, paddle.nn.functional.gelu
+    again = exported(trained, tmp_path, name='again')    # tracing twice leaves nothing behind
+    assert paddle.matmul is matmul and paddle.nn.functional.gelu is gelu
+    found = {}
+    images = np.stack([build.eval_transform(trained[0])(picture) for picture in pictures])
+    monkeypatch.chdir(tmp_path)
+    both = engines.load_engine(out, threads=start.available_cores())
+    assert {path.name for path in tmp_path.iterdir()} == {'exported', 'again'}    # no store of it
+    if platform.machine() == 'x86_64' and sys.platform == 'linux':    # whose wheels hold it
+        assert both.backend == 'openvino'
+    found[both.backend] = both(images).numpy()
+    if start.available_cores() > 1:    # OpenVINO would bind the threads of all to the same cores
+        assert engines.load_engine(out, threads=1).backend == 'onednn'
+    (again / 'inference.pdmodel').unlink()
+    found['newer form'] = engines.load_engine(again)(images).numpy()
+    (out / 'inference.json').unlink()
+    monkeypatch.delattr(paddle.inference.Config, 'enable_openvino_engine')
+    older = engines.load_engine(out)
+    assert older.backend == 'onednn'
+    found['older form'] = older(images).numpy()
+    wanted = logits_of(trained[1], images)
+    for name, logits in found.items():
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=3e-5, err_msg=name)
+
+
+def test_an_export_that_paddle_2_cannot_read_is_named_as_such(trained, tmp_path, monkeypatch):
+    """Paddle 2 dies of the newer form by a signal."""
+    out = exported(trained, tmp_path)
+    monkeypatch.setattr(engines, 'READABLE', engines.GRAPH_FILES[1:])
+    (out / 'inference.pdmodel').unlink()
+    with pytest.raises(engines.EngineError, match='pdiparams and inference.pdmodel'):
+        engines.load_engine(out)
+
+
+@pytest.mark.parametrize('name', ['inference.pdmodel', 'inference.json', 'inference.pdiparams'])
+@pytest.mark.parametrize('content', [b'', b'no graph at all', None], ids=['empty', 'text', 'half'])
+def test_a_damaged_export_is_refused_or_runs_on_what_is_whole(trained, pictures, tmp_path, name,
+                                                             content):
+    if paddle.__version__.startswith('2.'):
+        pytest.skip('Paddle 2 ends the process at a damaged graph')
+    out = exported(trained, tmp_path)
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[:len(whole) // 2] if content is None else content)
+    image = np.stack([build.eval_transform(trained[0])(pictures[0])])
+    try:
+        found = engines.load_engine(out, threads=start.available_cores())(image).numpy()
+    except engines.EngineError as error:
+        assert str(out) in str(error)
+    else:
+        np.testing.assert_allclose(found, logits_of(trained[1], image), rtol=0, atol=3e-5)
+
+
+def test_a_batch_in_parts_is_the_batch():
+    calls = []
+
+    def run(name):
+        return lambda images: calls.append((name, len(images))) or images * 2
+
+    in_parts = engines.in_parts(run('rest'), run('part'), 4)
+    for count in (11, 8, 3):
+        images = np.arange(count)[:, None]
+        np.testing.assert_array_equal(in_parts(images), images * 2)
+    assert calls == [('part', 4), ('part', 4), ('rest', 3), ('part', 4), ('part', 4), ('rest', 3)]
+
+
+def test_bfloat16_finds_the_same_classes(trained, pictures, tmp_path):
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+        if 'avx512_bf16' not in file.read():
+            pytest.skip('this processor does not multiply bfloat16')
+    engine = engines.load_engine(exported(trained, tmp_path, precision='bfloat16'))
+    images = np.stack([engine.description.transform()(picture) for picture in pictures])
+    wanted = logits_of(trained[1], images)
+    found = engine(images).numpy()
+    assert 1e-4 < np.abs(found - wanted).max() < 0.5    # it does compute in another precision
+    assert (found.argmax(axis=1) == wanted.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_onnx_agrees_with_the_network(trained, pictures, tmp_path, engine):
+    for package in ('paddle2onnx', 'onnx', 'onnxruntime', engine):
+        pytest.importorskip(package)
+    loaded = engines.load_engine(exported(trained, tmp_path, format='onnx'), engine)
+    images = np.stack([loaded.description.transform()(picture) for picture in pictures])
+    wanted = logits_of(trained[1], images)
+    for count in (len(images), 1):
+        np.testing.assert_allclose(loaded(images[:count]).numpy(), wanted[:count], rtol=0,
+                                   atol=1e-3 if paddle.__version__ < '3' else 3e-5)
+    assert loaded.description.class_names[923] == 'plate'
+
+
+def test_int8_is_a_quarter_of_the_size_and_finds_nearly_the_same_classes(trained, tmp_path):
+    pytest.importorskip('paddle2onnx')
+    pytest.importorskip('onnxruntime')
+    config, network, _ = trained
+    full = exported(trained, tmp_path, format='onnx')
+    small = exported(trained, tmp_path / 'int8', format='onnx', precision='int8')
+    assert small.stat().st_size < 0.3 * full.stat().st_size
+    loader = build.eval_loader(config)
+    wanted, found = (val.evaluate(each, loader)['top1']
+                     for each in (network, engines.load_engine(small)))
+    assert abs(wanted - found) <= 0.02
+
+
+def test_evaluate_scores_an_export_as_its_network(trained, tmp_path):
+    config, network, _ = trained
+    out = exported(trained, tmp_path, softmax=True)
+    engine, transform, names = build.open_model(load_config('config/lit_data.yaml'), out)
+    scores = [val.evaluate(each, build.eval_loader(config, transform)) for each in
+              (network, engine)]
+    assert scores[0]['top1'] == scores[1]['top1'] and scores[0]['top5'] == scores[1]['top5']
+    assert abs(scores[0]['loss'] - scores[1]['loss']) < 1e-5
+    assert names == build.class_names(config)
+
+
+def test_an_export_teaches_as_its_network_does(trained, pictures, tmp_path):
+    _, network, _ = trained
+    out = exported(trained, tmp_path)
+    keys = ['DISTILL.TYPE=soft', f'DISTILL.WEIGHTS={out}', 'TRAIN.LABEL_SMOOTHING=0']
+    teacher = build.teacher(load_config('config/lit_data.yaml', keys))
+    transform = teacher.description.transform()
+    images = np.stack([transform(picture) for picture in pictures])
+    np.testing.assert_allclose(teacher(paddle.to_tensor(images)).numpy(),
+                               logits_of(network, images), rtol=0, atol=3e-5)
+    with pytest.raises(ConfigError, match='1000 classes at 48 pixels; a teacher needs .*64 pixels'):
+        build.teacher(load_config('config/lit_data.yaml', [*keys, 'MODEL.IMAGE_SIZE=64']))
+    out = exported(trained, tmp_path, name='other', normalise=True)
+    with pytest.raises(ConfigError, match='normalises by itself'):
+        build.teacher(load_config('config/lit_data.yaml', [*keys, f'DISTILL.WEIGHTS={out}']))
+
+
+def test_the_commands_export_and_use_an_export(tmp_path):
+    out = tmp_path / 'exported'
+    said = run('tools/export.py', out).stdout
+    assert 'same best class on 100%' in said
+    # Another size in the configuration: the export brings its own.
+    best = run('tools/predict.py', '--weights', out, '-o', 'MODEL.IMAGE_SIZE=64').stdout
+    assert best.splitlines()[0] == 'class_id is: 923' and 'plate' in best
+    error = run('tools/predict.py', '--weights', out, '--engine', 'onnxruntime', code=2).stderr
+    assert error.startswith('error: ') and '--engine inference' in error
+    error = run('tools/predict.py', '--engine', 'inference', code=2).stderr
+    assert 'tools/export.py' in error
+    error = run('tools/export.py', '-o', 'MODEL.IMAGE_SIZE=48', '--', ROOT / 'docs', code=2).stderr
+    assert 'exists and is no export' in error
+
+
+def test_a_wrong_export_is_not_published(trained, tmp_path, monkeypatch):
+    config, network, metadata = trained
+    exported(trained, tmp_path, softmax=True)
+    out = exported(trained, tmp_path)    # in the place of the first
+    assert not engines.load_engine(out).description.softmax
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def spoilt(network):
+        wrong = simplified(network)
+        wrong.head.bias.set_value(wrong.head.bias + 0.01)
+        return wrong
+
+    monkeypatch.setattr(export, 'simplified', spoilt)
+    description = export.describe(config, metadata, Options())
+    for place in (out, tmp_path / 'another'):
+        with pytest.raises(export.ExportError, match='differs from its network by up to 0.01'):
+            export.export(network, description, place)
+    assert os.listdir(tmp_path) == ['exported']    # nothing beside it, no temporary folder
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_inference_yml_is_not_trusted(trained, tmp_path):
+    out = exported(trained, tmp_path)
+    text = (out / engines.DESCRIPTION).read_text(encoding='utf-8')
+    said = yaml.safe_load(text)
+    assert (said['image_size'], said['eval_transform'], said['normalise']) == (
+        48, 'center_crop', False)
+    spoilt = [('image_size', 'many'), ('image_size', 0), ('eval_crop_ratio', -1.0),
+              ('class_names', ['one']), ('std', [1, 1, 0]), ('mean', [float('nan')] * 3),
+              ('format', 'pickle'), ('softmax', 'yes'), ('eval_crop_ratio', float('nan'))]
+    for key, value in spoilt:
+        with pytest.raises(engines.EngineError, match=key):
+            engines.parse_description(yaml.safe_dump({**said, key: value}), 'a file')
+    del said['mean']
+    for text in (yaml.safe_dump(said), '[', '- 1', '', '!!python/object/apply:os.getcwd []'):
+        with pytest.raises(engines.EngineError, match='export the network again'):
+            engines.parse_description(text, 'a file')
+    (out / 'inference.pdiparams').unlink()
+    with pytest.raises(engines.EngineError, match='is no whole export'):
+        engines.load_engine(out)

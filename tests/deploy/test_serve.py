@@ -1,0 +1,734 @@
+"""The service as a real process: right answers, none lost, and nothing that a stranger sends."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from deploy.batcher import Batcher, Full
+from weights.files import read_weights, write_weights
+
+pytest.importorskip('waitress', reason='requirements-deploy.txt is not installed')
+
+WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
+IMAGES = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))[::8]
+JPEG = IMAGES[0].read_bytes()
+READ_TIMEOUT = 2.0
+SMALL = ('--max-bytes', 100_000, '--max-pixels', 250_000, '--max-images', 3, '--read-timeout',
+         READ_TIMEOUT, '--allow-host', 'demo.test')
+
+
+class Service:
+    """A process of tools/serve.py on a free port."""
+
+    def __init__(self, *arguments):
+        self.output = tempfile.TemporaryFile('w+')
+        self.process = subprocess.Popen(
+            [sys.executable, 'tools/serve.py', '--port', '0', *map(str, arguments)],
+            stdout=self.output, stderr=subprocess.STDOUT, cwd=ROOT)
+
+    def said(self):
+        # A descriptor of its own: seeking in ours would move where the process writes.
+        with open(f'/proc/self/fd/{self.output.fileno()}') as file:
+            return file.read()
+
+    @property
+    def port(self):
+        end = time.monotonic() + 60
+        while time.monotonic() < end and self.process.poll() is None:
+            match = re.search(r'http://127\.0\.0\.1:(\d+)\n', self.said())
+            if match:
+                return int(match[1])
+            time.sleep(0.05)
+        raise AssertionError(self.said())
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        assert code == 0, self.said()
+        assert self.said().splitlines()[1:] == [f'stopped: {signal.Signals(number).name}']
+
+    def ask(self, method, path, body=None, **headers):
+        """(status, headers, JSON object or page) of a request."""
+        connection = HTTPConnection('127.0.0.1', self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, {
+                name.replace('_', '-'): value for name, value in headers.items()})
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.headers['Content-Type'] == 'application/json':
+                content = json.loads(content)
+            return answer.status, answer.headers, content
+
+    def predict(self, data, path='/predict'):
+        return self.ask('POST', path, data, Content_Type='image/jpeg')
+
+    def batch(self, files, path='/predict/batch'):
+        kind, body = form(files)
+        return self.ask('POST', path, body, Content_Type=kind)
+
+    def send(self, *parts, pause=0.0):
+        """Send bytes as they are and return the status of the answer, or None without one."""
+        with socket.create_connection(('127.0.0.1', self.port), timeout=30) as connection:
+            with contextlib.suppress(ConnectionError):
+                for part in parts:
+                    connection.sendall(part)
+                    time.sleep(pause)
+            return status_of(connection)
+
+
+def status_of(connection):
+    answer = b''
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(1 << 16):
+            answer += data
+    if not answer:
+        return None
+    head, _, body = answer.partition(b'\r\n\r\n')
+    assert isinstance(json.loads(body)['error'], str)
+    return int(head.split()[1])
+
+
+def form(files, boundary='a-boundary'):
+    body = b''.join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        'Content-Type: application/octet-stream\r\n\r\n'.encode() + data + b'\r\n'
+        for name, data in files)
+    return f'multipart/form-data; boundary={boundary}', body + f'--{boundary}--\r\n'.encode()
+
+
+@pytest.fixture(scope='module')
+def services():
+    """One with the defaults and one with small limits, started side by side."""
+    started = [Service(), Service(*SMALL)]
+    yield started
+    for service in started:
+        service.end(signal.SIGINT)
+
+
+@pytest.fixture
+def service(services):
+    return services[0]
+
+
+@pytest.fixture
+def strict(services):
+    return services[1]
+
+
+@pytest.fixture(scope='module')
+def predicted(tmp_path_factory):
+    """What tools/predict.py says of photographs, and of files that decoders disagree about."""
+    folder = tmp_path_factory.mktemp('images')
+    photo = Image.open(IMAGES[3])
+    deep = Image.fromarray(np.asarray(photo.convert('L')).astype('uint16') * 256)
+    for name, image, options in (
+            ('turned.jpg', photo, dict(exif=b'Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0'
+                                            b'\0\0\x06\0\0\0\0\0\0\0')),
+            ('cmyk.jpg', photo.convert('CMYK'), {}),
+            ('palette.png', photo.convert('P'), {}),
+            ('alpha.png', photo.convert('LA'), {}),
+            ('deep.png', deep, {}),
+            ('moving.gif', photo, dict(save_all=True, append_images=[Image.open(IMAGES[5])])),
+            ('photo.webp', photo, {})):
+        image.save(folder / name, **options)
+    paths = [*IMAGES, *sorted(folder.iterdir())]
+    done = subprocess.run([sys.executable, 'tools/predict.py', '--json', *map(str, paths)],
+                          capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return [(Path(line.pop('image')), line) for line in lines]
+
+
+def agree(answer, expected):
+    assert answer['class_id'] == expected['class_id']
+    assert [place['name'] for place in answer['top'][:1]] == [expected['top'][0]['name']]
+    shares = [[place['probability'] for place in result['top']] for result in (answer, expected)]
+    np.testing.assert_allclose(*shares, atol=2e-6)    # batches of another size round otherwise
+
+
+# ---- answers
+
+def test_each_image_is_classified_as_by_predict(service, predicted):
+    for path, expected in predicted:
+        status, _, answer = service.predict(path.read_bytes())
+        assert status == 200 and set(answer) == {'class_id', 'top'}, path
+        agree(answer, expected)
+    assert len({expected['class_id'] for _, expected in predicted}) > 10
+
+
+def test_a_batch_answers_in_its_order_and_says_which_file_is_bad(service, predicted):
+    names = [path.name for path, _ in predicted]
+    files = [(path.name, path.read_bytes()) for path, _ in predicted]
+    files[4:4] = [('../../etc/<b>"\\.jpg'.replace('"', '%22'), b'no image'), ('emp\tty.png', b'')]
+    status, _, answer = service.batch(files)
+    assert status == 200
+    results = answer['results']
+    bad = results[4:6]
+    assert [result['image'] for result in results[:4] + results[6:]] == names
+    for result, (_, expected) in zip(results[:4] + results[6:], predicted):
+        agree(result, expected)
+    assert 'not an image of a known format' in bad[0]['error']
+    assert bad[0]['image'].startswith('../../etc/<b>')
+    assert 'the file is empty' in bad[1]['error'] and bad[1]['image'] == 'emp\\tty.png'
+
+
+def test_two_hundred_requests_at_once_are_all_answered(service, predicted):
+    gate = threading.Barrier(200)
+
+    def ask(index):
+        path, expected = predicted[index % len(predicted)]
+        data = path.read_bytes()
+        gate.wait()
+        return service.predict(data), expected
+
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(ask, range(200)))
+    assert [answer[0] for answer, _ in answers] == [200] * 200
+    for (_, _, content), expected in answers:
+        agree(content, expected)
+
+
+def test_attention_comes_as_figures_and_as_a_picture(service):
+    status, _, answer = service.predict(IMAGES[2].read_bytes(), '/predict?attention=1')
+    seen = answer['attention']
+    rollout = np.array(seen['rollout'])
+    assert status == 200 and seen['available'] is True
+    assert rollout.shape == (3, 3) and (rollout > 0).all() and rollout.sum() < 1
+    kind, _, data = seen['overlay'].partition(',')
+    picture = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert kind == 'data:image/png;base64' and picture.size == Image.open(IMAGES[2]).size
+    # The command's picture of the same image, by another way through the code.
+    import build
+    from config import load_config
+    from data.decode import decode_image
+    from deploy.rollout import forward_with_attention
+    config = load_config('config/lit_data.yaml')
+    network, _ = build.trained_network(config, WEIGHTS)
+    network.eval()
+    image = build.eval_transform(config)(decode_image(IMAGES[2]))
+    np.testing.assert_allclose(rollout, forward_with_attention(network, image[None])[1][0],
+                               atol=2e-6)
+    # Beside one that asks for attention, another that does not gets none.
+    _, _, batch = service.batch([('a', JPEG)], '/predict/batch?attention=1')
+    assert batch['results'][0]['attention']['available']
+    assert 'attention' not in service.predict(JPEG)[2]
+
+
+def test_health_tells_what_runs(service):
+    status, headers, answer = service.ask('GET', '/health')
+    assert status == 200 and headers['Cache-Control'] == 'no-store'
+    assert answer == dict(
+        status='ok', model='t2t_vit_7', image_size=48, num_classes=1000, engine='paddle',
+        attention=dict(available=True, reason=''), waiting=0, capacity=256,
+        limits=dict(bytes=16 << 20, pixels=40_000_000, images=32))
+
+
+def test_the_page_may_load_nothing_from_elsewhere(service):
+    status, headers, page = service.ask('GET', '/')
+    assert status == 200 and page == (ROOT / 'tools' / 'serve.html').read_bytes()
+    policy = dict(part.split(' ', 1) for part in headers['Content-Security-Policy'].split('; '))
+    assert policy['default-src'] == policy['base-uri'] == policy['frame-ancestors'] == "'none'"
+    assert re.fullmatch(r"'sha256-[\w+/]{43}='", policy['script-src'])
+    assert 'unsafe' not in headers['Content-Security-Policy']
+    assert b'http://' not in page and b'https://' not in page and b'innerHTML' not in page
+    assert not re.search(rb'\bon\w+=|\bstyle=', page), 'the policy would block it'
+    for header in ('Access-Control-Allow-Origin', 'Server'):
+        assert header not in headers
+
+
+# ---- what strangers send
+
+def png(width, height, data=b''):
+    def chunk(kind, content):
+        return (struct.pack('>I', len(content)) + kind + content
+                + struct.pack('>I', zlib.crc32(kind + content)))
+    return (b'\x89PNG\r\n\x1a\n'
+            + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0))
+            + chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b''))
+
+
+def saved(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def many_scans(count):
+    """A progressive JPEG whose last refinement is said again and again: legal, and slow."""
+    data = saved(Image.open(IMAGES[0]), 'JPEG', progressive=True)
+    return data[:-2] + data[data.rfind(b'\xff\xda'):-2] * count + data[-2:]
+
+
+UPLOADS = {
+    'empty': (b'', 400),
+    'text': (b'a text, and no image', 422),
+    'svg with a script': (b'<svg xmlns="http://www.w3.org/2000/svg"><script>x()</script></svg>',
+                          422),
+    'html': (b'<!DOCTYPE html><script>alert(1)</script>', 422),
+    'zeros': (bytes(5000), 422),
+    'cut off jpeg': (JPEG[:len(JPEG) // 2], 422),
+    'jpeg header only': (JPEG[:20], 422),
+    'jpeg of endless scans': (many_scans(200), 422),
+    'format not served': (saved(Image.new('RGB', (30, 30)), 'TIFF'), 422),
+    'postscript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 422),
+    'bomb': (png(60000, 60000, bytes(1000)), 422),
+    'bomb that pillow would only warn of': (png(12000, 10000, bytes(1000)), 422),
+    'bomb below pillow\'s limits': (png(9000, 9000, bytes(1000)), 422),
+    'true image of too many pixels': (saved(Image.new('L', (600, 500)), 'PNG'), 422),
+    'lying png': (png(400, 400, bytes(1000)), 422),
+    'zero pixels': (png(0, 0), 422),
+    'broken gif': (b'GIF89a\xff\xff\xff\xff\xf7\0\0,', 422),
+    'broken webp': (b'RIFF\xff\xff\xff\x7fWEBPVP8L\x05\0\0\0/\xff\xff\xff\xff', 422),
+    'broken bmp': (b'BM' + b'\xff' * 60, 422),
+    'too many bytes': (bytes(100_001), 413),
+    'far too many bytes': (bytes(3_000_000), 413),
+}
+
+
+@pytest.mark.parametrize('name', UPLOADS)
+def test_an_upload_that_is_no_image_is_refused(strict, name):
+    data, expected = UPLOADS[name]
+    status, headers, answer = strict.ask('POST', '/predict', data, Content_Type='image/png')
+    assert status == expected and set(answer) == {'error'}
+    assert headers['Content-Type'] == 'application/json' and len(answer['error']) < 300
+    assert '\n' not in answer['error'] and '/tools/' not in answer['error']
+    assert strict.predict(JPEG)[0] == 200
+
+
+def request(*lines, path='/predict', method='POST', host='127.0.0.1'):
+    start = (f'{method} {path} HTTP/1.1', *((f'Host: {host}',) if host else ()))
+    return '\r\n'.join((*start, *lines)).encode('latin-1') + b'\r\n\r\n'
+
+
+def form_request(body, boundary='b', path='/predict/batch'):
+    return request(f'Content-Type: multipart/form-data; boundary={boundary}',
+                   f'Content-Length: {len(body)}', path=path) + body
+
+
+def part(disposition='form-data; name=x; filename=y', data=b'z', boundary=b'b'):
+    return (b'--' + boundary + b'\r\nContent-Disposition: ' + disposition.encode() + b'\r\n\r\n'
+            + data + b'\r\n')
+
+
+KIND = 'Content-Type: image/jpeg'
+REQUESTS = {
+    'a length that is never sent': (request(KIND, 'Content-Length: 99999999999'), 413),
+    'a length of thirty digits': (request(KIND, 'Content-Length: ' + '9' * 30), 413),
+    'a negative length': (request(KIND, 'Content-Length: -5'), 400),
+    'a length that is a word': (request(KIND, 'Content-Length: many'), 400),
+    'two lengths': (request(KIND, 'Content-Length: 5', 'Content-Length: 6') + b'12345', 400),
+    'no body': (request(KIND), 400),
+    'chunks beyond the limit': (
+        request(KIND, 'Transfer-Encoding: chunked') + b'8000\r\n' + bytes(0x8000) + b'\r\n'
+        + (b'8000\r\n' + bytes(0x8000) + b'\r\n') * 4, 413),
+    'chunks that are none': (request(KIND, 'Transfer-Encoding: chunked') + b'zz\r\nxx\r\n', 400),
+    'no content type': (request('Content-Length: 5') + b'12345', 415),
+    'a content type of a form': (
+        request('Content-Type: application/x-www-form-urlencoded', 'Content-Length: 5') + b'12345',
+        415),
+    'a form for one image': (form_request(part() + b'--b--', path='/predict'), 415),
+    'an image for a form': (
+        request(KIND, 'Content-Length: 5', path='/predict/batch') + b'12345', 415),
+    'a form without boundary': (
+        request('Content-Type: multipart/form-data', 'Content-Length: 5', path='/predict/batch')
+        + b'12345', 400),
+    'a form with an endless boundary': (form_request(b'12345', 'b' * 5000), 400),
+    'a form whose boundary is malformed': (
+        form_request(b'12345', 'b; boundary*0=a; boundary*=c'), 400),
+    'a form whose file name is malformed': (
+        form_request(part('form-data; filename*0=a; filename*=b') + b'--b--'), 400),
+    'a form that does not end': (form_request(part()), 400),
+    'a form of nothing': (form_request(b'--b--'), 400),
+    'a form of a field': (form_request(part('form-data; name=x') + b'--b--'), 400),
+    'a form of a part without headers': (form_request(b'--b\r\n\r\nz\r\n--b--'), 400),
+    'a form with endless headers': (
+        form_request(part('form-data; filename=' + 'y' * 9000) + b'--b--'), 400),
+    'a form of too many images': (form_request(part() * 4 + b'--b--'), 413),
+    'a form of ten thousand parts': (form_request(b'--b\r\n' * 10_000 + b'--b--'), 413),
+    'a form of bad images': (form_request(part() * 3 + b'--b--'), 422),
+    'another host': (request(host='evil.test', method='GET', path='/health'), 403),
+    'a host that only begins well': (
+        request(host='127.0.0.1.evil.test', method='GET', path='/health'), 403),
+    'a host with a user': (request(host='localhost@evil.test', method='GET', path='/health'), 403),
+    'no host': (request(host='', method='GET', path='/health'), 403),
+    'a page of another site': (request('Origin: http://evil.test', KIND), 403),
+    'a page without a site': (request('Origin: null', KIND), 403),
+    'an origin that is no address': (request('Origin: http://[', KIND), 403),
+    'a path that leads out': (request(method='GET', path='/../../../etc/passwd'), 404),
+    'an encoded path that leads out': (request(method='GET', path='/%2e%2e/%2e%2e/x%00'), 404),
+    'a file of the project': (request(method='GET', path='/serve.py'), 404),
+    'a wrong method': (request(method='GET'), 405),
+    'deleting': (request(method='DELETE', path='/'), 405),
+    'an unknown parameter': (request(KIND, path='/predict?top=5'), 400),
+    'a parameter out of range': (request(KIND, path='/predict?attention=2'), 400),
+    'endless headers': (request('X: ' + 'x' * 20_000), 431),
+    'no http at all': (b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n', 400),
+    'a bare line feed in a header': (request('X: a\nY: b'), 400),
+}
+
+
+@pytest.mark.parametrize('name', REQUESTS)
+def test_a_request_that_makes_no_sense_is_refused(strict, name):
+    sent, expected = REQUESTS[name]
+    assert strict.send(sent) == expected
+    assert strict.predict(JPEG)[0] == 200
+
+
+def test_an_ordinary_progressive_jpeg_is_served(strict):
+    data = many_scans(5)
+    assert data.count(b'\xff\xda') == 15 and strict.predict(data)[0] == 200
+
+
+def test_slow_and_lying_clients_are_cut_off_and_hold_up_nobody(strict):
+    """Dripping headers, a dripping body, a body that never comes, silence: all at once."""
+    drips = [b'POST /predict HTTP/1.1\r\n'] + [b'X: y\r\n'] * 30
+    body = [request(KIND, 'Content-Length: 50000')] + [b'x'] * 30
+    start = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        slow = [pool.submit(strict.send, *parts, pause=0.1)
+                for parts in (drips, body, body[:1], [b''])]
+        time.sleep(0.5)
+        assert strict.predict(JPEG)[0] == 200
+        assert [future.result() for future in slow] == [408, 408, 408, None]
+    assert time.monotonic() - start >= READ_TIMEOUT
+    # One that announces more than it sends, and leaves.
+    with socket.create_connection(('127.0.0.1', strict.port)) as connection:
+        connection.sendall(request(KIND, 'Content-Length: 5000') + b'x')
+    assert strict.ask('GET', '/health')[2]['waiting'] == 0
+
+
+def test_names_that_were_allowed_and_chunked_bodies_are_served(strict):
+    assert strict.ask('GET', '/health', Host='demo.test')[0] == 200
+    assert strict.ask('GET', '/health', Host='[::1]:80')[0] == 200
+    connection = HTTPConnection('127.0.0.1', strict.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request('POST', '/predict', iter([JPEG[:700], JPEG[700:]]),
+                           {'Content-Type': 'image/jpeg'}, encode_chunked=True)
+        assert json.loads(connection.getresponse().read())['class_id'] == int(
+            strict.predict(JPEG)[2]['class_id'])
+
+
+# ---- beginning and end
+
+def test_what_was_accepted_is_answered_after_sigterm():
+    service = Service('--batch-size', 2, '--read-timeout', 3000)
+    address = ('127.0.0.1', service.port)
+    whole = request(KIND, f'Content-Length: {len(JPEG)}') + JPEG
+    with contextlib.ExitStack() as stack:
+        def connect():
+            return stack.enter_context(socket.create_connection(address, timeout=60))
+
+        connect()    # a spare connection, as browsers keep them, holds nothing up
+        half = connect()
+        half.sendall(whole[:-500])
+        time.sleep(0.3)
+        others = [connect() for _ in range(40)]
+        for connection in others:
+            connection.sendall(whole)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.7)
+        half.sendall(whole[-500:])
+        for connection in [half, *others]:
+            answer = b''.join(iter(lambda connection=connection: connection.recv(1 << 16), b''))
+            assert answer.startswith(b'HTTP/1.1 200 OK') and b'"class_id"' in answer
+        service.end()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def failed_start(*command):
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True,
+                          timeout=60, cwd=ROOT)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_what_cannot_start_says_so_in_one_line(service):
+    said = failed_start('tools/serve.py', '--port', service.port)
+    assert f'--port {service.port}' in said and 'in use' in said
+    without = ('import sys; sys.path.insert(0, "tools"); sys.modules["waitress"] = None; '
+               'import serve; from system import command; command.run(serve.main, [])')
+    assert 'pip install -r requirements-deploy.txt' in failed_start('-c', without)
+
+
+# ---- the line before the model, and what a busy one does
+
+def test_items_that_wait_share_a_batch_and_keep_their_order():
+    started, go, batches = threading.Event(), threading.Event(), []
+
+    def run(items):
+        started.set()
+        assert go.wait(30)
+        batches.append(len(items))
+        return [item * 2 for item in items]
+
+    batcher = Batcher(run, batch_size=4, capacity=100)
+    futures = [batcher.submit(0)]
+    assert started.wait(30)
+    futures += [batcher.submit(item) for item in range(1, 11)]
+    futures[3].cancel()
+    go.set()
+    batcher.close()
+    assert batches == [1, 3, 4, 2]    # one of the first four had been given up
+    assert [future.result() for future in futures if not future.cancelled()] == [
+        0, 2, 4, 8, 10, 12, 14, 16, 18, 20]
+
+
+def test_a_failing_batch_fails_alone_and_a_failing_start_is_told():
+    def run(items):
+        if 0 in items:
+            raise ZeroDivisionError('nothing')
+        return items
+
+    batcher = Batcher(run, batch_size=1, capacity=2)
+    with pytest.raises(ZeroDivisionError):
+        batcher.submit(0).result(30)
+    assert batcher.submit(1).result(30) == 1 and batcher.is_alive()
+    with batcher.places(2), pytest.raises(Full), batcher.places(1):
+        pass
+    assert batcher.taken == 0
+    batcher.close()
+    assert not batcher.is_alive()
+    with pytest.raises(KeyError):
+        Batcher(run, 1, 1, prepare=lambda: {}['model'])
+
+
+class ExportLike:
+    """An engine: called like a network, with nothing to record."""
+
+    def __init__(self, wait=None):
+        self.wait = wait
+
+    def eval(self):
+        return self
+
+    def __call__(self, images):
+        import paddle
+        assert self.wait is None or self.wait.wait(30)
+        return paddle.to_tensor(np.eye(3, dtype='float32')[[1] * images.shape[0]] * 9)
+
+
+def application(engine, queue, answer_timeout):
+    import serve
+    from data.transforms import EvalTransform
+    classifier = serve.Classifier(engine, EvalTransform(32), ['a', 'b', 'c'], 2)
+    limits = SimpleNamespace(allow_host=[], max_bytes=10 ** 6, max_pixels=10 ** 6, max_images=2,
+                             answer_timeout=answer_timeout)
+    batcher = Batcher(classifier.run, 4, queue)
+    return serve.Application(classifier, batcher, {}, limits, 'pillow'), classifier
+
+
+def call(app, body=JPEG, query=''):
+    """(status, headers, JSON) of a WSGI call of /predict."""
+    said = []
+    content = app({'PATH_INFO': '/predict', 'REQUEST_METHOD': 'POST', 'HTTP_HOST': 'localhost',
+                   'CONTENT_TYPE': 'image/jpeg', 'CONTENT_LENGTH': str(len(body)),
+                   'QUERY_STRING': query, 'wsgi.input': io.BytesIO(body)},
+                  lambda status, headers: said.append((int(status[:3]), dict(headers))))
+    return (*said[0], json.loads(b''.join(content)))
+
+
+def test_a_full_line_and_a_late_answer_are_503_with_retry_after():
+    go = threading.Event()
+    app, _ = application(ExportLike(go), queue=1, answer_timeout=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(call, app)
+        while not app.batcher.taken:
+            time.sleep(0.01)
+        status, headers, answer = call(app)
+        assert (status, headers['Retry-After']) == (503, '1') and 'full' in answer['error']
+        status, headers, answer = late.result(30)
+        assert (status, headers['Retry-After']) == (503, '10') and '0.5 s' in answer['error']
+    go.set()
+    assert app.batcher.submit((np.zeros((3, 32, 32), 'float32'), False)).result(30)
+    assert call(app)[0] == 200 and app.batcher.taken == 0
+    # The time to wait for a decoder counts as well.
+    free = []
+    while app.decoders.acquire(blocking=False):
+        free.append(None)
+    assert call(app)[0] == 503 and app.batcher.taken == 0
+    app.decoders.release(len(free))
+    assert call(app)[0] == 200
+
+
+def test_an_engine_without_attention_says_why():
+    app, classifier = application(ExportLike(), queue=4, answer_timeout=30)
+    classifier.warm_up()
+    status, _, answer = call(app, query='attention=1')
+    assert status == 200 and [place['name'] for place in answer['top']] == ['b', 'a']
+    assert answer['attention'] == dict(available=False, reason=classifier.no_attention)
+    assert 'exported' in classifier.no_attention
+    assert app.health({})[0] == '200 OK'
+    app.batcher.close()
+    assert app.health({})[0].startswith('503')
+
+
+def test_a_fault_of_the_service_is_500_and_not_told(capsys):
+    app, _ = application(lambda images: 1 / 0, queue=4, answer_timeout=30)
+    status, _, answer = call(app)
+    assert status == 500 and 'division' not in json.dumps(answer)
+    assert 'ZeroDivisionError' in capsys.readouterr().err
+    assert call(app, body=b'x')[0] == 422
+
+
+# ---- the page in a browser
+
+BROWSER = next(filter(None, map(shutil.which, (
+    'chromium', 'chromium-browser', 'google-chrome', 'chrome-headless-shell'))), None)
+
+
+class Browser:
+    """Chromium without a window, spoken to in its DevTools protocol through two pipes."""
+
+    def __init__(self, folder):
+        to_browser, self._out = os.pipe()
+        self._in, from_browser = os.pipe()
+
+        def connect():    # the protocol's pipes are descriptors 3 and 4
+            low, high = os.dup(to_browser), os.dup(from_browser)
+            os.dup2(low, 3)
+            os.dup2(high, 4)
+
+        self.process = subprocess.Popen(
+            [BROWSER, '--headless', '--remote-debugging-pipe', '--no-sandbox', '--disable-gpu',
+             '--disable-dev-shm-usage', '--no-first-run', '--disable-background-networking',
+             f'--user-data-dir={folder}'],
+            close_fds=False, preexec_fn=connect, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL)
+        os.close(to_browser)
+        os.close(from_browser)
+        self._reader = os.fdopen(self._in, 'rb')
+        self.count, self.session, self.events = 0, None, []
+        target = self.call('Target.createTarget', url='about:blank')['targetId']
+        self.session = self.call('Target.attachToTarget', targetId=target,
+                                 flatten=True)['sessionId']
+
+    def call(self, method, **parameters):
+        self.count += 1
+        message = dict(id=self.count, method=method, params=parameters)
+        if self.session:
+            message['sessionId'] = self.session
+        os.write(self._out, json.dumps(message).encode() + b'\0')
+        while True:
+            data = b''
+            while not data.endswith(b'\0'):
+                byte = self._reader.read(1)
+                assert byte, 'the browser has died'
+                data += byte
+            answer = json.loads(data[:-1])
+            if answer.get('id') == self.count:
+                assert 'error' not in answer, answer
+                return answer['result']
+            self.events.append(answer)
+
+    def value(self, expression):
+        result = self.call('Runtime.evaluate', expression=expression, returnByValue=True)
+        assert 'exceptionDetails' not in result, result
+        return result['result'].get('value')
+
+    def wait_for(self, expression):
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            if self.value(expression):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f'{expression} stayed false: ' + self.value(
+            'document.body ? document.body.innerText : "no page"'))
+
+    def choose(self, path):
+        root = self.call('DOM.getDocument')['root']['nodeId']
+        field = self.call('DOM.querySelector', nodeId=root, selector='#file')['nodeId']
+        self.call('DOM.setFileInputFiles', nodeId=field, files=[str(path)])
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self._reader.close()
+        os.close(self._out)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    if BROWSER is None:
+        pytest.skip('no Chromium is installed')
+    started = Browser(tmp_path / 'profile')
+    yield started
+    started.close()
+
+
+def test_the_page_in_a_browser(browser, tmp_path):
+    """Hostile class names and file names included: they must be shown, never run."""
+    state, _ = read_weights(WEIGHTS)
+    evil = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
+    write_weights(tmp_path / 'weights.pdparams', state,
+                  {'class_names': [f'{evil} {index}' for index in range(1000)]})
+    service = Service('--weights', tmp_path / 'weights.pdparams')
+    photo = tmp_path / '<img src=x onerror=hurt()>.JPEG'
+    photo.write_bytes(IMAGES[12].read_bytes())
+    _, _, expected = service.predict(photo.read_bytes())
+
+    for domain in ('Page', 'Network', 'Log', 'Runtime'):
+        browser.call(f'{domain}.enable')
+    address = f'http://127.0.0.1:{service.port}/'
+    browser.call('Page.navigate', url=address)
+    browser.wait_for('document.readyState === "complete" && health !== null')
+    assert browser.value('at("about").textContent') == (
+        't2t_vit_7 at 48 pixels, 1000 classes, engine paddle')
+    browser.choose(photo)
+    browser.wait_for('!at("result").hidden && at("photo").naturalWidth > 0')
+    names = browser.value('[...document.querySelectorAll(".name")].map(e => e.textContent)')
+    assert names == [place['name'] for place in expected['top']] and evil in names[0]
+    assert browser.value('document.querySelectorAll(".share")[0].textContent') == (
+        f'{100 * expected["top"][0]["probability"]:.1f} %')
+    assert browser.value('at("photo").src.slice(0, 22)') == 'data:image/png;base64,'
+    assert browser.value('at("photo").naturalWidth') == Image.open(IMAGES[12]).width
+    assert evil in browser.value('at("status").textContent')
+    # By keyboard alone: the file is the first stop, the attention map the second.
+    stops = []
+    for _ in range(2):
+        for kind in ('keyDown', 'keyUp'):
+            browser.call('Input.dispatchKeyEvent', type=kind, key='Tab', code='Tab',
+                         windowsVirtualKeyCode=9)
+        stops.append(browser.value('document.activeElement.id'))
+    assert stops == ['file', 'attend']
+    for kind in ('keyDown', 'keyUp'):
+        browser.call('Input.dispatchKeyEvent', type=kind, key=' ', code='Space', text=' ',
+                     windowsVirtualKeyCode=32)
+    browser.wait_for('at("photo").src.startsWith("blob:")')
+    bad = tmp_path / 'bad.png'
+    bad.write_bytes(b'no image')
+    browser.choose(bad)
+    browser.wait_for('at("status").classList.contains("failed")')
+    assert 'not an image' in browser.value('at("status").textContent')
+    assert browser.value('at("result").hidden') and browser.value('window.hurt') is None
+
+    asked = {event['params']['request']['url'] for event in browser.events
+             if event['method'] == 'Network.requestWillBeSent'}
+    assert {url for url in asked if not url.startswith(('blob:', 'data:'))} == {
+        address, address + 'health', address + 'predict?attention=1'}
+    complaints = [event['params'] for event in browser.events
+                  if event['method'] in ('Log.entryAdded', 'Runtime.exceptionThrown')]
+    assert all('422' in json.dumps(entry) for entry in complaints), complaints
+    service.end()

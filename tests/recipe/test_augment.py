@@ -1,0 +1,505 @@
+"""Operations, policies, colour jitter and random erasing, against timm's figures."""
+
+import collections
+import importlib.util
+import itertools
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+from paddle.vision.transforms import functional_pil
+from PIL import Image, ImageEnhance
+
+import build
+from config import ConfigError, load_config
+from recipe import augment
+from recipe.augment import (
+    OPERATIONS,
+    AutoAugment,
+    Canvas,
+    ColorJitter,
+    RandomErasing,
+    apply_operation,
+    auto_augment,
+)
+
+GOLDEN = np.load(ROOT / 'tests' / 'golden' / 'randaugment.npz')
+OFFICIAL = 'rand-m9-mstd0.5-inc1'
+DRAWS = 4000
+CRITICAL_GAP = 1.95 / math.sqrt(DRAWS)    # of a distribution: exceeded in one of a thousand seeds
+
+
+def photograph(height=96, width=128):
+    return Image.fromarray(GOLDEN['input'][:height, :width])
+
+
+def near_share(found, share, draws):
+    """Whether a count is within four standard deviations of its binomial distribution."""
+    return abs(found - share * draws) <= 4 * math.sqrt(draws * share * (1 - share))
+
+
+def largest_gap(values, distribution):
+    """Kolmogorov-Smirnov: the largest gap between the values' and a distribution function."""
+    values = np.sort(values)
+    steps = np.arange(len(values) + 1) / len(values)
+    expected = distribution(values)
+    return max((steps[1:] - expected).max(), (expected - steps[:-1]).max())
+
+
+def uniform(low, high):
+    return lambda values: np.clip((values - low) / (high - low), 0, 1)
+
+
+class TestOperations:
+    @pytest.mark.parametrize('key', [key for key in GOLDEN.files if key != 'input'])
+    def test_golden(self, key):
+        name, magnitude, *other_sign = key.split('_')
+        found = apply_operation(photograph(), name, int(magnitude), 1 if other_sign else -1)
+        gap = abs(np.asarray(found).astype(int) - GOLDEN[key])
+        # Pillow's own filters may differ between versions in the last bit of a few pixels.
+        assert gap.max() <= 1 and (gap > 0).mean() <= 0.001
+
+    @pytest.mark.parametrize('magnitude', [0, 1, 2.5, 4.99, 7, 9.6, 10])
+    def test_tones_and_brightness_in_numpy(self, magnitude):
+        pixels = GOLDEN['input'].astype(int)
+
+        def check(name, expected, sign=1):
+            found = np.asarray(apply_operation(photograph(), name, magnitude, sign))
+            np.testing.assert_array_equal(found, expected)
+
+        bits = math.floor(magnitude / 10 * 4)
+        for name, kept in (('Posterize', bits), ('PosterizeIncreasing', 4 - bits),
+                           ('PosterizeOriginal', 4 + bits)):
+            check(name, pixels // 2 ** (8 - kept) * 2 ** (8 - kept))
+        threshold = math.floor(magnitude / 10 * 256)
+        check('Solarize', np.where(pixels < threshold, pixels, 255 - pixels))
+        check('SolarizeIncreasing', np.where(pixels < 256 - threshold, pixels, 255 - pixels))
+        added = np.minimum(pixels + math.floor(magnitude / 10 * 110), 255)
+        check('SolarizeAdd', np.where(pixels < 128, added, pixels))
+        check('Invert', 255 - pixels)
+        for name, sign, factor in (('Brightness', 1, 0.1 + 0.18 * magnitude),
+                                   ('BrightnessIncreasing', 1, 1 + 0.09 * magnitude),
+                                   ('BrightnessIncreasing', -1, max(0.1, 1 - 0.09 * magnitude))):
+            found = np.asarray(apply_operation(photograph(), name, magnitude, sign)).astype(int)
+            assert abs(found - np.clip(pixels * factor, 0, 255)).max() <= 1
+
+    @pytest.mark.parametrize('name, axis, magnitude, pixels', [
+        ('TranslateX', 1, 5, 20), ('TranslateY', 0, 2.5, 10),
+        ('TranslateXRel', 1, 10, 36), ('TranslateYRel', 0, 5, 18)])
+    def test_translations_fill_with_the_mean_colour(self, name, axis, magnitude, pixels):
+        canvas = Canvas(fill=(1, 2, 3), translate=40)
+        found = np.asarray(apply_operation(photograph(80, 80), name, magnitude, 1, canvas))
+        expected = np.roll(GOLDEN['input'][:80, :80], -pixels, axis)
+        np.moveaxis(expected, axis, 0)[-pixels:] = (1, 2, 3)
+        np.testing.assert_array_equal(found, expected)
+        back = np.asarray(apply_operation(photograph(80, 80), name, magnitude, -1, canvas))
+        np.testing.assert_array_equal(np.moveaxis(back, axis, 0)[pixels:],
+                                      np.moveaxis(GOLDEN['input'][:80, :80], axis, 0)[:-pixels])
+
+    def test_no_magnitude_up_to_mmax_fails(self):
+        for name, magnitude, sign in itertools.product(OPERATIONS, (0, 10, 17.3, 30), (1, -1)):
+            found = apply_operation(photograph(20, 30), name, magnitude, sign)
+            assert found.size == (30, 20) and found.mode == 'RGB'
+
+    def test_an_unknown_operation_is_named(self):
+        with pytest.raises(ValueError, match='Rotated is an unknown .*did you mean Rotate?'):
+            apply_operation(photograph(), 'Rotated', 3)
+
+
+@pytest.fixture(scope='module')
+def timm():
+    """timm's module of operations; the rest of timm would need PyTorch."""
+    found = importlib.util.find_spec('timm')
+    if found is None:
+        pytest.skip('timm is not installed')
+    path = Path(found.submodule_search_locations[0]) / 'data' / 'auto_augment.py'
+    spec = importlib.util.spec_from_file_location('timm_auto_augment', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestTimm:
+    """Against timm's own code, where timm is installed."""
+
+    @pytest.mark.parametrize('name', OPERATIONS)
+    def test_operations(self, timm, monkeypatch, name):
+        image = photograph(60, 90)
+        for sign, magnitude in itertools.product((1, -1), (0, 1, 2.2, 3, 5, 6.7, 8, 9.9)):
+            monkeypatch.setattr(timm, '_randomly_negate', lambda value, sign=sign: sign * value)
+            for resampling in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
+                options = dict(img_mean=(1, 2, 3), interpolation=resampling, translate_const=30)
+                try:
+                    expected = timm.AugmentOp(name, 1.0, magnitude, options)(image)
+                except ValueError as error:    # Pillow 13 keeps at least one bit
+                    assert name.startswith('Posterize') and 'bits must be' in str(error)
+                    continue
+                found = apply_operation(image, name, magnitude, sign,
+                                        Canvas((1, 2, 3), resampling, 30))
+                np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+    @pytest.mark.parametrize('policy', ['original', 'originalr', 'v0', 'v0r'])
+    def test_policies(self, timm, policy):
+        expected = timm.auto_augment_policy(policy)
+        assert [list(pair) for pair in auto_augment(policy).choices] == [
+            [(step.name, step.prob, step.magnitude) for step in pair] for pair in expected]
+
+    @pytest.mark.parametrize('text', [
+        'rand', OFFICIAL, 'rand-m7-n3-p0.3-mstd101', 'rand-m12-mmax20-inc1', 'rand-n1-tweights'])
+    def test_texts(self, timm, text):
+        expected, found = timm.rand_augment_transform(text, {}), auto_augment(text)
+        steps = {(step.name, step.prob, step.magnitude) for step in expected.ops}
+        assert {step for (step,) in found.choices} == steps and len(found.choices) == len(steps)
+        assert found.count == expected.num_layers
+        assert found.noise == expected.ops[0].magnitude_std
+        assert found.largest == (expected.ops[0].magnitude_max or 10)
+        if expected.choice_weights is None:
+            assert found.weights is None
+        else:
+            shares = {step.name: share for step, share
+                      in zip(expected.ops, expected.choice_weights)}
+            assert {choice[0][0]: pytest.approx(share) for choice, share
+                    in zip(found.choices, found.weights)} == shares
+
+
+def plans(text, draws=DRAWS, **options):
+    policy, rng = auto_augment(text, **options), np.random.default_rng(3)
+    return [policy.plan(rng) for _ in range(draws)]
+
+
+class TestDraws:
+    def test_two_operations_with_probability_one_half(self):
+        lengths = collections.Counter(len(plan) for plan in plans(OFFICIAL))
+        for length, share in ((0, 0.25), (1, 0.5), (2, 0.25)):
+            assert near_share(lengths[length], share, DRAWS)
+
+    def test_all_operations_equally_and_with_replacement(self):
+        found = plans('rand-m9-p1-inc1')
+        counts = collections.Counter(name for plan in found for name, *_ in plan)
+        assert len(counts) == 15 and 'PosterizeIncreasing' in counts and 'Posterize' not in counts
+        assert all(near_share(count, 1 / 15, 2 * DRAWS) for count in counts.values())
+        twice = sum(plan[0][0] == plan[1][0] for plan in found)
+        assert near_share(twice, 1 / 15, DRAWS)
+        plain = {name for plan in plans('rand-p1', 300) for name, *_ in plan}
+        assert plain == {name.replace('Increasing', '') for name in counts}
+
+    def test_magnitudes(self):
+        def magnitudes(text):
+            return np.array([step[1] for plan in plans(f'{text}-p1-n1') for step in plan])
+
+        assert set(magnitudes('rand-m7')) == {7} and set(magnitudes('rand')) == {10}
+        assert set(magnitudes('rand-m15')) == {10}, 'as timm has it'
+        normal = np.vectorize(lambda z: (1 + math.erf(z / math.sqrt(2))) / 2)
+        values = magnitudes('rand-m9-mstd0.5')
+        at_ten = values == 10    # where the two standard deviations above 9 are cut off
+        assert values.max() == 10 and near_share(at_ten.sum(), 1 - normal(2), DRAWS)
+        below = values[~at_ten]
+        assert largest_gap(below, lambda m: normal((m - 9) / 0.5) / normal(2)) < CRITICAL_GAP
+        values = magnitudes('rand-m9-mstd3-mmax12')
+        assert values.max() == 12 and near_share((values == 12).sum(), 1 - normal(1), DRAWS)
+        for text in ('rand-m8-mstdinf', 'rand-m8-mstd101'):
+            assert largest_gap(magnitudes(text), uniform(0, 8)) < CRITICAL_GAP
+        assert magnitudes('rand-m0-mstd100').min() == 0
+
+    def test_signs_and_filters(self):
+        steps = [step for plan in plans('rand-p1-n1') for step in plan]
+        assert near_share(sum(sign == 1 for _, _, sign, _ in steps), 0.5, DRAWS)
+        assert {sign for _, _, sign, _ in steps} == {1, -1}
+        bicubic = sum(canvas.resampling == Image.Resampling.BICUBIC for *_, canvas in steps)
+        bilinear = sum(canvas.resampling == Image.Resampling.BILINEAR for *_, canvas in steps)
+        assert bicubic + bilinear == DRAWS and near_share(bicubic, 0.5, DRAWS)
+        for name, filter_ in (('bilinear', Image.Resampling.BILINEAR),
+                              ('bicubic', Image.Resampling.BICUBIC)):
+            assert {canvas for plan in plans('rand-p1', 20, interpolation=name, image_size=100)
+                    for *_, canvas in plan} == {Canvas((124, 116, 104), filter_, 45)}
+
+    @pytest.mark.parametrize('text, shares', [
+        # All shares of timm 0.3's set but Posterize and Invert, which it never draws.
+        ('rand-n1-w0-p1', {'Rotate': 0.3, 'ShearX': 0.2, 'Color': 0.025, 'Invert': 0}),
+        ('rand-n1-w0-p1-inc1', {'TranslateYRel': 0.1, 'SolarizeIncreasing': 0.005,
+                                'PosterizeIncreasing': 0}),
+        ('rand-n1-tweights-p1', {'Rotate': 3 / 10.1, 'ColorIncreasing': 0.25 / 10.1,
+                                 'Invert': 0.05 / 10.1})])
+    def test_weights(self, text, shares):
+        counts = collections.Counter(plan[0][0] for plan in plans(text))
+        for name, share in shares.items():
+            assert near_share(counts[name], share, DRAWS), name
+
+    def test_weights_draw_nothing_twice(self):
+        for plan in plans('rand-n13-w0-p1', 50):
+            assert len({name for name, *_ in plan}) == 13
+
+    def test_auto_augment_draws_one_pair(self):
+        found = plans('v0')
+        # Pairs of the policy that nothing else there resembles, with their probabilities.
+        for first, second, share in (('Rotate', 'TranslateYRel', 1.0 * 0.8),
+                                     ('Invert', 'Rotate', 0.4 * 0.6),
+                                     ('ShearX', 'Rotate', 0.2 * 0.6)):
+            count = sum([step[0] for step in plan] == [first, second] for plan in found)
+            assert near_share(count, share / 25, DRAWS)
+        assert {step[1] for plan in found for step in plan} <= set(range(11))
+        noisy = [step[1] for plan in plans('original-mstd0.5', 200) for step in plan]
+        assert len(set(noisy)) > 100 and max(noisy) <= 10
+
+    def test_the_generator_alone_decides(self):
+        policy = auto_augment('rand-m9-mstd0.5-inc1-p1')
+        np.random.seed(1)
+        first = policy(photograph(), np.random.default_rng(5)).tobytes()
+        np.random.seed(2)
+        assert policy(photograph(), np.random.default_rng(5)).tobytes() == first
+        others = {policy(photograph(), np.random.default_rng(seed)).tobytes()
+                  for seed in range(20)}
+        assert len(others) > 15
+
+    def test_a_plan_is_carried_out_in_its_order(self):
+        steps = (('Invert', 1.0, 0), ('SolarizeAdd', 1.0, 10), ('Rotate', 0.0, 9))
+        found = AutoAugment([steps])(photograph(), np.random.default_rng(0))
+        inverted = 255 - GOLDEN['input'].astype(int)
+        np.testing.assert_array_equal(
+            np.asarray(found), np.where(inverted < 128, inverted + 110, inverted))
+
+
+WRONG_TEXTS = [
+    ('randd-m9', "'randd' is unknown, did you mean rand?"), ('originals', 'original'),
+    ('-m9', "'' is unknown"), ('rand-m9-', "'' is an unknown part"),
+    ('rand-q9', "'q9' is an unknown part"), ('rand-m9-mstd', "'mstd' must be mstd and a number"),
+    ('rand-m', "'m' must be m and a whole number"), ('rand-m9.5', "'m9.5' must be"),
+    ('rand-m31', "'m31' must be m and a whole number of at least 0 and at most 30"),
+    ('rand-m-1', "'m' must be"),
+    ('rand-m9999999999', 'unknown part'), ('rand-n0', "'n0' must be"),
+    ('rand-p1.5', "'p1.5' must be p and a number of at least 0 and at most 1"),
+    ('rand-mstd1.2.3', "'mstd1.2.3' must be"), ('rand-inc2', "'inc2' must be"),
+    ('rand-minf', "'minf' must be"), ('rand-m9-m8', "'m8' says m once more"),
+    ('rand-w1', "'w1'"), ('rand-w0-m9-w0', 'keep one'), ('rand-w0-n14', 'n is 14'),
+    ('original-m9', "'m9' is an unknown part"), ('v0-w0', "'w0' is an unknown part"),
+    ('RAND-m9', "'RAND' is unknown"), ('rand m9', 'is unknown')]
+
+
+class TestTexts:
+    @pytest.mark.parametrize('text, said', WRONG_TEXTS)
+    def test_a_wrong_text_is_one_line_that_names_the_part(self, text, said):
+        with pytest.raises(ValueError) as caught:
+            auto_augment(text)
+        message = str(caught.value)
+        assert message.startswith(repr(text)) and said in message and '\n' not in message
+
+    def test_a_wrong_text_in_a_configuration(self, tmp_path):
+        path = tmp_path / 'recipe.yaml'
+        path.write_text('DATA:\n    FLIP: 0.5\n    AUTO_AUGMENT: rand-m9-x1\n')
+        with pytest.raises(ConfigError) as caught:
+            load_config(path)
+        assert str(caught.value).startswith(f'{path}:3: DATA.AUTO_AUGMENT ')
+        assert "'x1' is an unknown part" in str(caught.value) and caught.value.exit_code == 2
+
+    @pytest.mark.parametrize('override, said', [
+        ('DATA.AUTO_AUGMENT=rnd', 'did you mean rand?'), ('DATA.ERASE_PROBABILITY=1.1', 'at most'),
+        ('DATA.ERASE_MODE=noise', 'const, rand, pixel'), ('DATA.ERASE_COUNT=0', 'at least 1'),
+        ('DATA.COLOR_JITTER=-0.1', 'at least 0'), ('TRAIN.REPEATED_AUGMENT=0', 'at least 1'),
+        ('TRAIN.DROP_LAST=1', 'true or false')])
+    def test_wrong_values(self, override, said):
+        with pytest.raises(ConfigError) as caught:
+            load_config('config/lit_data.yaml', [override])
+        assert override in str(caught.value) and said in str(caught.value)
+
+    def test_the_fill_is_the_mean_colour(self):
+        assert auto_augment('rand').canvas.fill == (124, 116, 104)
+        assert auto_augment('rand', mean=(0, 0.5, 1)).canvas.fill == (0, 128, 255)
+
+
+class TestColorJitter:
+    def test_factors_and_order(self, monkeypatch):
+        """Against Paddle's own functions, in the order and with the factors that were drawn."""
+        drawn = []
+
+        def recorder(name):
+            def enhancer(image):
+                def enhance(factor):
+                    drawn.append((name, factor))
+                    return getattr(ImageEnhance, name)(image).enhance(factor)
+                return SimpleNamespace(enhance=enhance)
+            return enhancer
+
+        names = ('Brightness', 'Contrast', 'Color')
+        monkeypatch.setattr(augment, 'ImageEnhance',
+                            SimpleNamespace(**{name: recorder(name) for name in names}))
+        functions = dict(zip(names, (functional_pil.adjust_brightness,
+                                     functional_pil.adjust_contrast,
+                                     functional_pil.adjust_saturation)))
+        jitter, rng, image = ColorJitter(0.4), np.random.default_rng(0), photograph(8, 8)
+        orders = collections.Counter()
+        for _ in range(DRAWS):
+            found, expected = jitter(image, rng), image
+            for name, factor in drawn[-3:]:
+                expected = functions[name](expected, factor)
+            assert found.tobytes() == expected.tobytes()
+            orders[tuple(name for name, _ in drawn[-3:])] += 1
+        assert set(orders) == set(itertools.permutations(names))
+        assert all(near_share(count, 1 / 6, DRAWS) for count in orders.values())
+        for name in names:
+            factors = np.array([factor for other, factor in drawn if other == name])
+            assert largest_gap(factors, uniform(0.6, 1.4)) < CRITICAL_GAP
+
+    def test_a_large_factor_stops_at_black(self):
+        values = [ColorJitter(3)(Image.new('RGB', (1, 1), (20, 20, 20)),
+                                 np.random.default_rng(seed)).getpixel((0, 0))[0]
+                  for seed in range(200)]
+        assert max(values) <= 80 and min(values) <= 2
+
+
+def simulated_boxes(height, width, draws, rng):
+    """timm's rule in another way: ten candidates for each box at once, the first that fits."""
+    area = rng.uniform(0.02, 1 / 3, (draws, 10)) * height * width
+    aspect = np.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3), (draws, 10)))
+    heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (heights < height) & (widths < width)
+    first, rows = fits.argmax(axis=1), np.arange(draws)
+    kept = fits.any(axis=1)
+    return heights[rows, first][kept], widths[rows, first][kept]
+
+
+def two_sample_gap(one, other):
+    grid = np.union1d(one, other) + 0.5
+    return abs(np.searchsorted(np.sort(one), grid) / len(one)
+               - np.searchsorted(np.sort(other), grid) / len(other)).max()
+
+
+class TestRandomErasing:
+    @pytest.mark.parametrize('height, width', [(224, 224), (40, 200)])
+    def test_boxes(self, height, width):
+        rng = np.random.default_rng(0)
+        erasing = RandomErasing(1.0)
+        boxes = [box for _ in range(DRAWS) for box in erasing.boxes(height, width, rng)]
+        top, left, box_height, box_width = np.array(boxes).T
+        heights, widths = simulated_boxes(height, width, DRAWS, np.random.default_rng(1))
+        limit = 1.95 * math.sqrt(1 / len(boxes) + 1 / len(heights))
+        assert abs(len(boxes) - len(heights)) <= 0.01 * DRAWS
+        assert two_sample_gap(box_height, heights) < limit
+        assert two_sample_gap(box_width, widths) < limit
+        assert two_sample_gap(box_height * box_width, heights * widths) < limit
+        assert top.min() == left.min() == 0
+        assert (top + box_height).max() == height and (left + box_width).max() == width
+        # A position is uniform on the whole numbers 0 to free; shifted by a part, on 0 to 1.
+        for start, size, side in ((top, box_height, height), (left, box_width, width)):
+            shifted = (start + rng.random(len(start))) / (side - size + 1)
+            assert largest_gap(shifted, uniform(0, 1)) < CRITICAL_GAP
+
+    def test_probability_and_count(self):
+        rng = np.random.default_rng(2)
+        counts = collections.Counter(len(RandomErasing(0.25).boxes(99, 99, rng))
+                                     for _ in range(DRAWS))
+        assert set(counts) == {0, 1} and near_share(counts[1], 0.25, DRAWS)
+        several = [RandomErasing(1.0, count=4).boxes(99, 99, rng) for _ in range(DRAWS)]
+        for number in range(1, 5):
+            assert near_share(sum(len(boxes) == number for boxes in several), 0.25, DRAWS)
+        # The boxes of an image share what would be the area of one.
+        for boxes in several:
+            assert all(height * width <= 99 * 99 / 3 / len(boxes) + 99 for *_, height, width
+                       in boxes)
+
+    def erase(self, erasing, images, seed=7):
+        found = erasing(paddle.to_tensor(images), np.random.default_rng(seed)).numpy()
+        rng = np.random.default_rng(seed)
+        mask = np.zeros(images.shape, dtype=bool)
+        boxes = [erasing.boxes(*images.shape[2:], rng) for _ in images]
+        for row, those in enumerate(boxes):
+            for top, left, height, width in those:
+                mask[row, :, top:top + height, left:left + width] = True
+        assert mask.any() and not mask.all()
+        np.testing.assert_array_equal(found[~mask], images[~mask])
+        return found, mask, boxes
+
+    @pytest.fixture
+    def images(self):
+        return np.random.default_rng(4).uniform(5, 6, (64, 3, 48, 48)).astype('float32')
+
+    def test_const(self, images):
+        found, mask, _ = self.erase(RandomErasing(0.5, 'const', count=3), images)
+        assert (found[mask] == 0).all()
+
+    def test_rand(self, images):
+        found, _, boxes = self.erase(RandomErasing(1.0, 'rand'), images)
+        colours = []
+        for row, ((top, left, height, width),) in enumerate(boxes):
+            box = found[row, :, top:top + height, left:left + width].reshape(3, -1)
+            assert (box == box[:, :1]).all()
+            colours.append(box[:, 0])
+        colours = np.array(colours)
+        assert len(np.unique(colours)) == colours.size
+        assert abs(colours.mean()) < 4 / math.sqrt(colours.size)
+        assert abs(colours.std() - 1) < 4 / math.sqrt(2 * colours.size)
+
+    def test_pixel(self, images):
+        found, mask, _ = self.erase(RandomErasing(0.5, count=2), images)
+        noise = found[mask]
+        normal = np.vectorize(lambda z: (1 + math.erf(z / math.sqrt(2))) / 2)
+        assert largest_gap(noise, normal) < 1.95 / math.sqrt(noise.size)
+        assert len(np.unique(noise)) > 0.99 * noise.size
+
+    def test_the_generator_alone_decides_and_the_images_stay(self, images):
+        given, erasing = paddle.to_tensor(images), RandomErasing(0.5)
+        paddle.seed(1)
+        first = erasing(given, np.random.default_rng(1)).numpy()
+        paddle.seed(2)
+        np.testing.assert_array_equal(erasing(given, np.random.default_rng(1)).numpy(), first)
+        np.testing.assert_array_equal(given.numpy(), images)
+        assert not np.array_equal(erasing(given, np.random.default_rng(2)).numpy(), first)
+        untouched = RandomErasing(0.0)(given, np.random.default_rng(1))
+        np.testing.assert_array_equal(untouched.numpy(), images)
+
+    def test_other_types_and_sizes(self):
+        images = paddle.ones([2, 3, 32, 64], dtype='float64')
+        found = RandomErasing(1.0)(images, np.random.default_rng(0))
+        assert found.dtype == paddle.float64 and found.shape == [2, 3, 32, 64]
+        assert (found.numpy() != 1).any(axis=(1, 2, 3)).all()
+
+    def test_an_unknown_mode_is_named(self):
+        with pytest.raises(ValueError, match="not 'noise'"):
+            RandomErasing(0.5, 'noise')
+
+
+class TestConfiguration:
+    def config(self, *overrides):
+        return load_config('config/lit_data.yaml', overrides)
+
+    def test_the_training_transform_augments(self):
+        plain = build.train_transform(self.config())
+        official = build.train_transform(self.config(f'DATA.AUTO_AUGMENT={OFFICIAL}',
+                                                     'DATA.TRAIN_INTERPOLATION=random'))
+        interpolated = build.train_transform(self.config('DATA.TRAIN_INTERPOLATION=random'))
+        (policy,) = official.operations
+        assert (policy.count, policy.noise, len(policy.resamplings)) == (2, 0.5, 2)
+        for seed in range(8):
+            rng = np.random.default_rng(seed)
+            before = Image.fromarray(interpolated.pixels(photograph(), rng))
+            found = official.pixels(photograph(), np.random.default_rng(seed))
+            np.testing.assert_array_equal(found, np.asarray(policy(before, rng)))
+        assert plain.operations == []
+
+    def test_colour_jitter_is_inactive_beside_auto_augment(self):
+        (jitter,) = build.train_transform(self.config('DATA.COLOR_JITTER=0.3')).operations
+        assert isinstance(jitter, ColorJitter) and jitter.factor == 0.3
+        (policy,) = build.train_transform(
+            self.config('DATA.COLOR_JITTER=0.3', 'DATA.AUTO_AUGMENT=v0')).operations
+        assert isinstance(policy, AutoAugment)
+
+    def test_random_erasing(self):
+        assert build.random_erasing(self.config()) is None
+        erasing = build.random_erasing(self.config('DATA.ERASE_PROBABILITY=0.25',
+                                                   'DATA.ERASE_MODE=rand', 'DATA.ERASE_COUNT=2'))
+        assert (erasing.probability, erasing.mode, erasing.count) == (0.25, 'rand', 2)
+
+    def test_the_loaders(self):
+        overrides = ('TRAIN.DROP_LAST=true', 'TRAIN.REPEATED_AUGMENT=3',
+                     'TRAIN.TRAIN_BATCH_SIZE=100')
+        sampler = build.train_loader(self.config(*overrides)).batch_sampler
+        count = len(sampler.dataset)
+        assert len(sampler) == count // 256 * 256 // 100
+        first = next(iter(sampler))
+        assert len(first) == 100 and len({index for _, index, _ in first}) == 34
+        validation = build.eval_loader(self.config(*overrides)).batch_sampler
+        keys = [key for batch in validation for key in batch]
+        assert keys == [(0, index) for index in range(len(validation.dataset))]

@@ -1,0 +1,249 @@
+"""Mixup, CutMix and the way of a batch into the network, each computed a second time in NumPy."""
+
+import math
+import re
+
+import numpy as np
+import paddle
+import pytest
+from support.figures import largest_gap
+
+import build
+from config import ConfigError, load_config
+from data.transforms import normalise
+from recipe.batch import BatchTransform
+from recipe.mixup import MODES, Mixup
+
+ON = ('MIXUP.MIXUP_ALPHA=0.8', 'MIXUP.CUTMIX_ALPHA=1.0')
+
+
+def batch(size, side=12, classes=10, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, 256, (size, 3, side, side + 4), np.uint8),
+            rng.integers(0, classes, size))
+
+
+def mixed(mixup, images, labels, seed=0):
+    found, targets = mixup(paddle.to_tensor(images), paddle.to_tensor(labels),
+                           np.random.default_rng(seed))
+    assert found.dtype == targets.dtype == paddle.float32
+    return found.numpy(), targets.numpy()
+
+
+def one_by_one(images, labels, draws, classes, smoothing):
+    """The same mixing, image by image, with loops, slices and NumPy's rounding."""
+    results, targets = [], []
+    for index, (share, is_cutmix, (top, bottom, left, right)) in enumerate(zip(*draws)):
+        partner = len(images) - 1 - index
+        if is_cutmix:
+            result = images[index].copy()
+            result[:, top:bottom, left:right] = images[partner][:, top:bottom, left:right]
+        else:
+            result = np.rint(images[index] * share
+                             + images[partner].astype('float32') * (np.float32(1) - share))
+        target = np.full(classes, smoothing / classes)
+        target[labels[index]] += (1 - smoothing) * share
+        target[labels[partner]] += (1 - smoothing) * (1 - share)
+        results.append(result)
+        targets.append(target)
+    return np.stack(results), np.stack(targets)
+
+
+@pytest.mark.parametrize('size', [1, 7, 8])
+@pytest.mark.parametrize('mode', MODES)
+def test_every_mode_equals_a_computation_image_by_image(mode, size):
+    kinds = set()
+    for seed in range(12):
+        mixup = Mixup(mode=mode, probability=0.8, smoothing=0.1, num_classes=10)
+        images, labels = batch(size, seed=seed)
+        draws = mixup.draw(size, images.shape[2:], np.random.default_rng(seed))
+        found, targets = mixed(mixup, images, labels, seed)
+        expected, expected_targets = one_by_one(images, labels, draws, 10, 0.1)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(targets, expected_targets, atol=2e-7)
+        np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
+        kinds |= {'cutmix' if is_cutmix else 'none' if share == 1 else 'mixup'
+                  for share, is_cutmix in zip(*draws[:2])}
+    assert kinds == {'cutmix', 'none', 'mixup'}
+
+
+@pytest.mark.parametrize('options', [{}, {'cutmix_minmax': (0.2, 0.8)}])
+@pytest.mark.parametrize('mode', MODES)
+def test_what_is_left_of_an_image_is_its_labels_share(mode, options):
+    """Counted in pixels: every image has a colour of its own."""
+    images = np.broadcast_to(np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1), (6, 3, 20, 30))
+    partly = 0
+    for seed in range(20):
+        mixup = Mixup(0, 1.0, mode=mode, smoothing=0, num_classes=6, **options)
+        found, targets = mixed(mixup, np.ascontiguousarray(images), np.arange(6), seed)
+        own = (found == images).mean(axis=(1, 2, 3))
+        theirs = (found == images[::-1]).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(own + theirs, 1, atol=1e-12)
+        np.testing.assert_allclose(targets[range(6), range(6)], own, atol=1e-6)
+        partly += ((own > 0) & (own < 1)).sum()
+    assert partly > 60
+
+
+def test_halves_are_rounded_to_the_even_neighbour(monkeypatch):
+    mixup = Mixup(num_classes=2)
+    monkeypatch.setattr(Mixup, 'draw', lambda *_: (
+        np.full(2, 0.5, 'float32'), np.zeros(2, bool), np.zeros((2, 4), int)))
+    first = np.arange(0, 255, dtype=np.uint8)
+    images = np.zeros((2, 3, 1, 255), np.uint8)
+    images[0], images[1] = first, first + 1
+    found, _ = mixed(mixup, images, np.array([0, 1]))
+    assert found[0, 0, 0].tolist() == [round(value + 0.5) for value in first.tolist()]
+
+
+def draws_of(mode='elem', count=4000, side=1000, **options):
+    mixup = Mixup(mode=mode, num_classes=2, **options)
+    return mixup.draw(count, (side, side), np.random.default_rng(3))
+
+
+CRITICAL_GAP = 1.95 / math.sqrt(4000)    # exceeded by chance once in a thousand seeds
+
+
+def test_lambda_follows_its_beta_distribution():
+    shares, is_cutmix, _ = draws_of(mixup_alpha=0.5, cutmix_alpha=0)
+    assert not is_cutmix.any()
+    assert largest_gap(shares, lambda x: 2 / np.pi * np.arcsin(np.sqrt(x))) < CRITICAL_GAP
+    shares, is_cutmix, _ = draws_of(mixup_alpha=0, cutmix_alpha=1, correct_lambda=False)
+    assert is_cutmix.all() and largest_gap(shares, lambda x: x) < CRITICAL_GAP
+    shares, is_cutmix, _ = draws_of(mixup_alpha=0.5, cutmix_alpha=1.0, correct_lambda=False)
+    gap = 1.95 / math.sqrt(1800)
+    assert largest_gap(shares[is_cutmix], lambda x: x) < gap
+    assert largest_gap(shares[~is_cutmix], lambda x: 2 / np.pi * np.arcsin(np.sqrt(x))) < gap
+
+
+@pytest.mark.parametrize('switch', [0.5, 0.2])
+@pytest.mark.parametrize('probability', [1.0, 0.7])
+def test_how_often_it_is_what(switch, probability):
+    shares, is_cutmix, _ = draws_of(probability=probability, switch_probability=switch)
+    is_mixup = ~is_cutmix & (shares < 1)
+    for found, expected in ((is_cutmix.mean(), probability * switch),
+                            (is_mixup.mean(), probability * (1 - switch))):
+        assert abs(found - expected) < 3.3 * math.sqrt(expected * (1 - expected) / 4000)
+
+
+def test_boxes_are_uniform_and_as_large_as_lambda_says():
+    shares, _, boxes = draws_of(mixup_alpha=0, cutmix_alpha=1, correct_lambda=False)
+    corrected, _, same_boxes = draws_of(mixup_alpha=0, cutmix_alpha=1)
+    np.testing.assert_array_equal(boxes, same_boxes)
+    top, bottom, left, right = boxes.T
+    assert (boxes >= 0).all() and (boxes <= 1000).all()
+    np.testing.assert_allclose(corrected, 1 - (bottom - top) * (right - left) / 1e6, atol=1e-7)
+    assert (corrected >= shares - 1e-6).all() and (corrected > shares + 0.01).any()
+    for low, high in ((top, bottom), (left, right)):
+        whole = (low > 0) & (high < 1000)
+        side = 1000 * np.sqrt(1 - shares.astype('float64'))
+        assert (abs((high - low) - side)[whole] < 2).all() and whole.sum() > 1000
+        half = side.astype(int) // 2
+        centre = np.where(low == 0, high - half, low + half) / 1000
+        assert largest_gap(centre, lambda x: x) < CRITICAL_GAP
+
+
+def test_boxes_between_two_sizes_lie_inside():
+    shares, is_cutmix, boxes = draws_of(mixup_alpha=0, cutmix_minmax=(0.2, 0.8), side=50)
+    top, bottom, left, right = boxes.T
+    assert is_cutmix.all() and (boxes >= 0).all() and (boxes <= 50).all()
+    for length in (bottom - top, right - left):
+        assert set(length) == set(range(10, 40))
+    np.testing.assert_allclose(shares, 1 - (bottom - top) * (right - left) / 2500, atol=1e-7)
+
+
+@pytest.mark.parametrize('mode, different', [('batch', 1), ('pair', 500), ('elem', 1000)])
+def test_what_shares_a_draw(mode, different):
+    shares, is_cutmix, boxes = draws_of(mode, count=1000)
+    assert len({(share, *box) for share, box in zip(shares.tolist(), boxes.tolist())}) == different
+    if mode == 'pair':
+        np.testing.assert_array_equal(shares, shares[::-1])
+        np.testing.assert_array_equal(boxes, boxes[::-1])
+        np.testing.assert_array_equal(is_cutmix, is_cutmix[::-1])
+
+
+def test_nothing_to_mix_with_is_refused():
+    with pytest.raises(ValueError, match='both 0'):
+        Mixup(0, 0)
+    with pytest.raises(ValueError, match='batch, pair, elem'):
+        Mixup(mode='half')
+
+
+# ---- the way of a batch
+
+def test_pixels_become_what_they_were_when_workers_normalised_them():
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    config = load_config('config/t2t_vit_7.yaml')
+    images, labels = build.batch_transform(config)(
+        paddle.to_tensor(pixels.transpose(2, 0, 1)[None]), paddle.to_tensor([7]), 0, 0)
+    np.testing.assert_array_equal(images.numpy()[0],
+                                  normalise(pixels, config.DATA.MEAN, config.DATA.STD))
+    assert labels.tolist() == [7]
+
+
+def prepared(epoch=0, step=0, **options):
+    images, labels = batch(8)
+    transform = BatchTransform((0.5,) * 3, (0.2,) * 3, **{
+        'seed': 1, 'mixup': Mixup(num_classes=10), **options})
+    images, targets = transform(paddle.to_tensor(images), paddle.to_tensor(labels), epoch, step)
+    return images.numpy(), targets.numpy()
+
+
+def test_place_in_the_run_process_and_seed_decide_on_the_mixing():
+    again, first = prepared(2, 3), prepared(2, 3)
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    others = [prepared(2, 3), prepared(3, 2), prepared(2, 4), prepared(2, 3, rank=1),
+              prepared(2, 3, seed=2)]
+    assert len({images.tobytes() for images, _ in others}) == 5
+
+
+def test_mixing_ends_with_its_epoch():
+    for epoch, ndim in ((0, 2), (2, 2), (3, 1), (9, 1)):
+        assert prepared(epoch, mixup_off_epoch=3)[1].ndim == ndim
+    assert prepared(10 ** 6)[1].ndim == 2
+
+
+def test_images_are_mixed_then_normalised_then_erased():
+    def erase(images, rng):
+        seen.append(images.numpy())
+        return images * rng.random()
+
+    seen = []
+    images, targets = prepared(erase=erase)
+    expected, expected_targets = prepared()
+    np.testing.assert_array_equal(seen[0], expected)
+    factor = images / np.where(expected == 0, 1, expected)
+    assert 0 < factor.mean() < 1 and factor.std() < 1e-6    # the network gets what it returned
+    np.testing.assert_array_equal(images, prepared(erase=erase)[0])
+    np.testing.assert_array_equal(targets, expected_targets)
+    pixels = (expected * 0.2 + 0.5) * 255
+    np.testing.assert_allclose(pixels, np.rint(pixels), atol=1e-4)    # whole before normalising
+
+
+# ---- configuration
+
+@pytest.mark.parametrize('overrides, said', [
+    (('MIXUP.PROBABILITY=1.5',), 'MIXUP.PROBABILITY must be at most 1'),
+    (('MIXUP.SWITCH_PROBABILITY=-0.1',), 'MIXUP.SWITCH_PROBABILITY must be at least 0'),
+    (('MIXUP.MIXUP_ALPHA=-1',), 'MIXUP.MIXUP_ALPHA must be at least 0'),
+    (('MIXUP.MODE=half',), 'MIXUP.MODE must be one of batch, pair, elem'),
+    (('MIXUP.CUTMIX_MINMAX=[0.3]',), 'CUTMIX_MINMAX must be a list of 2 numbers, or an empty one'),
+    (('MIXUP.CUTMIX_MINMAX=[0.3, 1.1]',), 'MIXUP.CUTMIX_MINMAX must be at most 1'),
+    (('MIXUP.CUTMIX_MINMAX=[0.5, 0.3]',), 'smaller number first'),
+    ((*ON, 'MIXUP.MODE=pair', 'TRAIN.TRAIN_BATCH_SIZE=15'), 'TRAIN.TRAIN_BATCH_SIZE is 15, an odd'),
+    ((*ON, 'TRAIN.TRAIN_BATCH_SIZE=15'), 'make it even'),
+    (('TRAIN.ACCUMULATE=0',), 'TRAIN.ACCUMULATE must be at least 1'),
+])
+def test_wrong_values_are_one_line(overrides, said):
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        load_config('config/lit_data.yaml', overrides)
+    assert '\n' not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_what_the_configuration_builds():
+    assert build.mixup(load_config('config/lit_data.yaml')) is None
+    assert load_config('config/lit_data.yaml', ['TRAIN.TRAIN_BATCH_SIZE=15'])
+    mixup = build.mixup(load_config('config/lit_data.yaml', [
+        *ON, 'MIXUP.CUTMIX_MINMAX=[0.2, 0.4]', 'TRAIN.LABEL_SMOOTHING=0.1', 'MIXUP.MODE=elem']))
+    assert (mixup.mixup_alpha, mixup.cutmix_minmax) == (0.8, (0.2, 0.4))
+    assert (mixup.mode, mixup.smoothing, mixup.num_classes) == ('elem', 0.1, 1000)

@@ -1,0 +1,348 @@
+"""Optimizers against PyTorch's, closed forms, and a checkpoint's round trip."""
+
+import math
+import re
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+from paddle import nn
+from paddle.nn import functional as F
+from support.official import VARIANTS
+
+import build
+import zoo
+from config import ConfigError, load_config
+from recipe.optimizer import build_optimizer, clip_gradients, decays, rate_scales
+from scheduler import Schedule
+from training.checkpoint import capture, restore
+from weights.container import read_checkpoint, write_checkpoint
+
+TORCH = np.load(ROOT / 'tests' / 'fixtures' / 'optimizer.npz')
+STEPS = 30
+# As in make_optimizer_fixtures.py: options, (clip mode, limit).
+CASES = {
+    'sgd': (dict(kind='sgd'), None),
+    'sgd_excluded': (dict(kind='sgd', decay_all=False), None),
+    'sgd_nesterov': (dict(kind='sgd', momentum=0.8, nesterov=True), ('norm', 0.3)),
+    'sgd_backbone': (dict(kind='sgd', backbone_scale=0.01), None),
+    'adamw': (dict(kind='adamw'), None),
+    'adamw_excluded': (dict(kind='adamw', decay_all=False, betas=(0.85, 0.95), epsilon=1e-6),
+                       ('value', 0.02)),
+    'adamw_backbone': (dict(kind='adamw', decay_all=False, backbone_scale=0.01), None),
+}
+
+
+class Small(nn.Layer):
+    """The fixtures' network: `[B, N, 6]` to `[B, N, 4]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls_token = self.create_parameter([1, 1, 6])
+        self.pos_embed = self.create_parameter([1, 5, 6])
+        self.fc1, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+        for name, parameter in self.named_parameters():
+            shape = parameter.shape[::-1] if parameter.ndim == 2 else parameter.shape
+            parameter.set_value(np.ascontiguousarray(_start(name, shape).T)
+                                if parameter.ndim == 2 else _start(name, shape))
+
+    def forward(self, x):
+        return self.head(paddle.tanh(self.fc1(x + self.cls_token + self.pos_embed)))
+
+
+def _start(name, shape):
+    seed = sum(map(ord, name))
+    return np.random.default_rng(seed).standard_normal(shape).astype('float32')
+
+
+def step_on(network, optimizer, clip=None):
+    """One step; returns loss and norm."""
+    inputs, targets = (paddle.to_tensor(_start(name, (3, 5, width)))
+                       for name, width in (('inputs', 6), ('targets', 4)))
+    loss = (network(inputs) - targets).square().mean()
+    loss.backward()
+    mode, limit = clip or ('norm', 0.0)
+    norm = clip_gradients(network.parameters(), limit, mode)
+    optimizer.step()
+    optimizer.clear_grad()
+    return loss.item(), norm
+
+
+@pytest.mark.parametrize('case', sorted(CASES))
+def test_thirty_steps_equal_pytorchs(case):
+    options, clip = CASES[case]
+    rate, decay = (0.05, 0.1) if options['kind'] == 'sgd' else (0.01, 0.3)
+    schedule = Schedule(lambda step: rate * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+    network = Small()
+    optimizer = build_optimizer(network, schedule, decay, **options)
+    figures = []
+    for step in range(STEPS):
+        schedule.step(step)
+        figures.append(step_on(network, optimizer, clip))
+    compare(case, figures, network)
+
+
+def compare(case, figures, network):
+    losses, norms = zip(*figures)
+    np.testing.assert_allclose(losses, TORCH[f'{case}/losses'], rtol=1e-5)
+    np.testing.assert_allclose(norms, TORCH[f'{case}/norms'], rtol=1e-5)
+    for name, parameter in network.named_parameters():
+        value = parameter.numpy().T if parameter.ndim == 2 else parameter.numpy()
+        np.testing.assert_allclose(value, TORCH[f'{case}/{name}'], rtol=1e-5, atol=2e-6,
+                                   err_msg=name)
+
+
+@pytest.mark.parametrize('name', [f't2t_vit_{depth}_cifar{classes}'
+                                  for depth in (14, 19) for classes in (10, 100)])
+def test_forty_steps_of_the_transfer_equal_pytorchs_two_groups(name):
+    """Head from 0.05 and all else from 5e-4, both to 2e-4; every step is an epoch."""
+    config = load_config(f'config/{name}.yaml', ['SCHEDULER.NUM_EPOCHS=40'])
+    network, schedule = Small(), build.schedule(config)
+    optimizer = build.optimizer(config, network, schedule)
+    figures = []
+    for step in range(40):
+        schedule.step(step)
+        figures.append(step_on(network, optimizer))
+    compare('sgd_one_floor', figures, network)
+
+
+def test_the_floor_of_the_transfer_is_that_of_every_parameter():
+    config = load_config('config/t2t_vit_14_cifar10.yaml')
+    network, schedule = Small(), build.schedule(config)
+    build.optimizer(config, network, schedule)
+    found = []
+    for epoch in (0, 30, 60):
+        schedule.step(epoch)
+        found.append([schedule() * p.optimize_attr['learning_rate']
+                      for p in (network.head.weight, network.fc1.weight)])
+    np.testing.assert_allclose(found, [[0.05, 5e-4], [0.0251, 3.5e-4], [2e-4, 2e-4]], rtol=1e-12)
+
+
+def test_lamb_equals_its_paper():
+    """Algorithm 2 of You et al., with decay on matrices, whose update alone is rescaled."""
+    network, rate, decay, betas, epsilon = Small(), 0.02, 0.1, (0.9, 0.99), 1e-6
+    optimizer = build_optimizer(network, rate, decay, decay_all=False, kind='lamb', betas=betas,
+                                epsilon=epsilon)
+    inputs, targets = (paddle.to_tensor(_start(name, (3, 5, width)))
+                       for name, width in (('inputs', 6), ('targets', 4)))
+    expected = {name: p.numpy().astype('float64') for name, p in network.named_parameters()}
+    moments = {name: [0.0, 0.0] for name in expected}
+    for step in range(1, 26):
+        (network(inputs) - targets).square().mean().backward()
+        for name, parameter in network.named_parameters():
+            gradient, update = parameter.grad.numpy().astype('float64'), []
+            for power, beta in enumerate(betas):
+                moments[name][power] = (beta * moments[name][power]
+                                        + (1 - beta) * gradient ** (power + 1))
+                update.append(moments[name][power] / (1 - beta ** step))
+            update = update[0] / (np.sqrt(update[1]) + epsilon)
+            if name in ('fc1.weight', 'head.weight'):
+                update += decay * expected[name]
+                update *= np.linalg.norm(expected[name]) / np.linalg.norm(update)
+            expected[name] = expected[name] - rate * update
+        optimizer.step()
+        optimizer.clear_grad()
+    for name, parameter in network.named_parameters():
+        np.testing.assert_allclose(parameter.numpy(), expected[name], rtol=2e-4, atol=2e-5,
+                                   err_msg=name)
+
+
+# ---- who decays
+
+def test_what_does_not_decay_in_t2t_vit_7():
+    network = zoo.create_model('t2t_vit_7', frozen=True)
+    trainable = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
+    excluded = {name for name, p in trainable.items() if not decays(name, p)}
+    shapes = VARIANTS['t2t_vit_7']['state']
+    assert excluded == {name for name, shape in shapes.items()
+                        if len(shape) == 1 or name == 'cls_token'}
+    # By hand: a block's norms, proj, fc1 and fc2; the Performers' norms, kqv, proj and mlp; the
+    # last norm, project, class token and head.
+    block = 4 * 256 + 256 + 512 + 256
+    performers = sum(2 * width + 3 * 64 + 64 + 2 * 64 + 2 * 64 for width in (147, 576))
+    rest = 2 * 256 + 256 + 256 + 1000
+    sizes = {name: math.prod(p.shape) for name, p in trainable.items()}
+    assert sum(sizes.values()) == 4_255_694
+    assert sum(sizes[name] for name in excluded) == 7 * block + performers + rest
+    free = zoo.create_model('t2t_vit_7', frozen=False)
+    names = {name for name, p in free.named_parameters() if decays(name, p)}
+    assert 'pos_embed' not in names and 'tokens_to_token.attention1.w' in names
+
+
+@pytest.mark.parametrize('name', sorted(
+    {'vit_tiny_patch16_224', 'pit_ti', 'deit_tiny_distilled_patch16_224'} & set(VARIANTS)))
+def test_what_does_not_decay_elsewhere(name):
+    excluded = {parameter for parameter, shape in VARIANTS[name]['state'].items()
+                if not decays(parameter, paddle.zeros(shape))}
+    assert excluded == {
+        parameter for parameter, shape in VARIANTS[name]['state'].items()
+        if len(shape) == 1 or parameter in ('cls_token', 'dist_token', 'pos_embed')}
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'sgd', 'lamb'])
+def test_an_excluded_parameter_takes_its_step_without_decay(kind):
+    """The same step with and without decay: only what decays ends elsewhere."""
+    images = paddle.to_tensor(_start('images', (2, 3, 32, 32)))
+
+    def weights_after_a_step(decay):
+        paddle.seed(0)
+        network = zoo.create_model('t2t_vit_7', img_size=32, num_classes=16, frozen=False)
+        network.eval()
+        before = {name: p.numpy() for name, p in network.named_parameters()}
+        optimizer = build_optimizer(network, 0.1, decay, decay_all=False, kind=kind)
+        F.cross_entropy(network(images), paddle.to_tensor([3, 7])).backward()
+        optimizer.step()
+        return before, {name: p.numpy() for name, p in network.named_parameters()}
+
+    (before, plain), (_, decayed) = weights_after_a_step(0.0), weights_after_a_step(0.5)
+    excluded = {name for name, value in plain.items()
+                if value.ndim == 1 or name in ('cls_token', 'pos_embed')}
+    # Blocks, Performers, project, last norm, head, class token and position table.
+    assert len(excluded) == 7 * 7 + 2 * 8 + 1 + 2 + 1 + 2
+    for name in plain:
+        assert (plain[name] == decayed[name]).all() == (name in excluded), name
+    assert all((before[name] != plain[name]).any() for name in ('pos_embed', 'norm.bias'))
+    if kind != 'lamb':    # whose decay changes the size of the update as well
+        name = 'blocks.3.mlp.fc1.weight'
+        np.testing.assert_allclose(decayed[name] - plain[name], -0.1 * 0.5 * before[name],
+                                   atol=1e-7)
+
+
+# ---- rates
+
+def test_rates_by_depth():
+    network = zoo.create_model('t2t_vit_7', img_size=32, num_classes=16)
+    names = [name for name, _ in network.named_parameters()]
+    scales = rate_scales(names, layer_decay=0.5)
+    assert set(scales) == set(names)
+    for name, power in {'head.weight': 0, 'norm.bias': 0, 'blocks.6.attn.qkv.weight': 1,
+                        'blocks.0.norm1.weight': 7, 'cls_token': 8, 'pos_embed': 8,
+                        'tokens_to_token.project.weight': 8,
+                        'tokens_to_token.attention1.mlp.0.weight': 8}.items():
+        assert scales[name] == 0.5 ** power, name
+    pit = rate_scales([*VARIANTS['pit_ti']['state'], 'head_dist.weight'], 0.01, layer_decay=0.5)
+    for name, power in {'transformers.2.blocks.3.norm1.bias': 1,
+                        'transformers.2.blocks.0.norm1.bias': 4,
+                        'pools.1.conv.weight': 5, 'transformers.1.blocks.5.norm1.bias': 5,
+                        'pools.0.fc.bias': 11, 'transformers.0.blocks.0.norm1.bias': 12,
+                        'patch_embed.conv.weight': 13, 'pos_embed': 13}.items():
+        assert pit[name] == pytest.approx(0.01 * 0.5 ** power), name
+    assert pit['head.weight'] == pit['head_dist.weight'] == 1.0
+    assert set(rate_scales(names).values()) == {1.0}
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'sgd', 'lamb'])
+def test_a_parameters_step_has_the_size_of_its_rate(kind):
+    def update(**rates):
+        network = Small()
+        before = [p.numpy() for p in network.parameters()]
+        step_on(network, build_optimizer(network, 0.01, 0.1, kind=kind, **rates))
+        return {name: p.numpy() - old for (name, p), old
+                in zip(network.named_parameters(), before)}
+
+    plain, scaled = update(), update(backbone_scale=0.01, layer_decay=0.5)
+    for name in plain:    # no blocks: all that is no head lies one layer below
+        factor = 1.0 if name.startswith('head') else 0.005
+        np.testing.assert_allclose(scaled[name], factor * plain[name], atol=3e-7, err_msg=name)
+        assert np.abs(plain[name]).max() > 1e-3
+
+
+# ---- clipping
+
+def gradients_of(values):
+    parameters = []
+    for value in values:
+        value = paddle.to_tensor(np.array(value, dtype='float32'))
+        parameters.append(paddle.create_parameter(value.shape, 'float32'))
+        (parameters[-1] * value).sum().backward()
+    return parameters
+
+
+@pytest.mark.parametrize('mode, limit, wanted', [
+    ('norm', 0.0, [[3, -4], [12]]), ('norm', 20.0, [[3, -4], [12]]),
+    ('norm', 1.3, [[0.3, -0.4], [1.2]]), ('value', 0.0, [[3, -4], [12]]),
+    ('value', 3.5, [[3, -3.5], [3.5]])])
+@pytest.mark.parametrize('loss_scale', [1.0, 1024.0])
+def test_clipping(mode, limit, wanted, loss_scale):
+    parameters = gradients_of([[3 * loss_scale, -4 * loss_scale], [12 * loss_scale]])
+    parameters.append(paddle.create_parameter([2], 'float32'))    # has no gradient
+    assert clip_gradients(parameters, limit, mode, loss_scale) == pytest.approx(13)
+    for parameter, value in zip(parameters, wanted):
+        np.testing.assert_allclose(parameter.grad.numpy(), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize('bad', [math.inf, math.nan])
+@pytest.mark.parametrize('mode', ['norm', 'value'])
+def test_gradients_that_are_not_finite_show_in_the_norm_and_stay(mode, bad):
+    parameters = gradients_of([[3.0, bad], [12.0]])
+    assert not math.isfinite(clip_gradients(parameters, 1.0, mode, 8.0))
+    assert parameters[1].grad.item() == 12
+
+
+# ---- checkpoints
+
+@pytest.mark.parametrize('kind', ['adamw', 'sgd', 'lamb'])
+def test_the_state_fits_where_something_else_was_built_first(tmp_path, kind):
+    def start(before):
+        for _ in range(before):
+            nn.Linear(7, 7)
+            other = Small()
+            step_on(other, build_optimizer(other, 0.01, 0.1, kind=kind))
+        network = Small()
+        return network, build_optimizer(network, 0.01, 0.1, kind=kind, layer_decay=0.5)
+
+    network, optimizer = start(0)
+    for _ in range(3):
+        step_on(network, optimizer)
+    arrays = capture(network, optimizer)
+    kinds = {name.split('/')[1] for name in arrays if name.startswith('optimizer/')}
+    assert kinds == ({'velocity'} if kind == 'sgd' else
+                     {'moment1', 'moment2', 'beta1_pow_acc', 'beta2_pow_acc'})
+    assert f'optimizer/{min(kinds - {"beta1_pow_acc"})}/fc1.weight' in arrays
+    write_checkpoint(tmp_path / 'a.ckpt', arrays, {})
+    wanted = [step_on(network, optimizer) for _ in range(3)]
+    other, other_optimizer = start(2)
+    restore(other, other_optimizer, read_checkpoint(tmp_path / 'a.ckpt')[0], 'a.ckpt')
+    assert [step_on(other, other_optimizer) for _ in range(3)] == wanted
+    for mine, theirs in zip(network.parameters(), other.parameters()):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+
+
+# ---- from the configuration
+
+def test_keys_reach_the_optimizer(tmp_path):
+    """One step of a configuration's optimizer, against its formula."""
+    (tmp_path / 'a.yaml').write_text(
+        'TRAIN: {OPTIMIZER: sgd, MOMENTUM: 0.8, NESTEROV: true, DECAY_ALL: false}\n'
+        'SCHEDULER: {WEIGHT_DECAY: 0.1, BACKBONE_LR_SCALE: 0.5, LAYER_DECAY: 0.5}\n')
+    network = Small()
+    before = network.fc1.weight.numpy(), network.fc1.bias.numpy()
+    optimizer = build.optimizer(load_config(tmp_path / 'a.yaml'), network, 0.01)
+    for parameter in network.parameters():
+        (parameter.sum() * 2).backward()
+    optimizer.step()
+    for parameter, old, decay in zip((network.fc1.weight, network.fc1.bias), before, (0.1, 0.0)):
+        gradient = 2 + decay * old    # Nesterov's first step: gradient + momentum * gradient
+        np.testing.assert_allclose(parameter.numpy(), old - 0.0025 * 1.8 * gradient, rtol=1e-5,
+                                   atol=1e-7)
+
+
+@pytest.mark.parametrize('text, said', [
+    ('TRAIN: {OPTIMIZER: adam}', r'TRAIN.OPTIMIZER must be one of .*did you mean adamw'),
+    ('TRAIN: {CLIP_MODE: global}', 'TRAIN.CLIP_MODE must be one of norm, value'),
+    ('TRAIN: {CLIP_NORM: -1}', 'TRAIN.CLIP_NORM must be at least 0'),
+    ('TRAIN: {MOMENTUM: 1}', 'TRAIN.MOMENTUM must be less than 1'),
+    ('TRAIN: {BETAS: [0.9]}', 'TRAIN.BETAS must be a list of 2 numbers'),
+    ('TRAIN: {BETAS: [0.9, 1.0]}', 'TRAIN.BETAS must be less than 1'),
+    ('TRAIN: {EPSILON: 0}', 'TRAIN.EPSILON must be more than 0'),
+    ('SCHEDULER: {BACKBONE_LR_SCALE: 0}', 'SCHEDULER.BACKBONE_LR_SCALE must be more than 0'),
+    ('SCHEDULER: {LAYER_DECAY: 1.1}', 'SCHEDULER.LAYER_DECAY must be at most 1'),
+    ('TRAIN: {AMP: O2, OPTIMIZER: lamb}', 'TRAIN.OPTIMIZER is lamb.*TRAIN.AMP O1'),
+])
+def test_a_bad_value_is_one_line(tmp_path, text, said):
+    (tmp_path / 'a.yaml').write_text(text)
+    with pytest.raises(ConfigError) as refusal:
+        load_config(tmp_path / 'a.yaml')
+    assert re.search(said, str(refusal.value)) and '\n' not in str(refusal.value)
+    assert refusal.value.exit_code == 2

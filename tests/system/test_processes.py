@@ -1,0 +1,167 @@
+"""Several processes do what one does: gradients, weights, validation, and ends that are ends."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from support.runs import (
+    assert_gone,
+    assert_same_run,
+    below,
+    launch,
+    run,
+    started,
+)
+
+
+def test_two_ranks_with_half_the_batch_are_one_with_the_whole(tmp_path):
+    subprocess.run([sys.executable, 'tests/support/two_ranks.py', tmp_path / 'one', '16'], cwd=ROOT,
+                   check=True, timeout=300)
+    launch(2, tmp_path, 'tests/support/two_ranks.py', tmp_path / 'two', '8')
+    one, two, other = (np.load(tmp_path / name)
+                       for name in ('one.0.npz', 'two.0.npz', 'two.1.npz'))
+    gradients = [name for name in one.files if name.startswith('gradient/')]
+    weights = [name for name in one.files if name not in gradients and name != 'norms']
+    assert len(gradients) == 108 and len(weights) == 111
+    for name in weights:
+        np.testing.assert_array_equal(two[name], other[name], err_msg=f'ranks differ: {name}')
+
+    def relative_difference(names):
+        first, second = (np.concatenate([file[name].astype('float64').ravel() for name in names])
+                         for file in (one, two))
+        return np.linalg.norm(first - second) / np.linalg.norm(first)
+
+    assert relative_difference(gradients) <= 1e-6
+    assert relative_difference(weights) <= 1e-6
+    # Each by itself as well, but for biases: they began at zero, so theirs is that of a gradient
+    # divided by its own size.
+    for name in weights:
+        assert name.endswith('bias') or relative_difference([name]) <= 1e-6, name
+
+
+@pytest.mark.parametrize('images', [1, 13])
+def test_scores_are_bit_equal_for_one_to_four_processes(tmp_path, images):
+    lines = (ROOT / 'lit_data' / 'val.txt').read_text().splitlines()[::9]
+    (tmp_path / 'val.txt').write_text('\n'.join(lines[:images]) + '\n')
+    arguments = ['tools/val.py', '-o', f'DATA_PATH.VAL_DATASET_LABEL_PATH={tmp_path}/val.txt',
+                 'TRAIN.VAL_BATCH_SIZE=3', 'TRAIN.VAL_NUM_WORKS=0']
+    found = set()
+    for count in (1, 2, 3, 4):
+        text = launch(count, tmp_path, *arguments)
+        found.add(re.search(r'top-1: \S+ top-5: \S+', text)[0])
+        assert f', {images} images, ' in text
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize('number, said', [
+    (signal.SIGKILL, 'was killed by SIGKILL'), (signal.SIGSTOP, 'hung: it was stopped')],
+    ids=['killed', 'hung'])
+def test_a_rank_that_dies_or_hangs_ends_the_job(recipe, tmp_path, number, said):
+    process = started(recipe, tmp_path / 'run')
+    family = below(process.pid)
+    victim = family[1]    # the launcher's second child
+    os.kill(victim, number)
+    try:
+        assert process.wait(timeout=60) == 1
+        assert_gone(family)
+        last = (tmp_path / 'run.stderr').read_text().splitlines()[-1]
+        assert last.startswith(f'failed: rank 1 (pid {victim}) {said}'), last
+    finally:
+        for pid in family:    # only where the test has failed is there anyone left
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_lets_all_save_and_leave(recipe, tmp_path, number):
+    process = started(recipe, tmp_path / 'run')
+    family = below(process.pid)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 75
+    assert_gone(family)
+    assert list((tmp_path / 'run' / 'checkpoints').glob('step-*0.ckpt')), 'they agree every tenth'
+    assert 'failed' not in (tmp_path / 'run.stderr').read_text()
+
+
+def test_wrong_input_is_told_once(recipe, tmp_path):
+    done = run(recipe, tmp_path / 'run', 'MODEL.NAME=t2t_vit_77', processes=2, code=2)
+    assert (done.stdout + done.stderr).count('did you mean t2t_vit_7?') == 1
+
+
+def test_the_log_holds_means_over_all_processes(recipe, tmp_path):
+    """Recomputed from what each process counted by itself."""
+    subprocess.run([sys.executable, 'tools/launch.py', '--nproc_per_node', '2', '--log_level',
+                    'ERROR', '--log_dir', tmp_path / 'launch', 'tests/support/rank_means.py',
+                    recipe, tmp_path], cwd=ROOT, check=True, timeout=200)
+    one, two = (np.load(tmp_path / f'{rank}.npy') for rank in (0, 1))    # (steps, 3)
+    assert one.shape == two.shape == (13, 3) and not np.array_equal(one, two)
+    loss, correct, images = (one + two).cumsum(axis=0).T
+    records = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').open()]
+    steps = [record for record in records if record['event'] == 'step']
+    assert [record['step'] for record in steps] == [4, 6, 10, 12, 13]
+    for record in steps:
+        last = record['step'] - 1
+        assert record['loss'] == pytest.approx(loss[last] / images[last], rel=1e-12)
+        assert record['acc'] == pytest.approx(correct[last] / images[last], rel=1e-12)
+
+
+def test_two_runs_never_share_a_folder(recipe, tmp_path):
+    process = started(recipe, tmp_path / 'run')
+    try:
+        script = ('import conftest, sys; from training.checkpoint import claim; '
+                  'claim(sys.argv[1], patience=1)')
+        second = subprocess.run([sys.executable, '-c', script, tmp_path / 'run'],
+                                cwd=ROOT / 'tests', capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1 and 'another process trains in this folder' in second.stderr
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert_gone(below(process.pid))
+    deadline = time.monotonic() + 30
+    while subprocess.run([sys.executable, '-c', script, tmp_path / 'run'], cwd=ROOT / 'tests',
+                         capture_output=True, timeout=60).returncode:
+        assert time.monotonic() < deadline, 'the lock outlived its process'
+
+
+def test_a_launcher_that_is_killed_leaves_nobody_behind(recipe, tmp_path):
+    process = started(recipe, tmp_path / 'run')
+    family = below(process.pid)
+    process.kill()
+    process.wait()
+    assert_gone(family)
+
+
+def test_a_process_whose_launcher_is_gone_already_leaves_at_once():
+    """One that was killed while Python itself started, before anyone could ask to be told."""
+    done = subprocess.run(
+        [sys.executable, '-c', 'from system import start; start.prepare(); print("went on")'],
+        cwd=ROOT / 'tools',
+        env={**os.environ, 'PADDLE_TRAINER_ID': '0', 'T2T_LAUNCHER_PID': '1'},
+        capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and 'went on' not in done.stdout
+
+
+def test_two_nodes_are_two_processes(recipe, tmp_path):
+    """Two launchers, as on two machines, that meet at --master."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    start = ['bash', 'scripts/train.sh', str(recipe), '--nnodes', '2', '--master',
+             f'127.0.0.1:{port}', '--nproc', '1', '-o', f'TRAIN.OUTPUT_DIR={tmp_path}/nodes',
+             'TRAIN.TRAIN_BATCH_SIZE=4', 'SCHEDULER.NUM_EPOCHS=1']
+    nodes = [subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, env={**os.environ, 'PYTHON': sys.executable})
+             for _ in range(2)]
+    said = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    run(recipe, tmp_path / 'one', 'SCHEDULER.NUM_EPOCHS=1', processes=2)
+    assert_same_run(tmp_path / 'one', tmp_path / 'nodes')

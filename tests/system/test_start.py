@@ -1,0 +1,54 @@
+"""Settings that Paddle's speed on a processor depends on."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from system import start
+
+AVX512 = 'avx2 avx512f avx512dq avx512cd avx512bw avx512vl'
+
+
+@pytest.mark.parametrize('vendor, flags, wanted', [
+    ('GenuineIntel', AVX512, None), ('AuthenticAMD', AVX512, '7'),
+    ('AuthenticAMD', 'sse4_2 avx avx2', '5'), ('AuthenticAMD', 'avx2 avx512f', '5'),
+    ('', '', None)])
+def test_mkl_is_told_what_an_amd_processor_can_do(vendor, flags, wanted):
+    text = (f'processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: one\nflags\t\t: fpu {flags}\n'
+            f'bugs\t\t: none\n\nprocessor\t: 1\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n')
+    assert start.mkl_cpu_type(text) == wanted
+
+
+def faults(preparation):
+    """Pages that a process takes from the system while it allocates and frees the same again."""
+    script = f'''
+import resource
+{preparation}
+import numpy as np
+
+def work():
+    [np.ones(3 << 20) for _ in range(4)]    # 24 MiB each
+
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+'''
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(('MALLOC_', 'GLIBC_'))}
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True,
+                          env=dict(environment, PYTHONPATH=str(ROOT / 'tools')), timeout=120)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif('CS_GNU_LIBC_VERSION' not in getattr(os, 'confstr_names', ()),
+                    reason='glibc alone is told to keep freed memory')
+def test_freed_memory_is_used_again():
+    kept = faults('from system.start import keep_freed_memory; keep_freed_memory()')
+    given_back = faults('')
+    assert kept < given_back / 20

@@ -1,0 +1,257 @@
+"""What one process measures for tools/benchmark.py, which starts it and asks it over a pipe.
+
+A line of JSON on stdin says what to load, the answer on stdout what was found; every further line
+asks for some timed calls. So each engine has threads, BLAS settings and peak memory of its own,
+and takes its others along in no crash. Whatever libraries print goes to stderr.
+"""
+
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from system import start
+
+start.prepare()    # before Paddle, which reads what it sets
+
+# isort: split
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+import build
+import config as configuration
+import export
+import train
+from deploy import engines
+from deploy.simplify import simplified
+
+
+class MatrixProducts(nn.Layer):
+    """Nothing but large matrix products: what the machine can do at most.
+
+    Images `[B, 3, side, side]` are multiplied by four matrices `[side, side]`, one after another;
+    the ReLU between them keeps an engine from merging them. They are one matrix then, not a batch
+    of grids, with which Paddle Inference reaches only half of that speed.
+    """
+
+    side = 1024
+    macs = 4 * 3 * side ** 3    # an image
+
+    def __init__(self):
+        super().__init__()
+        self.products = nn.LayerList([nn.Linear(self.side, self.side) for _ in range(4)])
+
+    def forward(self, x):
+        x = x.reshape([-1, self.side])                          # (B * 3 * side, side)
+        for product in self.products:
+            x = F.relu(product(x))
+        return x.mean(axis=1).reshape([-1, 3 * self.side])      # (B, 3 * side)
+
+
+def load_network(config, weights):
+    """The network of a configuration in evaluation; without weights the same random one always."""
+    paddle.seed(0)
+    network = build.trained_network(config, weights)[0] if weights else build.network(config)
+    network.eval()
+    return network
+
+
+def run_export(request):
+    """Write the export that an engine needs."""
+    config = configuration.load_config(request['config'], request['override'])
+    network = load_network(config, request['weights'])
+    out, precision = Path(request['out']), request['precision']
+    to_onnx = out.suffix == '.onnx'
+    options = SimpleNamespace(format='onnx' if to_onnx else 'paddle', precision=precision,
+                              normalise=False, softmax=False)
+    about = export.describe(config, {}, options)
+    fast = request['network'] == 'fast'
+    if to_onnx:
+        export.export(network, about, out, fast)
+    else:
+        # Unchecked: bfloat16 rounds the small logits of random weights to other best classes.
+        deployed = export.Deployed(simplified(network) if fast else network)
+        export.write_graph(deployed, about, _new_folder(out))
+    return {}, {}
+
+
+def run_engine(request):
+    """Latency of one image, and time of a batch, in one engine."""
+    if request['engine'] == 'paddle':
+        config = configuration.load_config(request['config'], request['override'])
+        network, size = load_network(config, request['weights']), config.MODEL.IMAGE_SIZE
+        if request['network'] == 'fast':
+            network = simplified(network)
+    else:
+        network = engines.load_engine(request['export'], request['engine'], request['threads'])
+        size = network.description.image_size
+    images = np.random.default_rng(0).standard_normal(
+        (request['batch_size'], 3, size, size), dtype='float32')
+
+    @paddle.no_grad()
+    def logits(batch):
+        # To the host: on a GPU a call alone would only be put into a queue.
+        return network(paddle.to_tensor(batch)).numpy()
+
+    return (dict(device=_device(request['engine']), logits=logits(images[:1]).tolist(),
+                 backend=getattr(network, 'backend', 'paddle')),
+            dict(latency=_timed(lambda: logits(images[:1])),
+                 throughput=_timed(lambda: logits(images))))
+
+
+def run_limit(request):
+    """Time of large matrix products, `MatrixProducts.macs` of them."""
+    paddle.seed(0)
+    network = MatrixProducts()
+    network.eval()
+    images = np.random.default_rng(0).standard_normal(
+        (1, 3, network.side, network.side), dtype='float32')
+    if request['engine'] == 'inference':
+        about = engines.Description(
+            model='matrix products', format='paddle', precision=request['precision'],
+            image_size=network.side, num_classes=3 * network.side, normalise=False, softmax=False,
+            input='images', output='logits', eval_transform='squash', eval_crop_ratio=1.0,
+            eval_interpolation='bilinear', mean=[0.0] * 3, std=[1.0] * 3, class_names=[],
+            paddle=paddle.__version__)
+        folder = export.write_graph(export.Deployed(network), about, _new_folder(request['out']))
+        network = engines.load_engine(folder, 'inference', request['threads'])
+    else:
+        images = paddle.to_tensor(images)    # on the device already: this is no test of its bus
+
+    @paddle.no_grad()
+    def product():
+        return network(images).numpy()
+
+    return (dict(device=_device(request['engine']), macs=MatrixProducts.macs,
+                 backend=getattr(network, 'backend', 'paddle')),
+            dict(limit=_timed(product)))
+
+
+def run_training(request):
+    """Time of a training step: train.py's own, on one batch of the configured images."""
+    config = configuration.load_config(request['config'], request['override'] + [
+        f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', 'TRAIN.TRAIN_NUM_WORKS=0',
+        'TRAIN.VISUALDL=false', 'TRAIN.RESUME=false', f'TRAIN.OUTPUT_DIR={request["out"]}',
+        'TRAIN.PRE_TRAIN=false'])
+    run = train.Run(config)
+    run.model.train()
+    images, labels = next(iter(run.train_loader))
+
+    def step():
+        run.step(images, labels)
+        run.position.step = (run.position.step + 1) % run.steps
+        if paddle.device.is_compiled_with_cuda():
+            paddle.device.cuda.synchronize()
+
+    return (dict(device=_device('paddle'), images_a_step=len(labels)),
+            dict(training=_timed(step)))
+
+
+def run_loader(request):
+    """Time that the training images of a configuration take a batch, with some loader processes."""
+    workers = request['workers']
+    config = configuration.load_config(request['config'], request['override'] + [
+        f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', f'TRAIN.TRAIN_NUM_WORKS={workers}'])
+    loader = build.train_loader(config)
+    epochs = itertools.count()
+
+    def read(repeats):
+        # Timed from where the processes have started and their store of batches is used up.
+        begin = min(3 * workers, len(loader) - 1)
+        wanted = min(4 * repeats * max(1, workers), len(loader) - begin)
+        loader.batch_sampler.set_epoch(next(epochs))
+        batches = iter(loader)
+        for _ in range(begin):
+            next(batches)
+        started, images = time.perf_counter(), 0
+        for _, labels in itertools.islice(batches, wanted):
+            images += len(labels)
+        seconds = time.perf_counter() - started
+        batches.close()    # its processes would work on while others are timed
+        return [seconds / images * request['batch_size']]
+
+    return {}, dict(loader=read)
+
+
+def _timed(call):
+    """A function of a number of repeats: the seconds of each, after one call that isn't timed."""
+    def times(repeats):
+        call()
+        seconds = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - started)
+        return seconds
+    return times
+
+
+def _device(engine):
+    """'gpu' or 'cpu'; exports run on the CPU."""
+    return paddle.device.get_device().split(':')[0] if engine == 'paddle' else 'cpu'
+
+
+def _new_folder(path):
+    path = Path(path)
+    path.mkdir(parents=True)
+    return path
+
+
+def peak_memory():
+    """Most memory that this process has held so far, in MiB: the GPU's if it uses one.
+
+    None where the system doesn't say.
+    """
+    if paddle.device.is_compiled_with_cuda():
+        allocated = paddle.device.cuda.max_memory_allocated()
+        if allocated:    # an export stays on the CPU
+            return allocated / 2 ** 20
+    try:
+        # getrusage would also count what the parent held when it started this process.
+        for line in Path('/proc/self/status').read_text(encoding='utf-8').splitlines():
+            if line.startswith('VmHWM:'):
+                return int(line.split()[1]) / 2 ** 10
+    except OSError:
+        pass
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10)
+
+
+RUNNERS = dict(export=run_export, engine=run_engine, limit=run_limit, training=run_training,
+               loader=run_loader)
+
+
+def serve():
+    """Answer requests until stdin ends; an error is an answer too, the last one."""
+    answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
+    os.dup2(2, 1)    # a library's chatter must not stand between the answers
+
+    def answer(**content):
+        print(json.dumps(content), file=answers, flush=True)
+
+    try:
+        request = json.loads(sys.stdin.readline())
+        about, calls = RUNNERS[request['run']](request)
+        answer(threads=start.threads(), **about)
+        for line in sys.stdin:
+            request = json.loads(line)
+            seconds = calls[request['call']](request['repeats'])
+            answer(seconds=seconds, peak_memory=peak_memory())
+    except Exception as error:
+        said = ' '.join(str(error).split()) or 'no message'
+        expected = getattr(error, 'exit_code', 1) == 2
+        answer(error=said if expected else f'{type(error).__name__}: {said}')
+        raise
+
+
+if __name__ == '__main__':
+    serve()

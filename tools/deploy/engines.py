@@ -1,0 +1,368 @@
+"""Exported networks: what they say about themselves, and the engines that run them.
+
+An export is a folder of Paddle Inference (`inference.json` or `.pdmodel`, `.pdiparams` and
+`inference.yml`) or one `.onnx` file with the text of inference.yml inside. Either one carries all
+that is needed to use it: image transform, class names, and what is part of the graph.
+
+    engine = load_engine('output/exported')
+    logits = engine(images)
+
+inference.yml is checked as the foreign file that it may be. The graph can't be: an engine
+executes it, as a program, so take graphs only from people whose programs you would run.
+"""
+
+import contextlib
+import dataclasses
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+import yaml
+
+from data.transforms import INTERPOLATIONS, EvalTransform
+from system import start
+
+ENGINES = ('paddle', 'inference', 'onnxruntime', 'openvino')
+FORMATS = ('paddle', 'onnx')
+PRECISIONS = ('float32', 'bfloat16', 'int8')
+DESCRIPTION = 'inference.yml'
+METADATA_KEY = 'inference.yml'    # of the text inside an .onnx file
+LARGEST_DESCRIPTION = 4 << 20     # bytes; a million class names would still fit
+# Images a thread that OpenVINO computes at once: what an operation leaves is then still in the
+# processor's cache for the next one.
+CACHED_IMAGES = dict(float32=2, bfloat16=8)
+INPUT = 'images'    # name of the input of our graphs
+BFLOAT16_OPERATORS = {'fc', 'matmul', 'matmul_v2', 'fused_matmul', 'softmax', 'layer_norm',
+                      'transpose2', 'reshape2', 'elementwise_add', 'concat', 'slice'}
+# As Paddle 3 and Paddle 2 write it. Paddle 2 dies of the newer one.
+GRAPH_FILES = ('inference.json', 'inference.pdmodel')
+READABLE = GRAPH_FILES[paddle.__version__.startswith('2.'):]
+PARAMETERS = 'inference.pdiparams'
+
+
+class EngineError(ValueError):
+    """An export or an engine that can't be used: one line saying what to do."""
+
+    exit_code = 2
+
+
+@dataclass
+class Description:
+    """What inference.yml says: all that is needed to use the graph beside it."""
+
+    model: str
+    format: str
+    precision: str
+    image_size: int
+    num_classes: int
+    normalise: bool           # the graph normalises: it takes pixels of 0 to 255
+    softmax: bool             # the graph gives probabilities, not logits
+    input: str
+    output: str
+    eval_transform: str
+    eval_crop_ratio: float
+    eval_interpolation: str
+    mean: list
+    std: list
+    class_names: list
+    paddle: str               # version that wrote it
+
+    def transform(self):
+        """From a PIL image to what the graph takes: float32 `[3, image_size, image_size]`."""
+        mean, std = (((0.0,) * 3, (1 / 255,) * 3) if self.normalise else (self.mean, self.std))
+        return EvalTransform(self.image_size, self.eval_transform, self.eval_crop_ratio,
+                             self.eval_interpolation, mean, std)
+
+    def text(self):
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def parse_description(text, where):
+    """The Description that a YAML text holds; the text may come from a stranger.
+
+    Raises:
+        EngineError: naming `where`, the key, and what it must be.
+    """
+    def refuse(problem):
+        raise EngineError(f'{where}: {problem}; export the network again')
+
+    if len(text) > LARGEST_DESCRIPTION:
+        refuse(f'larger than {LARGEST_DESCRIPTION} bytes')
+    try:
+        content = yaml.safe_load(text)
+    except Exception as error:    # PyYAML's constructors raise whatever Python's own do
+        refuse(f'is no valid YAML ({getattr(error, "problem", None) or "unreadable"})')
+    if not isinstance(content, dict):
+        refuse('must hold `key: value` lines')
+    fields = {field.name: field.type for field in dataclasses.fields(Description)}
+    for name, wanted in fields.items():
+        if name not in content:
+            refuse(f'lacks {name}')
+        if type(content[name]) is int and wanted is float:
+            content[name] = float(content[name])
+        if type(content[name]) is not wanted:
+            refuse(f'{name} must be of type {wanted.__name__}, not {type(content[name]).__name__}')
+    description = Description(**{name: content[name] for name in fields})
+
+    def require(name, fine, words):
+        if not fine:
+            refuse(f'{name} must be {words}')
+
+    for name, choices in (('format', FORMATS), ('precision', PRECISIONS),
+                          ('eval_transform', ('center_crop', 'squash')),
+                          ('eval_interpolation', tuple(INTERPOLATIONS))):
+        require(name, getattr(description, name) in choices, f'one of {", ".join(choices)}')
+    require('image_size', 1 <= description.image_size <= 8192, 'in 1 to 8192')
+    require('num_classes', 1 <= description.num_classes <= 10 ** 6, 'in 1 to 1000000')
+    require('eval_crop_ratio', 0.05 <= description.eval_crop_ratio <= 1, 'in 0.05 to 1')
+    for name in ('mean', 'std'):
+        numbers = getattr(description, name)
+        require(name, len(numbers) == 3 and all(
+            type(number) in (int, float) and math.isfinite(number) for number in numbers),
+            'three numbers')
+    require('std', min(description.std) > 0, 'above 0')
+    names = description.class_names
+    require('class_names', all(type(name) is str for name in names)
+            and len(names) in (0, description.num_classes),
+            f'{description.num_classes} texts, or none')
+    return description
+
+
+class Engine:
+    """An exported graph that is called like the network it was made from.
+
+    Images go in as `description.transform()` makes them, float32 `[B, 3, S, S]`, array or tensor;
+    logits come out as a tensor `[B, num_classes]`. Of a graph that ends in a softmax they are the
+    logarithms of its probabilities, of which softmax and cross entropy make the same again.
+    """
+
+    training = False
+
+    def __init__(self, description, run, backend):
+        self.description = description
+        self.backend = backend    # what computes: 'onednn' or 'openvino' for Paddle Inference
+        self._run = run
+
+    def __call__(self, images):
+        images = np.ascontiguousarray(np.asarray(images, dtype='float32'))
+        size = self.description.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f'the exported network takes images [B, 3, {size}, {size}], '
+                             f'not {list(images.shape)}')
+        output = self._run(images)
+        if self.description.softmax:
+            output = np.log(np.maximum(output, np.finfo('float32').tiny))
+        return paddle.to_tensor(output)
+
+    def eval(self):
+        return self
+
+    train = eval    # an exported graph knows evaluation only
+
+
+def is_export(path):
+    """Whether a path is that of an export rather than of a weights file."""
+    return Path(path).is_dir() or Path(path).suffix == '.onnx'
+
+
+def load_engine(path, engine=None, threads=None):
+    """Load an export.
+
+    Args:
+        path: folder of Paddle Inference, or .onnx file.
+        engine: 'inference' for a folder, 'onnxruntime' or 'openvino' for an .onnx file; None
+            takes the first that fits.
+        threads: threads to compute on; None: all that this process may use.
+
+    Raises:
+        EngineError: for a damaged export, an engine that can't run it or is not installed.
+    """
+    path = Path(path)
+    fitting = ('inference',) if path.is_dir() else ('onnxruntime', 'openvino')
+    if engine is None:
+        engine = fitting[0]
+    if engine not in fitting:
+        kind = 'a folder of Paddle Inference' if path.is_dir() else 'an .onnx file'
+        raise EngineError(f'{path}: is {kind}, which --engine {engine} does not run: use '
+                          f'--engine {" or ".join(fitting)}')
+    if not path.exists():
+        raise EngineError(f'{path}: no such export')
+    loader = dict(inference=_load_inference, onnxruntime=_load_onnxruntime,
+                  openvino=_load_openvino)[engine]
+    return Engine(*loader(path, threads or start.threads()))
+
+
+def add_arguments(parser):
+    """Give an argparse parser the options `--weights` and `--engine`."""
+    parser.add_argument('--weights', metavar='PATH', help='weights, or an export: a folder or an '
+                        '.onnx file; default: MODEL_PATH')
+    parser.add_argument('--engine', choices=ENGINES, help='what computes: paddle runs weights, the '
+                        'others exports; default: what fits PATH')
+
+
+def _load_inference(folder, threads):
+    path = folder / DESCRIPTION
+    try:
+        if path.stat().st_size > LARGEST_DESCRIPTION:
+            raise EngineError(f'{path}: larger than {LARGEST_DESCRIPTION} bytes')
+        description = parse_description(path.read_text(encoding='utf-8'), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f'{folder}: is no export of tools/export.py: {DESCRIPTION} '
+                          f'cannot be read ({error})') from error
+    if not (any((folder / name).is_file() for name in READABLE)
+            and (folder / PARAMETERS).is_file()):
+        raise EngineError(f'{folder}: is no whole export for Paddle {paddle.__version__}: it needs '
+                          f'{PARAMETERS} and {" or ".join(READABLE)}')
+    try:
+        return description, *predictor(folder, threads, description.precision)
+    except Exception as error:    # whatever Paddle throws at a graph it can't read
+        reason = str(error).strip().splitlines()[-1:] or ['no reason given']
+        raise EngineError(f'{folder}: Paddle {paddle.__version__} cannot load it, written by '
+                          f'Paddle {description.paddle}: {reason[0]}') from error
+
+
+def predictor(folder, threads, precision='float32'):
+    """Load a graph of Paddle Inference.
+
+    Returns:
+        (function of an ndarray that gives one, 'openvino' or 'onednn').
+    """
+    with contextlib.suppress(Exception):    # whatever Paddle throws at what it can't run
+        return _openvino(folder / GRAPH_FILES[1], threads, precision), 'openvino'
+    graph = next(folder / name for name in READABLE if (folder / name).is_file())
+    config = _config(graph, folder, threads)
+    # oneDNN's kernels use AVX-512 on every processor that has it; MKL's only on Intel's.
+    config.enable_mkldnn()
+    if precision == 'bfloat16':
+        config.enable_mkldnn_bfloat16()
+        if paddle.__version__.startswith('2.'):    # fails on some of the others
+            config.set_bfloat16_op(BFLOAT16_OPERATORS)
+    return _run(config), 'onednn'
+
+
+def _openvino(graph, threads, precision):
+    """Load a graph of the older form into the OpenVINO that Paddle's wheels hold since Paddle 3.
+
+    Only for x86-64 processors, for graphs of which it knows all operations, and for a process that
+    has all cores for itself: it binds every thread to a core, from the first on, and others would
+    bind theirs to the same. It is faster at a number of images that it knows beforehand.
+
+    Raises:
+        Exception: of many classes, where it can't be used.
+    """
+    if threads < start.available_cores():
+        raise EngineError(f'{threads} of {start.available_cores()} cores are not for OpenVINO')
+    part = CACHED_IMAGES[precision] * threads
+    with tempfile.TemporaryDirectory() as work:
+        fixed = Path(work, graph.name)
+        fixed.write_bytes(_with_batch_size(graph.read_bytes(), part))
+        Path(work, PARAMETERS).symlink_to(graph.with_name(PARAMETERS).resolve())
+        runs = []
+        for name, each in (('any', graph), ('fixed', fixed)):
+            config = _config(each, each.parent, threads)
+            config.enable_openvino_engine(getattr(paddle.inference.PrecisionType,
+                                                  precision.capitalize()))
+            # What it compiles it stores, by default in the folder of the command, and what it
+            # finds there it would take for its own.
+            config.set_optim_cache_dir(str(Path(work, f'store of {name}')))
+            if not config.openvino_engine_enabled():
+                raise EngineError('Paddle was built without OpenVINO')
+            runs.append(_run(config))
+    return in_parts(*runs, part)
+
+
+def _with_batch_size(program, batch_size):
+    """The bytes of a graph of the older form whose input holds so many images, no more, no less."""
+    description = paddle.base.core.ProgramDesc(program)
+    if not description.num_blocks():    # Paddle would end the process
+        raise EngineError('a graph without operations')
+    images = description.block(0).find_var(INPUT.encode())
+    images.set_shape([batch_size, *images.shape()[1:]])
+    return description.serialize_to_string()
+
+
+def _config(graph, folder, threads):
+    config = paddle.inference.Config(str(graph), str(folder / PARAMETERS))
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    return config
+
+
+def _run(config):
+    """A function of the input of a graph, ndarray, that gives its output, ndarray."""
+    loaded = paddle.inference.create_predictor(config)
+    image = loaded.get_input_handle(loaded.get_input_names()[0])
+    output = loaded.get_output_handle(loaded.get_output_names()[0])
+
+    def run(images):
+        image.copy_from_cpu(images)
+        loaded.run()
+        return output.copy_to_cpu()
+
+    return run
+
+
+def in_parts(run, run_part, size):
+    """A function that computes `size` images at once by `run_part`, and what is left by `run`."""
+    def run_parts(images):
+        whole = len(images) - len(images) % size
+        results = [run_part(images[start:start + size]) for start in range(0, whole, size)]
+        if whole < len(images):
+            results.append(run(images[whole:]))
+        return np.concatenate(results)
+    return run_parts
+
+
+def _load_onnxruntime(path, threads):
+    onnxruntime = _optional('onnxruntime')
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3    # errors; a warning comes for every constant it removes
+    try:
+        session = onnxruntime.InferenceSession(str(path), options,
+                                               providers=['CPUExecutionProvider'])
+    except Exception as error:    # it has its own class for every kind of fault
+        raise EngineError(f'{path}: ONNX Runtime cannot load it: {error}') from error
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, '')
+    description = parse_description(text, path)
+    return description, lambda images: session.run(
+        [description.output], {description.input: images})[0], 'onnxruntime'
+
+
+def _load_openvino(path, threads):
+    openvino = _optional('openvino')
+    try:
+        model = openvino.Core().read_model(str(path))
+    except Exception as error:    # RuntimeError with a page of text
+        raise EngineError(f'{path}: OpenVINO cannot load it') from error
+    key = ['framework', METADATA_KEY]
+    text = model.get_rt_info(key).astype(str) if model.has_rt_info(key) else ''
+    description = parse_description(text, path)
+    # Left to itself it computes in bfloat16 wherever the processor can.
+    compiled = openvino.compile_model(model, 'CPU', {
+        'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': 'f32'})
+    request = compiled.create_infer_request()
+    return description, lambda images: request.infer(
+        [images])[compiled.output(0)].copy(), 'openvino'
+
+
+def _optional(name):
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise EngineError(f'--engine {name} needs the package {name}: '
+                          'pip install -r requirements-deploy.txt') from error
+
+
+def top_k(probabilities, names, k):
+    """The k most probable classes, best first: dicts of class_id, name and probability.
+
+    k is cut to the number of classes; a class that nobody named has an empty name.
+    """
+    best = np.argsort(-probabilities, kind='stable')[:k]
+    return [dict(class_id=int(label), name=names[label] if names else '',
+                 probability=float(probabilities[label])) for label in best]

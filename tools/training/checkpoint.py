@@ -1,0 +1,273 @@
+"""Checkpoints: all that the next step of a run depends on, in files that are whole or not there.
+
+A checkpoint is a sealed container (see weights/container.py) with weights, averages of weights,
+the optimizer's state by structured parameter names, and one JSON text with everything else.
+
+No random state needs saving: every draw of a run follows from its seed and the number of the
+epoch, step, image or process (see `step_seed` and dataset.ImageDataset), which also holds on
+Paddle 2.6.2, where a saved random state is silently empty.
+"""
+
+import errno
+import fcntl
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from weights.container import CheckpointError, read_checkpoint, write_checkpoint
+
+NAME = re.compile(r'step-(\d+)\.ckpt')
+
+
+class Checkpoints:
+    """The checkpoints of one run: `folder/step-000001234.ckpt`, the newest `keep` of them.
+
+    Args:
+        folder: made when the first one is saved.
+        keep: how many of the newest stay; older ones are removed after a new one is safe.
+    """
+
+    def __init__(self, folder, keep=2):
+        self.folder = Path(folder)
+        self.keep = keep
+        self.save_seconds = 0.0
+
+    def save(self, step, arrays, state):
+        """Write the checkpoint of a step; returns its path.
+
+        Raises:
+            OSError: for a full disk or a read-only folder; earlier checkpoints are untouched.
+        """
+        started = time.perf_counter()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f'step-{step:09d}.ckpt'
+        write_checkpoint(path, arrays, state)
+        for older in self.paths()[self.keep:]:
+            older.unlink(missing_ok=True)
+        for left in self.folder.glob('.*.tmp'):    # of a process that was killed while saving
+            left.unlink(missing_ok=True)
+        self.save_seconds = time.perf_counter() - started
+        return path
+
+    def paths(self):
+        """The checkpoints that are there, newest first."""
+        found = [path for path in self.folder.glob('step-*.ckpt') if NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True)
+
+    def latest(self):
+        """The newest checkpoint that is whole.
+
+        Returns:
+            (path, arrays, state, damaged): path is None where there is none; damaged lists what
+            is wrong with those that were passed over.
+        """
+        damaged = []
+        for path in self.paths():
+            try:
+                return (path, *read_checkpoint(path), damaged)
+            except CheckpointError as error:
+                damaged.append(str(error))
+        return None, {}, {}, damaged
+
+
+def claim(folder, patience=30.0):
+    """Keep other processes from training in a run's folder for as long as this one lives.
+
+    Two jobs in one folder would take each other's checkpoints and mix their logs; it happens when
+    a job is started again while the processes of the one before still die.
+
+    Args:
+        folder: the run's; the lock is the file `.NAME.lock` beside it.
+        patience: seconds to wait for another process to end.
+
+    Returns:
+        The open lock file, to be held on to; the system unlocks it when the process ends, even
+        by SIGKILL.
+
+    Raises:
+        CheckpointError: if the other process is still there after that.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(folder.parent / f'.{folder.name}.lock', 'a+b')
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            # A lock of the process, not of the file: loader processes don't inherit it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return lock    # a file system without locks
+        if time.monotonic() > deadline:
+            raise CheckpointError(f'{folder}: another process trains in this folder: wait for its '
+                                  'end, or choose another TRAIN.OUTPUT_DIR')
+        time.sleep(0.2)
+
+
+def step_seed(seed, rank, step):
+    """The seed of Paddle's generator for one step of one process, below 2 ** 31."""
+    return int(np.random.SeedSequence((seed, rank, step)).generate_state(1)[0] >> 1)
+
+
+def capture(network, optimizer, restored=None, ema=None):
+    """Weights, optimizer state and averages as {name: array}, by structured parameter names.
+
+    Paddle names optimizer state by automatic names (linear_0.w_0_moment1_0), which change with
+    whatever else a process has built; here it is `optimizer/moment1/head.weight`.
+
+    Args:
+        restored: the arrays that the optimizer was restored from, until its first step. Paddle
+            makes an optimizer's state in that step, and before it has none to show.
+        ema: averages of the weights (recipe.ema.Ema), stored as `ema/NAME`; None: there are none.
+    """
+    arrays = {f'network/{name}': value.numpy() for name, value in network.state_dict().items()}
+    names = _structured_names(network)
+    for key, value in optimizer.state_dict().items():
+        if key == 'LR_Scheduler':    # follows from the epoch and step
+            continue
+        if key == 'master_weights':
+            arrays.update({f'optimizer/master_weights/{names[name]}': np.asarray(weight)
+                           for name, weight in value.items()})
+            continue
+        automatic, kind = _split_key(key, names)
+        arrays[f'optimizer/{kind}/{names[automatic]}'] = np.asarray(value)
+    if restored:
+        arrays.update({name: array for name, array in restored.items()
+                       if name.startswith('optimizer/')})
+    if ema:
+        arrays.update({f'ema/{name}': array for name, array in ema.state_dict().items()})
+    return arrays
+
+
+def restore(network, optimizer, arrays, path, ema=None):
+    """Put what `capture` took back; averages that it did not take begin with the weights.
+
+    Raises:
+        CheckpointError: where it belongs to another network or optimizer.
+    """
+    state = network.state_dict()
+    stored = _below('network/', arrays)
+    wrong = sorted(set(stored) ^ set(state)) or sorted(
+        name for name in state if tuple(state[name].shape) != stored[name].shape)
+    if wrong:
+        raise CheckpointError(f'{path}: belongs to another network ({", ".join(wrong[:5])})')
+    wrong = [name for name in state if state[name].numpy().dtype != stored[name].dtype]
+    if wrong:
+        raise CheckpointError(f'{path}: has weights of another precision ({", ".join(wrong[:5])}): '
+                              'give TRAIN.AMP its value back')
+    for name, value in state.items():
+        value.set_value(stored[name])
+
+    automatic = {structured: name for name, structured in _structured_names(network).items()}
+    masters = {name: tensor.name for name, tensor
+               in optimizer.state_dict().get('master_weights', {}).items()}
+    existing = {_split_key(key, automatic.values()): key for key in optimizer.state_dict()
+                if key not in ('LR_Scheduler', 'master_weights')}
+    mastered = {name.split('/', 2)[2] for name in arrays
+                if name.startswith('optimizer/master_weights/')}
+    # Paddle insists on a schedule's state; ours is set by the caller, from epoch and step.
+    loaded = {key: value for key, value in optimizer.state_dict().items() if key == 'LR_Scheduler'}
+    for name, array in arrays.items():
+        if not name.startswith('optimizer/'):
+            continue
+        _, kind, structured = name.split('/', 2)
+        if structured not in automatic:
+            raise CheckpointError(f'{path}: has optimizer state for {structured}, which does not '
+                                  'train here')
+        name = automatic[structured]
+        # Paddle names the state of a parameter with a master weight after that one.
+        owner = masters.get(name, f'{name}_fp32_master_0') if structured in mastered else name
+        if kind == 'master_weights':
+            weight = paddle.to_tensor(array)
+            weight.name = owner
+            loaded.setdefault(kind, {})[name] = weight
+            continue
+        loaded[existing.get((name, kind), f'{owner}_{kind}_0')] = array
+    optimizer.set_state_dict(loaded)
+
+    averages = _below('ema/', arrays)
+    if ema and averages:
+        try:
+            ema.load_state_dict(averages)
+        except ValueError as error:
+            raise CheckpointError(f'{path}: has {error}') from error
+    elif ema:
+        ema.start()
+
+
+def _below(prefix, arrays):
+    return {name[len(prefix):]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _structured_names(network):
+    """{automatic name: structured name} of what trains."""
+    return {parameter.name: name for name, parameter in network.named_parameters()
+            if not parameter.stop_gradient}
+
+
+def _split_key(key, automatic_names):
+    """linear_0.w_0_moment1_0 or linear_0.w_0_fp32_master_0_moment1_0 as
+    ('linear_0.w_0', 'moment1').
+    """
+    name = max((name for name in automatic_names if key.startswith(name + '_')), key=len)
+    return name, re.sub(r'^fp32_master_\d+_|_\d+$', '', key[len(name) + 1:])
+
+
+# Keys that don't change what a run computes, so that a resumed run may have others.
+FREE_KEYS = {
+    'MODEL_PATH', 'DATA_PATH.TRAIN_DATASET_PATH', 'DATA_PATH.TRAIN_DATASET_LABEL_PATH',
+    'DATA_PATH.VAL_DATASET_PATH', 'DATA_PATH.VAL_DATASET_LABEL_PATH', 'DATA.SHARED_MEMORY',
+    'DATA.CLASS_NAMES', 'TRAIN.PRE_TRAIN', 'TRAIN.TRAIN_NUM_WORKS', 'TRAIN.VAL_BATCH_SIZE',
+    'TRAIN.VAL_NUM_WORKS', 'TRAIN.LOG_EVERY', 'TRAIN.OUTPUT_DIR', 'TRAIN.VISUALDL',
+    'TRAIN.RESUME', 'TRAIN.SAVE_STEPS', 'TRAIN.SAVE_MINUTES', 'TRAIN.KEEP_CHECKPOINTS',
+    'TRAIN.TIME_LIMIT_HOURS', 'TRAIN.MAX_BAD_STEPS', 'TRAIN.MAX_BAD_IMAGES', 'MODEL.ADAPT',
+    'MODEL.PRETRAINED'}
+BITS_ONLY = ('paddle', 'python', 'device', 'threads')
+
+
+def compare_runs(before, now, path, force):
+    """Say how a resumed run differs from the one that a checkpoint is from.
+
+    Args:
+        before, now: `identity` dicts of the two: config, processes, data lists, environment.
+        force: accept what would change the result.
+
+    Returns:
+        Lines for the person.
+
+    Raises:
+        CheckpointError: where the result would silently be another one, without `force`.
+    """
+    now = json.loads(json.dumps(now))    # lists for tuples, as in the checkpoint
+    pairs = {name: (before.get(name), now[name]) for name in now if name != 'config'}
+    for name in sorted(set(flat_keys(before['config'])) | set(flat_keys(now['config']))):
+        pairs[name] = (flat_keys(before['config']).get(name), flat_keys(now['config']).get(name))
+    differing = {name: f'{name} was {old} and is {new}'
+                 for name, (old, new) in pairs.items() if old != new}
+    notes = [f'{line}: results may differ in their last bits' for name, line in differing.items()
+             if name in BITS_ONLY]
+    notes += [line for name, line in differing.items() if name in FREE_KEYS]
+    serious = [line for name, line in differing.items()
+               if name not in FREE_KEYS and name not in BITS_ONLY]
+    if serious and not force:
+        raise CheckpointError(f'{path}: is from a run whose result would differ: '
+                              f'{"; ".join(serious)}; give it back its values, start afresh with '
+                              'TRAIN.RESUME=false, or go on with --force')
+    return notes + [f'{line}: with --force; the result is no longer that of one run'
+                    for line in serious]
+
+
+def flat_keys(config):
+    """A nested configuration as {'SECTION.KEY': value}."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat.update({f'{name}.{key}': item for key, item in value.items()})
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,346 @@
+"""Reading and writing weight files, which come from strangers.
+
+Read are .pdparams and .pdopt (pickles of paddle.save), .pth and .pth.tar (PyTorch's zip archives
+and their predecessor), .safetensors and this project's checkpoints, told apart by their content.
+paddle.load, torch.load and pickle.load would run whatever code such a file asks for;
+weights/unpickle.py can't.
+
+Written are .pdparams, .safetensors and .pth. Next to the weights the first two hold a JSON text
+with class names and the network's name, under a key that Paddle's own loader skips over.
+"""
+
+import contextlib
+import json
+import mmap
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+from weights.container import FOOTER, CheckpointError, read_checkpoint
+from weights.torch_file import (
+    LEGACY_MAGIC,
+    STORAGE_TYPES,
+    Tensor,
+    read_legacy,
+    read_zip,
+    write_zip,
+)
+from weights.unpickle import (
+    MOST_NUMBERS,
+    Damaged,
+    LongText,
+    Refused,
+    StoredArray,
+    shown,
+    unpickle,
+)
+
+METADATA_KEY = 'metadata@@'
+NAME_TABLE_KEY = 'StructuredToParameterName@@'
+SPLIT_KEY = 'UnpackBigParamInfor@@'
+LONGEST_METADATA = 4_000_000     # bytes
+LONGEST_HEADER = 4_000_000       # bytes of a .safetensors file that describe its tensors
+LARGEST_CHECKPOINT = 4 * 4 * MOST_NUMBERS    # bytes: weights, their averages, two moments; float32
+# bfloat16 travels as its 16 bits, in Paddle's files and here; no weights are unsigned numbers.
+SAFETENSORS_TYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': '<u2', 'I64': '<i8',
+                     'I32': '<i4', 'I16': '<i2', 'I8': 'i1', 'U8': 'u1', 'BOOL': '?'}
+# What a training checkpoint may call its averaged and its raw weights, in order of preference.
+PARTS = {'ema': ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema'),
+         'raw': ('state_dict', 'model_state_dict', 'model', 'network', 'net', 'weights')}
+OF_CHECKPOINT = {'ema': 'ema', 'raw': 'network'}    # in this project's own checkpoints
+MOST_WRAPPINGS = 3    # as in {'model': {'state_dict': ...}}
+# What wrappers put before every name: DataParallel, torch.compile, Lightning and other trainers.
+PREFIXES = ('module.', '_orig_mod.', 'model.', 'net.', 'network.')
+
+
+class WeightsError(ValueError):
+    """A weights file that can't be used: one line naming the file and what to do."""
+
+    exit_code = 2
+
+
+def read_weights(path, part=None, widen=True):
+    """Read a weights file or a training checkpoint without running any code of it.
+
+    Args:
+        part: of a training checkpoint, 'ema' or 'raw' weights; None: averaged ones if it has them.
+        widen: bfloat16 comes as float32; else as its 16 bits, in an array of uint16.
+
+    Returns:
+        (state, metadata). State is {parameter name: ndarray}, names and shapes as found, except
+        that the PREFIXES of wrappers before every name are dropped. Metadata is what
+        `write_weights` was given; besides, `layout` is 'pytorch' for files of PyTorch (a Linear's
+        weight is `[out, in]` there, not `[in, out]`), `part` is the checkpoint's own name of the
+        part, `arch` what it calls its network, and `LR_Scheduler` is that of a .pdopt file.
+
+    Raises:
+        WeightsError: for a missing, damaged, foreign or hostile file, one without the part, or
+            one of more than MOST_NUMBERS numbers, which no network of the zoo has.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f'{path}: no such weights file')
+    try:
+        content = _look_at(path)
+        if content[-len(FOOTER) - 32:-32] == FOOTER:
+            if len(content) > LARGEST_CHECKPOINT:
+                raise Refused(f'it is a checkpoint of {len(content)} bytes, more than any network '
+                              'needs')
+            entries, metadata = _read_checkpoint(path, part)
+        elif content[8:9] == b'{' and (content[:1] != b'\x80' or content[2:8] == bytes(6)):
+            entries, metadata = _read_safetensors(path, content)
+        elif content[:4] in (b'PK\3\4', b'PK\5\6'):
+            entries, metadata = _entries_of(read_zip(content), {'layout': 'pytorch'}, part)
+        elif content[:1] == b'\x80':
+            value, position = unpickle(content)
+            if value == LEGACY_MAGIC:
+                entries, metadata = _entries_of(read_legacy(content, position),
+                                                {'layout': 'pytorch'}, part)
+            else:
+                entries, metadata = _entries_of(value, {}, part)
+        else:
+            raise Damaged('it begins like no format of weights')
+        if part == 'ema' and metadata.get('part') not in PARTS['ema']:
+            raise WeightsError(f'has no averaged weights ({", ".join(PARTS["ema"])})')
+        state = _state_of(entries, 4 * len(content) + 2 ** 26)
+        return widened(state) if widen else state, metadata
+    except OSError as error:
+        raise WeightsError(f'{path}: cannot be read: {error.strerror}') from error
+    except Refused as error:
+        raise WeightsError(f'{path}: refused, {error}; a weights file holds arrays only') from error
+    except MemoryError as error:
+        raise WeightsError(f'{path}: needs more memory than there is') from error
+    except CheckpointError as error:
+        raise WeightsError(str(error)) from error
+    except WeightsError as error:
+        raise WeightsError(f'{path}: {error}') from error
+    except Damaged as error:
+        raise WeightsError(f'{path}: is damaged or no weights file ({error})') from error
+    except Exception as error:    # nobody foresees all that a damaged file can hold
+        raise WeightsError(f'{path}: is damaged or no weights file '
+                           f'({type(error).__name__}: {shown(str(error))})') from error
+
+
+def widened(state):
+    """The weights with bfloat16, given as its 16 bits, as float32, whose upper half it is."""
+    return {name: (array.astype(np.uint32) << 16).view(np.float32)
+            if array.dtype == np.uint16 else array for name, array in state.items()}
+
+
+def write_weights(path, state, metadata, ending='.pdparams', check=None):
+    """Write a weights file that is either complete or not there at all.
+
+    Args:
+        path: the file; one that exists is replaced in a single step.
+        state: {parameter name: tensor or ndarray}; arrays of uint16 hold the bits of bfloat16.
+        metadata: what else to remember, anything that JSON can hold. A .pth file, whose every
+            entry torch takes for a parameter, remembers nothing.
+        ending: the format, one of WRITERS.
+        check: called with the path of the complete file before it gets its name; what it raises
+            leaves nothing behind.
+
+    Raises:
+        WeightsError: for values of a type that the format doesn't have.
+    """
+    write, types = WRITERS[ending]
+    state = {name: np.asarray(value) for name, value in state.items()}
+    for name, array in state.items():
+        if types and array.dtype.newbyteorder('<') not in map(np.dtype, types):
+            raise WeightsError(f'{path}: {name} holds values of type {array.dtype}, for which a '
+                               f'{ending} file has no place')
+    with _replacing(Path(path)) as temporary:
+        with open(temporary, 'wb') as file:
+            write(file, state, metadata)
+            file.flush()
+            os.fsync(file.fileno())
+        if check:
+            check(temporary)
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A temporary path beside the file, which takes the file's name if all goes well."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)    # the new name, too, outlives a power cut
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_pdparams(file, state, metadata):
+    pickle.dump({**state, NAME_TABLE_KEY: {name: name for name in state},
+                 METADATA_KEY: json.dumps(metadata)}, file, protocol=4)
+
+
+def _write_safetensors(file, state, metadata):
+    """Eight bytes of length, a JSON header, the arrays' bytes without gaps, large items first."""
+    types = {np.dtype(code): name for name, code in SAFETENSORS_TYPES.items()}
+    # Other programs know a file's layout, if at all, by these two letters.
+    letters = 'pt' if metadata.get('layout') == 'pytorch' else 'pd'
+    header = {'__metadata__': {'format': letters, METADATA_KEY: json.dumps(metadata)}}
+    names, position = sorted(state, key=lambda name: -state[name].itemsize), 0
+    for name in names:
+        array = state[name]
+        header[name] = {'dtype': types[array.dtype.newbyteorder('<')], 'shape': list(array.shape),
+                        'data_offsets': [position, position + array.nbytes]}
+        position += array.nbytes
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, 'little') + text)
+    for name in names:
+        file.write(state[name].astype(state[name].dtype.newbyteorder('<')).tobytes())
+
+
+# ending: (what writes it, the types of numbers that it has; none: all of them).
+WRITERS = {'.pdparams': (_write_pdparams, ()),
+           '.safetensors': (_write_safetensors, tuple(SAFETENSORS_TYPES.values())),
+           '.pth': (lambda file, state, _: write_zip(file, state), tuple(STORAGE_TYPES.values()))}
+
+
+def _look_at(path):
+    """The file's content, of which only what is used comes into memory."""
+    with open(path, 'rb') as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise Damaged('it is empty')
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _read_safetensors(path, content):
+    try:
+        import safetensors
+    except ImportError as error:
+        raise WeightsError('is a .safetensors file; pip install safetensors') from error
+    length = int.from_bytes(content[:8], 'little')
+    if length > min(LONGEST_HEADER, len(content) - 8):
+        raise Damaged(f'its header claims {length} bytes of a file of {len(content)}')
+    try:
+        with safetensors.safe_open(path, 'np') as file:    # checks the header against the file
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise Damaged(shown(str(error), 200)) from error
+    header, data = json.loads(bytes(content[8:8 + length])), content[8 + length:]
+    state = {}
+    for name, tensor in header.items():
+        if name == '__metadata__':
+            continue
+        if tensor['dtype'] not in SAFETENSORS_TYPES:
+            raise Refused(f'{shown(name)} holds values of type {tensor["dtype"]}')
+        state[name] = np.ndarray(tensor['shape'], SAFETENSORS_TYPES[tensor['dtype']],
+                                 data[slice(*tensor['data_offsets'])])
+    layout = {'layout': 'pytorch'} if metadata.get('format') == 'pt' else {}
+    return _without_prefixes(state), {**_parsed(metadata.get(METADATA_KEY, '{}')), **layout}
+
+
+def _read_checkpoint(path, part):
+    """Of a checkpoint of this project the entries `ema/NAME`, else `network/NAME`."""
+    arrays, state = read_checkpoint(path)
+    identity = state.get('identity')
+    model = identity['config']['MODEL'] if isinstance(identity, dict) else {}
+    for prefix in [OF_CHECKPOINT[part]] if part else OF_CHECKPOINT.values():
+        entries = {name[len(prefix) + 1:]: array for name, array in arrays.items()
+                   if name.startswith(f'{prefix}/')}
+        if entries:
+            return entries, {'part': prefix, 'model': model.get('NAME'),
+                             'image_size': model.get('IMAGE_SIZE'),
+                             'norm_epsilon': model.get('NORM_EPSILON')}
+    return {}, {}
+
+
+def _entries_of(content, metadata, part):
+    """(named entries, metadata) of what a pickle held."""
+    if not isinstance(content, dict):
+        raise WeightsError(f'holds a {type(content).__name__} instead of named weights')
+    metadata = {**_parsed(content.get(METADATA_KEY, '{}')), **metadata}
+    if type(content.get('arch')) is str:
+        metadata['arch'] = content['arch']
+    for _ in range(MOST_WRAPPINGS):
+        known = PARTS[part] if part and 'part' not in metadata else PARTS['ema'] + PARTS['raw']
+        name = next((name for name in known
+                     if isinstance(content.get(name), dict) and content[name]), None)
+        if name is None:
+            break
+        metadata.setdefault('part', name)
+        content = content[name]
+    # What Paddle's optimizers keep beside their arrays: numbers, and a dict of more arrays.
+    content = dict(content)
+    if isinstance(content.get('LR_Scheduler'), dict):
+        metadata['LR_Scheduler'] = {name: value
+                                    for name, value in content.pop('LR_Scheduler').items()
+                                    if type(value) in (int, float, bool)}
+    if isinstance(content.get('master_weights'), dict):
+        content.update((f'master_weights.{name}', value)
+                       for name, value in content.pop('master_weights').items())
+    return _without_prefixes(content), metadata
+
+
+def _without_prefixes(entries):
+    """Names as before a wrapper put its prefix before each of them."""
+    while entries:
+        prefix = next((prefix for prefix in PREFIXES if all(
+            isinstance(name, str) and name.startswith(prefix) for name in entries)), None)
+        if prefix is None:
+            break
+        entries = {name[len(prefix):]: value for name, value in entries.items()}
+    return entries
+
+
+def _state_of(entries, most_bytes):
+    """{name: ndarray}; `most_bytes` ends what repeats one stored array under many names."""
+    found = {}
+    for name, value in entries.items():
+        if not isinstance(name, str):
+            raise WeightsError(f'holds a key that is no name: {shown(str(name))}')
+        if name.endswith('@@'):
+            continue
+        if isinstance(value, tuple) and len(value) == 2:    # (automatic name, array)
+            value = value[1]
+        if not isinstance(value, (StoredArray, Tensor, np.ndarray, np.generic)):
+            raise WeightsError(f'{shown(name)} is a {type(value).__name__}, not an array')
+        found[name] = value
+    # All sizes are known before the first array comes into memory.
+    if sum(value.nbytes for value in found.values()) > most_bytes:
+        raise Refused('its arrays are much larger than the file')
+    if sum(value.size for value in found.values()) > MOST_NUMBERS:
+        raise Refused(f'its arrays have more than {MOST_NUMBERS:,} numbers, and no network here '
+                      'needs as many')
+    state = {name: value.read() if isinstance(value, (StoredArray, Tensor))
+             else np.require(value, requirements=['C', 'W']) for name, value in found.items()}
+    _join_split(state, entries.get(SPLIT_KEY))
+    if not state:
+        raise WeightsError('holds no weights')
+    return state
+
+
+def _join_split(state, table):
+    """Put together what paddle.save split, in protocols 2 and 3, for being over 1 GiB."""
+    if table is None:
+        return
+    try:
+        for name, entry in table.items():
+            # A part that is taken is gone, so that no table can multiply it.
+            parts = [state.pop(part) for part in entry['slices']]
+            state[name] = np.concatenate(parts).reshape(entry['OriginShape'])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Damaged(f'its table of split weights makes no sense ({type(error).__name__})'
+                      ) from error
+
+
+def _parsed(text):
+    """Metadata from its JSON text."""
+    if isinstance(text, LongText) and len(text.data) <= LONGEST_METADATA:
+        text = str(text.data, 'utf-8', 'replace')
+    if type(text) is not str or len(text) > LONGEST_METADATA:
+        raise WeightsError('its metadata is damaged (no text, or a very long one)')
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f'its metadata is damaged ({shown(str(error))})') from error
+    return metadata if isinstance(metadata, dict) else {}
