@@ -29,11 +29,12 @@ from recipe.precision import Precision
 from recipe.teacher import ExportedTeacher
 from scheduler import Schedule, constant_rates, format_rate, learning_rate
 from system import distributed
-from t2t import T2T_ViT
 from weights.files import WeightsError
-from zoo.names import weights_for
+from zoo.names import shapes_of, unfilled, weights_for
 
-T2T_KEYS = ('TOKENS_TYPE', 'TOKEN_DIM', 'SOFT_SPLITS')    # of MODEL; FROZEN does no harm
+# Keys of MODEL that are options of a network, in lower case; FROZEN does no harm where it is none.
+NETWORK_KEYS = ('DROP_RATE', 'ATTN_DROP_RATE', 'DROP_PATH_RATE', 'FROZEN', 'TOKENS_TYPE',
+                'TOKEN_DIM', 'SOFT_SPLITS')
 EXAMPLE_IMAGE = ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'    # a plate
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
 
@@ -41,14 +42,20 @@ IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
 def network(config):
     """The network of MODEL, freshly initialised."""
     model, default = config.MODEL, Model()
-    options = dict(drop_rate=model.DROP_RATE, attn_drop_rate=model.ATTN_DROP_RATE,
-                   drop_path_rate=model.DROP_PATH_RATE)
+    options = dict(norm_epsilon=model.NORM_EPSILON or None)
     # create_model refuses an unknown name.
-    kind, of_name = zoo.MODELS.get(model.NAME, (T2T_ViT, {}))
-    if issubclass(kind, T2T_ViT):
-        options.update(_t2t_options(model))
-    else:
-        _refuse_t2t_keys(model, default)
+    _, of_name = zoo.MODELS.get(model.NAME, (None, {}))
+    for key in NETWORK_KEYS if of_name else ():
+        value, unset = getattr(model, key), getattr(default, key)
+        if zoo.takes(model.NAME, key.lower()):
+            if value not in ('', ()):    # an empty key leaves what belongs to the name
+                options[key.lower()] = value
+        # A complete saved configuration holds every key, so those at their defaults are fine.
+        elif value != unset and key != 'FROZEN':
+            owner = next(kind.__name__ for name, (kind, _) in zoo.MODELS.items()
+                         if zoo.takes(name, key.lower()))
+            raise ConfigError(f'MODEL.{key} belongs to {owner.replace("_", "-")}, and MODEL.NAME '
+                              f'is {model.NAME}: leave it out, or set it to {json.dumps(unset)}')
     made_for = of_name.get('img_size', model.IMAGE_SIZE)
     if model.IMAGE_SIZE == default.IMAGE_SIZE != made_for:
         raise ConfigError(f'MODEL.IMAGE_SIZE is {model.IMAGE_SIZE}, its default, but '
@@ -58,25 +65,6 @@ def network(config):
                                 img_size=model.IMAGE_SIZE, **options)
     except ValueError as error:
         raise ConfigError(f'MODEL: {error}') from error
-
-
-def _t2t_options(model):
-    """What only a T2T-ViT takes; an empty key leaves what belongs to the name."""
-    options = dict(frozen=model.FROZEN, token_dim=model.TOKEN_DIM)
-    if model.TOKENS_TYPE:
-        options['tokens_type'] = model.TOKENS_TYPE
-    if model.SOFT_SPLITS:
-        options['soft_splits'] = model.SOFT_SPLITS
-    return options
-
-
-def _refuse_t2t_keys(model, default):
-    """A complete saved configuration holds every key, so those at their defaults are fine."""
-    for name in T2T_KEYS:
-        unset = getattr(default, name)
-        if getattr(model, name) != unset:
-            raise ConfigError(f'MODEL.{name} belongs to T2T-ViT, and MODEL.NAME is {model.NAME}: '
-                              f'leave it out, or set it to {json.dumps(unset)}')
 
 
 def trained_network(config, weights_path):
@@ -127,8 +115,8 @@ def load_weights(config, built, path, adapt=False, new_head=False):
     state, metadata = weights_for(built, path)
     model = config.MODEL
     # Networks of one shape may still differ: those of 6 and of 32 heads, for example.
-    name = metadata.get('model')
-    if isinstance(name, str) and name in zoo.MODELS and name != model.NAME:
+    name = metadata['model']
+    if name and not zoo.same_network(name, model.NAME):
         raise WeightsError(f'{path}: is of {name}, and MODEL.NAME is {model.NAME}: set '
                            f'MODEL.NAME={name}, or name other weights')
     for head in built.heads:
@@ -137,13 +125,19 @@ def load_weights(config, built, path, adapt=False, new_head=False):
             raise WeightsError(f'{path}: has {bias.size} classes, and MODEL.NUM_CLASSES is '
                                f'{model.NUM_CLASSES}: set MODEL.NUM_CLASSES={bias.size}, or train '
                                'a new head with MODEL.PRETRAINED')
-    size, table = metadata.get('image_size'), state.get('pos_embed')
-    if (isinstance(size, int) and size != model.IMAGE_SIZE and not adapt
-            and table is not None and table.shape != tuple(built.pos_embed.shape)):
-        raise WeightsError(f'{path}: is for {size} pixels, and MODEL.IMAGE_SIZE is '
-                           f'{model.IMAGE_SIZE}: set MODEL.IMAGE_SIZE={size}, or MODEL.ADAPT=true '
-                           'to interpolate its pos_embed')
-    return zoo.load_state(built, state, path, adapt), metadata
+    size, own = metadata.get('image_size'), shapes_of(built)
+    for table in built.position_axes:
+        if (isinstance(size, int) and size != model.IMAGE_SIZE and not adapt
+                and table in state and state[table].shape != own[table]):
+            raise WeightsError(f'{path}: is for {size} pixels, and MODEL.IMAGE_SIZE is '
+                               f'{model.IMAGE_SIZE}: set MODEL.IMAGE_SIZE={size}, or '
+                               f'MODEL.ADAPT=true to interpolate its {table}')
+    epsilon = metadata.get('norm_epsilon')
+    if epsilon and epsilon != built.norm_epsilon and not model.NORM_EPSILON:
+        raise WeightsError(f'{path}: was trained with LayerNorm epsilon {epsilon:g}, and '
+                           f'{model.NAME} has {built.norm_epsilon:g}: set '
+                           f'MODEL.NORM_EPSILON={epsilon:g}')
+    return zoo.load_state(built, state, path, adapt, adapt and new_head), metadata
 
 
 def load_start(config, built):
@@ -270,8 +264,8 @@ def loss(config):
     base_loss, keys = CrossEntropy(config.TRAIN.LABEL_SMOOTHING), config.DISTILL
     if keys.TYPE == 'none':
         return base_loss
-    two_headed = [name for name in zoo.MODELS if 'distilled' in name]
-    if keys.TYPE == 'hard' and config.MODEL.NAME not in two_headed:
+    if keys.TYPE == 'hard' and len(unfilled(config.MODEL.NAME).heads) < 2:
+        two_headed = [name for name in zoo.MODELS if len(unfilled(name).heads) > 1]
         raise ConfigError(f'DISTILL.TYPE hard needs a network with two heads, and MODEL.NAME '
                           f'{config.MODEL.NAME} has one: soft takes any, two heads have '
                           f'{", ".join(two_headed) or "no networks yet"}')

@@ -99,6 +99,10 @@ class Attention(nn.Layer):
         """What follows the weighted sum of values: `[B, N, C]` to `[B, N, C]`."""
         return self.proj_drop(self.proj(x))
 
+    def attention_macs(self, num_tokens):
+        """Multiply-accumulates of queries with keys and of maps with values, for zoo.macs."""
+        return 2 * num_tokens ** 2 * self.num_heads * self.head_dim
+
     def split_heads(self, x):
         x = x.reshape([0, 0, self.num_heads, self.head_dim])    # (B, N, heads, head_dim)
         return x.transpose([0, 2, 1, 3])                        # (B, heads, N, head_dim)
@@ -133,21 +137,33 @@ class Block(nn.Layer):
 
 
 class ImageClassifier(nn.Layer):
-    """What every network of the zoo shares: its heads, its forward, and a look inside.
+    """What every network of the zoo shares: heads, forward, and a description of itself.
 
     A network sets `img_size`, the side of its input in pixels, and `num_features`, the width of
     what goes into a head, then calls `reset_head`. It implements `forward_prefix` and
-    `grid_layers`.
+    `grid_layers`. Optimizers, weight files and fine-tuning know no network by name; they ask for
+    the attributes below and for `layers`.
 
     Attributes:
         heads: names of the linear layers that classify, one on each prefix token: the class
             token's, then for distilled networks (Touvron et al., ICML 2021) that of the
             distillation token.
         linear_std: standard deviation of a fresh Linear, for `initialise`.
+        norm_epsilon: what its LayerNorms add to the variance; see `set_norm_epsilon`.
+        no_weight_decay: names of parameters that the official recipes don't decay, besides biases
+            and all that have one axis: tokens and position tables.
+        position_axes: {name of a position table: its axes that count positions}. One axis: prefix
+            tokens, then a square grid row by row; two axes: the grid itself.
+        namings: {origin: ((pattern, replacement), ...)}, how other codes name the parameters:
+            regular expressions that are applied in order, each once to every name.
     """
 
     heads = ('head',)
     linear_std = 0.02
+    norm_epsilon = 1e-5
+    no_weight_decay = ()
+    position_axes = {}
+    namings = {}
 
     @property
     def num_prefix_tokens(self):
@@ -161,6 +177,51 @@ class ImageClassifier(nn.Layer):
     def grid_layers(self):
         """What `recording` shows as feature maps: (name, layer, side of its token grid)."""
         raise NotImplementedError
+
+    def layers(self):
+        """The layers from the first block on: a list of tuples of prefixes of parameter names.
+
+        The last one is the norm and the heads; what no prefix covers (embedding, tokens, tables)
+        lies below the first.
+        """
+        blocks = [(f'blocks.{index}',) for index in range(len(getattr(self, 'blocks', ())))]
+        return blocks + [('norm', *self.heads)]
+
+    def set_norm_epsilon(self, epsilon):
+        """Give every LayerNorm another epsilon."""
+        self.norm_epsilon = epsilon
+        for layer in self.sublayers():
+            if isinstance(layer, nn.LayerNorm):
+                layer._epsilon = epsilon
+
+    def epsilon_of_origin(self, naming, state):
+        """The epsilon that weights were trained with, where their origin has another.
+
+        Args:
+            naming: the key of `namings` that they had.
+            state: {name: ndarray, float}, with the network's own names.
+
+        Returns:
+            A number, or None where nothing tells.
+        """
+        return None
+
+    def can_resize(self, name, shape):
+        """Whether a position table of that shape differs from the network's in positions only."""
+        own, axes = self.state_dict()[name].shape, self.position_axes[name]
+        return len(shape) == len(own) and all(
+            axis in axes or length == own[axis] for axis, length in enumerate(shape))
+
+    def resize_positions(self, name, table):
+        """A position table of another image size, interpolated (bicubic) to the network's.
+
+        Raises:
+            ValueError: where it is no square grid behind the prefix tokens.
+        """
+        shape, axes = self.state_dict()[name].shape, self.position_axes[name]
+        if len(axes) == 2:
+            return resize_grid(table, shape[axes[0]])
+        return resize_pos_embed(table, shape[axes[0]], self.num_prefix_tokens)
 
     def reset_head(self, num_classes):
         """Put fresh heads of `num_classes` classes in place; 0 leaves them out."""

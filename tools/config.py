@@ -69,6 +69,9 @@ class Model:
                                 'that belong to NAME', of='triples')
     FROZEN: bool = option(False, 'keep T2T-ViT\'s pos_embed and its Performers\' w as initialised: '
                           'true is the official model, false the Paddle repository\'s')
+    NORM_EPSILON: float = option(0.0, 'what LayerNorm adds to the variance; 0: the network\'s own, '
+                                 '1e-5 for T2T-ViT and 1e-6 for ViT and PiT. T2T-ViT weights that '
+                                 'were trained in PaddleViT need 1e-6', low=0, below=1)
     DROP_RATE: float = option(0.0, 'dropout of tokens', low=0, below=1)
     ATTN_DROP_RATE: float = option(0.0, 'dropout of attention maps', low=0, below=1)
     DROP_PATH_RATE: float = option(0.0, 'stochastic depth of the last block', low=0, below=1)

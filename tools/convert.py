@@ -66,8 +66,8 @@ def output_ending(source, target, force):
 def network_for(state, metadata, source, model, config_path):
     """The network whose weights these are.
 
-    It is the one of the configuration, else `model`, else the one that the file's metadata names,
-    else the only one of the zoo that has these names and shapes.
+    It is the one of the configuration, else `model`, else the one that the file names, else the
+    only one of the zoo that has these names and shapes.
 
     Returns:
         (network, its name, how it was found)
@@ -79,8 +79,8 @@ def network_for(state, metadata, source, model, config_path):
         config = configuration.load_config(config_path)
         return build.network(config), config.MODEL.NAME, f'by {config_path}'
     name, how = model, 'by --model'
-    if not name and metadata.get('model') in list(zoo.MODELS):
-        name, how = metadata['model'], 'by the file itself'
+    if not name:
+        name, how = names.model_of(state, metadata), 'by the file itself'
     if not name:
         found = names.recognise(state, metadata)
         if len(found) != 1:
@@ -152,14 +152,13 @@ def compare(network, state, path, target):
         WeightsError: where a name, a type or a bit differs.
     """
     read, metadata = read_weights(path, widen=False)
-    wanted = names.shapes_of(network)
-    again = names.fit(read, wanted, metadata).state
+    again = names.fit(read, network, metadata).state
     differing = sorted(set(state) ^ set(again)) or [
         name for name, array in state.items() if not same_bits(array, again[name])]
     if differing:
         raise WeightsError(f'{target}: was not written, what was read back differs in '
                            f'{", ".join(shown(name) for name in differing[:5])}')
-    if set(state) != set(wanted):
+    if set(state) != set(network.state_dict()):
         return f'{len(state)} arrays are equal bit by bit; no logits, as weights are missing'
     before = logits_with(network, widened(state), target)
     after = logits_with(network, names.weights_for(network, path)[0], target)
@@ -210,18 +209,25 @@ def main(arguments):
 
     state, metadata = read_weights(source, options.part, widen=False)
     network, model, how = network_for(state, metadata, source, options.model, options.config)
-    fitted = names.fit(state, names.shapes_of(network), metadata)
+    fitted = names.fit(state, network, metadata)
     part = f', {metadata["part"]} of a checkpoint' if 'part' in metadata else ''
     print(f'{source}: {model} ({how}), {network.img_size} pixels, {number_types(state)}{part}')
     print(f'    names: {fitted.naming}; layout: {fitted.layout} ({fitted.evidence})')
+    if fitted.naming != 'official' and fitted.norm_epsilon:
+        origin, own = fitted.naming.split()[0], type(network).norm_epsilon
+        print(f'    LayerNorm epsilon: {fitted.norm_epsilon:g}, ' + (
+            f'ported to {origin} from the official weights' if fitted.norm_epsilon == own else
+            f'trained in {origin} (MODEL.NORM_EPSILON={fitted.norm_epsilon:g})'))
     print('\n'.join(table(fitted)), flush=True)
     refuse_what_does_not_fit(fitted, source, options.allow_missing, options.drop_unexpected)
 
     state = {name: array for name, array in fitted.state.items() if name not in fitted.unexpected}
     written = names.in_pytorch_layout(state) if layout == 'pytorch' else state
     metadata = {key: value for key, value in metadata.items()
-                if key not in ('layout', 'part', 'LR_Scheduler')}
+                if key not in ('layout', 'part', 'arch', 'norm_epsilon', 'LR_Scheduler')}
     metadata.update(model=model, image_size=network.img_size, layout=layout)
+    if network.norm_epsilon != type(network).norm_epsilon:
+        metadata['norm_epsilon'] = network.norm_epsilon
     compared = []
     write_weights(target, written, metadata, ending,
                   check=lambda path: compared.append(compare(network, state, path, target)))

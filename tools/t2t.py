@@ -91,6 +91,11 @@ class Token_performer(nn.Layer):
         y = y if y.dtype == value.dtype else y.astype(value.dtype)
         return value + self.dp(self.proj(y))
 
+    def attention_macs(self, num_tokens):
+        """See common.Attention. What replaces it here: a token's features of key and query, key
+        times value, query times that, the normaliser."""
+        return num_tokens * self.num_features * (4 * self.in_dim + 1)
+
     def forward(self, x):
         x = self.single_attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
@@ -105,6 +110,10 @@ class TokenAttention(nn.Layer):
         self.qkv = nn.Linear(dim, 3 * in_dim, bias_attr=False)
         self.attn_drop = nn.Dropout(0.0)
         self.proj = nn.Linear(in_dim, in_dim)
+
+    def attention_macs(self, num_tokens):
+        """See common.Attention."""
+        return 2 * num_tokens ** 2 * self.proj.weight.shape[0]
 
     def forward(self, x):
         query, key, value = paddle.split(self.qkv(x), 3, axis=-1)          # (B, N, in_dim)
@@ -206,6 +215,12 @@ class T2T_ViT(ImageClassifier):
     """
 
     block = Block
+    no_weight_decay = ('cls_token', 'pos_embed')
+    position_axes = {'pos_embed': (1,)}
+    # image_classification/T2T_ViT of BR-IDL/PaddleViT (its load_pytorch_weights.py).
+    namings = {'PaddleViT T2T-ViT': (
+        (r'^patch_embed\.attn(?=\d\.)', 'tokens_to_token.attention'),
+        (r'^patch_embed\.proj\.', 'tokens_to_token.project.'))}
 
     def __init__(self, img_size=224, num_classes=1000, tokens_type='performer', in_chans=3,
                  embed_dim=768, depth=12, num_heads=12, mlp_ratio=4.0, qkv_bias=False,
@@ -238,6 +253,23 @@ class T2T_ViT(ImageClassifier):
         for drop_path in np.linspace(0, drop_path_rate, depth).tolist():
             self.blocks.append(self.block(embed_dim, drop_path=drop_path, **block_options))
         return embed_dim
+
+    def epsilon_of_origin(self, naming, state):
+        """PaddleViT trains with 1e-6, and ports official weights, which were trained with 1e-5.
+
+        The official code freezes the sinusoid table and random features of length sqrt(m); in
+        PaddleViT the table starts at 0, the features at length 1 / sqrt(m), and both train.
+        """
+        if naming not in self.namings:
+            return None
+        table = np.asarray(state['pos_embed'] if 'pos_embed' in state else 0, 'float32')
+        official = table.ndim == 3 and np.allclose(table, sinusoid_table(*table.shape[1:]),
+                                                   atol=0.02)
+        for name, w in state.items():
+            if name.endswith('.w') and w.ndim == 2:
+                lengths = np.linalg.norm(np.asarray(w, 'float32'), axis=1)
+                official = official or np.allclose(lengths, math.sqrt(len(w)), rtol=0.02)
+        return 1e-5 if official else 1e-6
 
     def forward_prefix(self, x):
         x = self.tokens_to_token(x)                             # (B, N, C)

@@ -391,6 +391,8 @@ class Run:
         config, epoch, scores = self.config, self.position.epoch, None
         metadata = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
                         class_names=self.class_names, epoch=epoch)
+        if config.MODEL.NORM_EPSILON:
+            metadata['norm_epsilon'] = config.MODEL.NORM_EPSILON
         # Written first: validation may find a bad image, and end the run.
         self.write_weights('last', metadata)
         if self.ema:

@@ -13,11 +13,13 @@ from support.official import VARIANTS
 
 import build
 import zoo
+from common import ImageClassifier
 from config import ConfigError, load_config
 from recipe.optimizer import build_optimizer, clip_gradients, decays, rate_scales
 from scheduler import Schedule
 from training.checkpoint import capture, restore
 from weights.container import read_checkpoint, write_checkpoint
+from zoo.names import unfilled
 
 TORCH = np.load(ROOT / 'tests' / 'fixtures' / 'optimizer.npz')
 STEPS = 30
@@ -34,8 +36,10 @@ CASES = {
 }
 
 
-class Small(nn.Layer):
+class Small(ImageClassifier):
     """The fixtures' network: `[B, N, 6]` to `[B, N, 4]`."""
+
+    no_weight_decay = ('cls_token', 'pos_embed')
 
     def __init__(self):
         super().__init__()
@@ -153,7 +157,7 @@ def test_lamb_equals_its_paper():
 def test_what_does_not_decay_in_t2t_vit_7():
     network = zoo.create_model('t2t_vit_7', frozen=True)
     trainable = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
-    excluded = {name for name, p in trainable.items() if not decays(name, p)}
+    excluded = set(trainable) - decays(network)
     shapes = VARIANTS['t2t_vit_7']['state']
     assert excluded == {name for name, shape in shapes.items()
                         if len(shape) == 1 or name == 'cls_token'}
@@ -166,15 +170,14 @@ def test_what_does_not_decay_in_t2t_vit_7():
     assert sum(sizes.values()) == 4_255_694
     assert sum(sizes[name] for name in excluded) == 7 * block + performers + rest
     free = zoo.create_model('t2t_vit_7', frozen=False)
-    names = {name for name, p in free.named_parameters() if decays(name, p)}
+    names = decays(free)
     assert 'pos_embed' not in names and 'tokens_to_token.attention1.w' in names
 
 
 @pytest.mark.parametrize('name', sorted(
     {'vit_tiny_patch16_224', 'pit_ti', 'deit_tiny_distilled_patch16_224'} & set(VARIANTS)))
 def test_what_does_not_decay_elsewhere(name):
-    excluded = {parameter for parameter, shape in VARIANTS[name]['state'].items()
-                if not decays(parameter, paddle.zeros(shape))}
+    excluded = set(VARIANTS[name]['state']) - decays(unfilled(name))
     assert excluded == {
         parameter for parameter, shape in VARIANTS[name]['state'].items()
         if len(shape) == 1 or parameter in ('cls_token', 'dist_token', 'pos_embed')}
@@ -213,15 +216,14 @@ def test_an_excluded_parameter_takes_its_step_without_decay(kind):
 
 def test_rates_by_depth():
     network = zoo.create_model('t2t_vit_7', img_size=32, num_classes=16)
-    names = [name for name, _ in network.named_parameters()]
-    scales = rate_scales(names, layer_decay=0.5)
-    assert set(scales) == set(names)
+    scales = rate_scales(network, layer_decay=0.5)
+    assert set(scales) == {name for name, _ in network.named_parameters()}
     for name, power in {'head.weight': 0, 'norm.bias': 0, 'blocks.6.attn.qkv.weight': 1,
                         'blocks.0.norm1.weight': 7, 'cls_token': 8, 'pos_embed': 8,
                         'tokens_to_token.project.weight': 8,
                         'tokens_to_token.attention1.mlp.0.weight': 8}.items():
         assert scales[name] == 0.5 ** power, name
-    pit = rate_scales([*VARIANTS['pit_ti']['state'], 'head_dist.weight'], 0.01, layer_decay=0.5)
+    pit = rate_scales(unfilled('pit_ti_distilled'), 0.01, layer_decay=0.5)
     for name, power in {'transformers.2.blocks.3.norm1.bias': 1,
                         'transformers.2.blocks.0.norm1.bias': 4,
                         'pools.1.conv.weight': 5, 'transformers.1.blocks.5.norm1.bias': 5,
@@ -229,7 +231,7 @@ def test_rates_by_depth():
                         'patch_embed.conv.weight': 13, 'pos_embed': 13}.items():
         assert pit[name] == pytest.approx(0.01 * 0.5 ** power), name
     assert pit['head.weight'] == pit['head_dist.weight'] == 1.0
-    assert set(rate_scales(names).values()) == {1.0}
+    assert set(rate_scales(network).values()) == {1.0}
 
 
 @pytest.mark.parametrize('kind', ['adamw', 'sgd', 'lamb'])

@@ -22,6 +22,7 @@ from support.official import GOLDEN, VARIANTS, image_batch, is_linear_weight, of
 import build
 import convert
 import zoo
+from common import ImageClassifier
 from config import load_config
 from system.command import UsageError
 from t2t import sinusoid_table
@@ -259,6 +260,14 @@ def timm_pit(shift):
         r'^pools\.(\d)\.', lambda found: f'transformers.{int(found[1]) + shift}.pool.', name)
 
 
+def network_of(variant):
+    """The network of a golden variant, whose name may end in an image size of its own."""
+    if variant in zoo.MODELS:
+        return names.unfilled(variant)
+    name, _, size = variant.rpartition('_')
+    return names.unfilled(name, img_size=int(size))
+
+
 @pytest.mark.parametrize('layout', ['paddle', 'pytorch'])
 @pytest.mark.parametrize('variant, rename', [
     *((variant, str) for variant in VARIANTS), ('t2t_vit_7', paddlevit_t2t),
@@ -269,6 +278,7 @@ def timm_pit(shift):
     ('pit_ti_distilled', timm_pit(1))])
 def test_every_origin_fits(variant, rename, layout):
     shapes = DEIT if variant == 'deit' else VARIANTS[variant]['state']
+    network = network_of('deit_tiny_distilled_patch16_224' if variant == 'deit' else variant)
     wanted, state, linears = {}, {}, 0
     for number, (name, shape) in enumerate(shapes.items()):
         linear = is_linear_weight(name, shape)
@@ -277,9 +287,10 @@ def test_every_origin_fits(variant, rename, layout):
         # One number, seen in the whole shape, tells the arrays apart and takes no memory.
         state[rename(name)] = np.broadcast_to(
             np.int32(number), shape if layout == 'pytorch' else wanted[name])
-    fitted = names.fit(state, wanted)
+    fitted = names.fit(state, network)
     assert (fitted.missing, fitted.unexpected, fitted.other_shape) == ([], [], {})
-    assert [array.flat[0] for array in fitted.state.values()] == list(range(len(shapes)))
+    assert {name: array.flat[0] for name, array in fitted.state.items()} == {
+        name: number for number, name in enumerate(shapes)}
     assert {name: array.shape for name, array in fitted.state.items()} == wanted
     assert fitted.layout == layout
     assert len(fitted.transposed) == (linears if layout == 'pytorch' else 0)
@@ -287,19 +298,25 @@ def test_every_origin_fits(variant, rename, layout):
     assert (fitted.naming == 'official') == (not fitted.renamed)
 
 
+class Squares(ImageClassifier):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (paddle.nn.Linear(2, width, bias_attr=False) for width in (2, 3))
+        self.w = self.create_parameter([2, 2])
+
+
 def test_square_linears_go_with_the_others_and_alone_by_what_is_said():
-    square, wide = np.arange(4.0).reshape(2, 2), np.zeros((3, 2))
-    wanted = {'a.weight': (2, 2), 'b.weight': (2, 3), 'w': (2, 2)}
-    fitted = names.fit({'a.weight': square, 'b.weight': wide, 'w': square}, wanted)
+    square, wide, network = np.arange(4.0).reshape(2, 2), np.zeros((3, 2)), Squares()
+    fitted = names.fit({'a.weight': square, 'b.weight': wide, 'w': square}, network)
     np.testing.assert_array_equal(fitted.state['a.weight'], square.T)
     np.testing.assert_array_equal(fitted.state['w'], square)    # a Performer's is no Linear's
     assert fitted.transposed == ['a.weight', 'b.weight']
 
-    assert names.fit({'a.weight': square}, wanted).layout == 'paddle'
-    assert 'default' in names.fit({'a.weight': square}, wanted).evidence
+    assert names.fit({'a.weight': square}, network).layout == 'paddle'
+    assert 'default' in names.fit({'a.weight': square}, network).evidence
     claims = dict(layout='pytorch')
-    assert names.fit({'a.weight': square}, wanted, claims).transposed == ['a.weight']
-    contradicted = names.fit({'a.weight': square, 'b.weight': wide.T}, wanted, claims)
+    assert names.fit({'a.weight': square}, network, claims).transposed == ['a.weight']
+    contradicted = names.fit({'a.weight': square, 'b.weight': wide.T}, network, claims)
     assert contradicted.transposed == [] and 'claims pytorch' in contradicted.evidence
 
 
@@ -312,10 +329,94 @@ def test_a_model_is_recognised_by_its_shapes(variant):
     found = names.recognise(state)
     assert found == (twins if name in twins else [name])
     size = int(variant[len(name) + 1:] or 224)
-    assert names.options_for(name, state) == dict(num_classes=1000, img_size=size)
+    assert names.options_for(name, state) == dict(
+        num_classes=1000, img_size=size, norm_epsilon=1e-6)    # PaddleViT's names, not its port
     if name in twins:
         with pytest.raises(WeightsError, match='t2t_vit_14 or t2t_vit_14_resnext.*--model'):
             convert.network_for(state, {}, 'file', None, None)
+
+
+def shapes_as_weights(variant):
+    return {name: np.broadcast_to(np.float32(0), shape)
+            for name, shape in VARIANTS[variant]['state'].items()}
+
+
+def test_arch_or_the_only_reading_decides_between_equal_shapes():
+    state = shapes_as_weights('t2t_vit_14')
+    for arch, name in (('t2t_vit_14', 't2t_vit_14'), ('T2T_ViT_14_resnext', 't2t_vit_14_resnext')):
+        assert names.recognise(state, dict(arch=arch)) == [name]
+        assert convert.network_for(state, dict(arch=arch), 'file', None, None)[1:] == (
+            name, 'by the file itself')
+    for arch in ('t2t_vit_7', 'pit_ti_224', 'resnet50', '', 'module'):    # not of these shapes
+        assert names.recognise(state, dict(arch=arch)) == ['t2t_vit_14', 't2t_vit_14_resnext']
+    assert names.recognise(shapes_as_weights('pit_ti'), dict(arch='pit_ti_224')) == ['pit_ti']
+    # One network under two names is no question.
+    state = shapes_as_weights('vit_tiny_patch16_224')
+    assert names.recognise(state) == ['vit_tiny_patch16_224']
+    assert names.recognise(state, dict(arch='deit_tiny_patch16_224.fb_in1k')) == [
+        'deit_tiny_patch16_224']
+    assert zoo.same_network('vit_tiny_patch16_384', 'deit_tiny_patch16_224')
+    assert not zoo.same_network('t2t_vit_14', 't2t_vit_14_resnext')
+
+
+def test_a_file_of_the_twin_is_not_taken(tmp_path):
+    """Six heads instead of 32 would be silently wrong."""
+    network = zoo.create_model('t2t_vit_14', img_size=32, num_classes=2)
+    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    (tmp_path / 'a.pth').write_bytes(pickle.dumps({'arch': 't2t_vit_14', 'state_dict': state}))
+    options = ['MODEL.IMAGE_SIZE=32', 'MODEL.NUM_CLASSES=2']
+    right, wrong = (load_config('config/t2t_vit_7.yaml', [f'MODEL.NAME={name}', *options])
+                    for name in ('t2t_vit_14', 't2t_vit_14_resnext'))
+    build.trained_network(right, tmp_path / 'a.pth')
+    with pytest.raises(WeightsError, match='is of t2t_vit_14, and .* set MODEL.NAME=t2t_vit_14'):
+        build.trained_network(wrong, tmp_path / 'a.pth')
+    with pytest.raises(WeightsError, match='is of t2t_vit_14, not of t2t_vit_14_resnext'):
+        names.pretrained_model('t2t_vit_14_resnext', tmp_path / 'a.pth')
+
+
+def test_paddlevits_epsilon_follows_the_origin(tmp_path, small, capsys):
+    """In PaddleViT the table and w train, from 0 and short rows; ported ones are the official."""
+    def written(name, **changes):
+        state = {paddlevit_t2t(key): changes.get(key.rpartition('.')[2], lambda array: array)(array)
+                 for key, array in small.items()}
+        write_weights(tmp_path / name, state, {})
+        return tmp_path / name
+
+    ported = written('ported.pdparams', pos_embed=lambda table: table + 0.1)    # interpolated
+    trained = written('trained.pdparams', pos_embed=lambda table: table * 0.1, w=lambda w: w / 32)
+    for path, epsilon, said in [
+            (ported, 1e-5, 'epsilon: 1e-05, ported to PaddleViT from the official weights'),
+            (trained, 1e-6, 'epsilon: 1e-06, trained in PaddleViT (MODEL.NORM_EPSILON=1e-06)')]:
+        convert_file(path, tmp_path / 'a.pdparams', '--force')
+        assert said in capsys.readouterr().out
+        for file in (path, tmp_path / 'a.pdparams'):
+            network = names.pretrained_model('t2t_vit_7', file)
+            assert {layer._epsilon for layer in network.sublayers()
+                    if isinstance(layer, paddle.nn.LayerNorm)} == {epsilon}
+
+    for file in (trained, tmp_path / 'a.pdparams'):    # which was made of it
+        config = load_config('config/t2t_vit_7.yaml',
+                             ['MODEL.IMAGE_SIZE=32', 'MODEL.NUM_CLASSES=5'])
+        with pytest.raises(WeightsError, match='set MODEL.NORM_EPSILON=1e-06'):
+            build.trained_network(config, file)
+        config.MODEL.NORM_EPSILON = 1e-6
+        network, _ = build.trained_network(config, file)
+        assert network.blocks[0].norm1._epsilon == network.norm._epsilon == 1e-6
+
+
+def test_a_file_without_a_head_gives_features_for_a_new_one(tmp_path, small):
+    state = {name: array for name, array in small.items() if not name.startswith('head.')}
+    write_weights(tmp_path / 'a.pdparams', state, {})
+    options = ['MODEL.IMAGE_SIZE=32', 'MODEL.NUM_CLASSES=3', 'MODEL.ADAPT=true']
+    config = load_config('config/t2t_vit_7.yaml',
+                         [*options, f'MODEL.PRETRAINED={tmp_path / "a.pdparams"}'])
+    loaded = build.load_start(config, build.network(config))
+    assert loaded.fresh == ['head.weight', 'head.bias'] and len(loaded.taken) == len(state)
+    with pytest.raises(WeightsError, match='head.weight, head.bias.*MODEL.PRETRAINED'):
+        build.trained_network(load_config('config/t2t_vit_7.yaml', options),
+                              tmp_path / 'a.pdparams')
+    network = names.pretrained_model('t2t_vit_7', tmp_path / 'a.pdparams', num_classes=3)
+    np.testing.assert_array_equal(network.cls_token.numpy(), small['cls_token'])
 
 
 def test_what_a_file_claims_costs_nothing(small):

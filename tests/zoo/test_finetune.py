@@ -14,7 +14,7 @@ from PIL import Image
 
 import build
 import zoo
-from common import resize_pos_embed
+from common import ImageClassifier, resize_pos_embed
 from config import ConfigError, load_config
 from recipe.freeze import freeze
 from weights.files import WeightsError, read_weights, write_weights
@@ -153,11 +153,11 @@ def test_pre_train_is_strict_unless_adapt(tmp_path):
         load_config('config/lit_data.yaml', [*overrides, f'MODEL.PRETRAINED={SHIPPED}'])
 
 
-class Distilled(nn.Layer):
+class Distilled(ImageClassifier):
     """A network of two heads behind two tokens, as small as one can be."""
 
     heads = ('head', 'head_dist')
-    num_prefix_tokens = 2
+    position_axes = {'pos_embed': (1,)}
 
     def __init__(self, num_classes, side):
         super().__init__()
@@ -170,7 +170,7 @@ class Distilled(nn.Layer):
 def test_every_head_and_prefix_token_of_a_distilled_network_counts():
     source, target = Distilled(10, side=4), Distilled(3, side=6)
     state = {name: value.numpy() for name, value in source.state_dict().items()}
-    loaded = zoo.load_state(target, state, 'file', adapt=True)
+    loaded = zoo.load_state(target, state, 'file', adapt=True, new_head=True)
     assert loaded.fresh == ['head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias']
     assert loaded.taken == ['header.weight', 'header.bias']
     np.testing.assert_array_equal(target.pos_embed.numpy()[:, :2], state['pos_embed'][:, :2])
@@ -182,7 +182,7 @@ def test_a_head_of_another_width_is_not_one_of_other_classes():
     state = {name: value.numpy() for name, value in source.state_dict().items()}
     state['head.weight'] = np.zeros((5, 10), 'float32')
     with pytest.raises(WeightsError, match=r'head.weight \[5, 10\] instead of \[4, 3\]'):
-        zoo.load_state(target, state, 'file', adapt=True)
+        zoo.load_state(target, state, 'file', adapt=True, new_head=True)
 
 
 # ---- freezing

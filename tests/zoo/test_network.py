@@ -272,7 +272,7 @@ def test_weights_of_another_size_and_head_fit_when_asked():
     head = target.head.weight.numpy()
     with pytest.raises(WeightsError, match='pos_embed.*MODEL.ADAPT'):
         zoo.load_state(target, state_of(source), 'file')
-    adapted = zoo.load_state(target, state_of(source), 'file', adapt=True)
+    adapted = zoo.load_state(target, state_of(source), 'file', adapt=True, new_head=True)
     assert adapted.fresh == ['head.weight', 'head.bias'] and adapted.adapted == ['pos_embed']
     assert set(adapted.taken) == set(state_of(source)) - {'head.weight', 'head.bias', 'pos_embed'}
     np.testing.assert_array_equal(target.head.weight.numpy(), head)

@@ -7,7 +7,7 @@ def freeze(network, prefixes):
     """Keep parameters as they are: they get no gradient, and no optimizer takes them.
 
     Args:
-        network: its `heads`, ('head',) if it has none, name the layers that give logits.
+        network: its `heads` name the layers that give logits.
         prefixes: parts of parameter names, from the left and up to a dot: 'blocks.1' is the second
             block and not the eleventh. 'backbone' is all but the heads.
 
@@ -23,9 +23,9 @@ def freeze(network, prefixes):
     for prefix in prefixes:
         if prefix == 'backbone':
             heads = network.heads
-            found = {name for name in parameters if not _lies_in(name, heads)}
+            found = {name for name in parameters if not lies_in(name, heads)}
         else:
-            found = {name for name in parameters if _lies_in(name, [prefix])}
+            found = {name for name in parameters if lies_in(name, [prefix])}
         if not found:
             parts = {'.'.join(name.split('.')[:length]) for name in parameters
                      for length in range(1, name.count('.') + 2)}
@@ -42,5 +42,6 @@ def freeze(network, prefixes):
     return sorted(frozen)
 
 
-def _lies_in(name, parts):
+def lies_in(name, parts):
+    """Whether a parameter's name is one of the parts, or begins with one up to a dot."""
     return any(name == part or name.startswith(f'{part}.') for part in parts)

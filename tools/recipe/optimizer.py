@@ -1,27 +1,28 @@
 """Optimizers as the recipes use them: who decays, who learns how fast, and gradient clipping."""
 
 import math
-import re
 
 import paddle
 
-NEVER_DECAYED = ('bias', 'cls_token', 'dist_token', 'pos_embed')
+from recipe.freeze import lies_in
 
 
-def decays(name, parameter):
-    """Whether a parameter decays in the official recipes, by its structured name.
+def decays(network):
+    """The names of the parameters that decay in the official recipes.
 
-    Not those with one axis, biases, class and distillation tokens, and position tables: the
-    official T2T-ViT freezes its table, and DeiT, ViT and PiT leave theirs out.
+    Not those with one axis, biases, and what the network itself names in `no_weight_decay`: the
+    official T2T-ViT freezes its position table, and DeiT, ViT and PiT leave theirs out.
     """
-    return parameter.ndim > 1 and name.split('.')[-1] not in NEVER_DECAYED
+    return {name for name, parameter in network.named_parameters()
+            if parameter.ndim > 1 and not name.endswith('.bias')
+            and name not in network.no_weight_decay}
 
 
-def rate_scales(names, backbone_scale=1.0, layer_decay=1.0):
+def rate_scales(network, backbone_scale=1.0, layer_decay=1.0):
     """The factor on the learning rate of every parameter.
 
     Args:
-        names: structured names of all parameters of a network.
+        network: tells its `heads` and, from the first block to the heads, its `layers`.
         backbone_scale: factor of all that is no head (the official transfer recipe has 0.01).
         layer_decay: factor from a layer to the one below it (BEiT, Bao et al., ICLR 2022,
             appendix): the last norm and the heads have 1, the last block `layer_decay`, and
@@ -30,27 +31,14 @@ def rate_scales(names, backbone_scale=1.0, layer_decay=1.0):
     Returns:
         dict: name to factor.
     """
-    places = {name: re.match(r'(?:transformers\.(\d+)\.)?blocks\.(\d+)\.', name)
-              for name in names}
-    blocks = sorted({_block(place) for place in places.values() if place})
-    top, scales = len(blocks) + 1, {}
-    for name, place in places.items():
-        first, _, rest = name.partition('.')
-        if place:
-            layer = 1 + blocks.index(_block(place))
-        elif first == 'pools':    # PiT's: belongs to the stage in front of it
-            stage = int(rest.partition('.')[0])
-            layer = sum(block[0] <= stage for block in blocks)
-        else:
-            layer = top if first in ('norm', 'head', 'head_dist') else 0
-        is_head = first in ('head', 'head_dist')
-        scales[name] = layer_decay ** (top - layer) * (1.0 if is_head else backbone_scale)
+    layers, scales = network.layers(), {}
+    for name, _ in network.named_parameters():
+        depth = next((depth for depth, prefixes in enumerate(layers, 1)
+                      if lies_in(name, prefixes)), 0)
+        scales[name] = layer_decay ** (len(layers) - depth)
+        if not lies_in(name, network.heads):
+            scales[name] *= backbone_scale
     return scales
-
-
-def _block(place):
-    """(stage, number) of a block, to sort by."""
-    return int(place[1] or 0), int(place[2])
 
 
 def build_optimizer(network, learning_rate, weight_decay, decay_all=True, kind='adamw',
@@ -72,10 +60,10 @@ def build_optimizer(network, learning_rate, weight_decay, decay_all=True, kind='
         backbone_scale, layer_decay: see `rate_scales`.
     """
     trainable = [(name, p) for name, p in network.named_parameters() if not p.stop_gradient]
-    scales = rate_scales([name for name, _ in network.named_parameters()], backbone_scale,
-                         layer_decay)
+    scales = rate_scales(network, backbone_scale, layer_decay)
+    official = decays(network)
     # Paddle asks by automatic names (linear_0.w_0), hence the detour.
-    decayed = {p.name for name, p in trainable if decay_all or decays(name, p)}
+    decayed = {p.name for name, p in trainable if decay_all or name in official}
     for name, parameter in trainable:
         parameter.optimize_attr = {'learning_rate': scales[name]}
         parameter.regularizer = (paddle.regularizer.L2Decay(float(weight_decay))

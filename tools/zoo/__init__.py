@@ -10,11 +10,11 @@
 """
 
 import difflib
+import inspect
 from dataclasses import dataclass
 
 import numpy as np
 
-from common import resize_grid, resize_pos_embed
 from t2t import T2T_ViT
 from weights.files import WeightsError, shown
 from zoo.pit import PiT
@@ -106,26 +106,63 @@ MODELS = {
 }
 
 
-def create_model(name, num_classes=None, img_size=None, **kwargs):
+def create_model(name, num_classes=None, img_size=None, norm_epsilon=None, **kwargs):
     """Build a network of the zoo, freshly initialised.
 
     Args:
         name: a key of MODELS.
         num_classes: width of the head; None: what the name implies, else 1000.
         img_size: side of the square input, in pixels; None: what the name implies, else 224.
+        norm_epsilon: of every LayerNorm; None: the network's own.
         **kwargs: further options of the network, over those of the table.
 
     Raises:
-        ValueError: for an unknown name (with the nearest known one) or impossible options.
+        ValueError: for an unknown name or option (with the nearest known one) or impossible
+            options.
     """
     if name not in MODELS:
         nearest = difflib.get_close_matches(name, MODELS, n=1)
         hint = f'did you mean {nearest[0]}?' if nearest else f'known are {", ".join(MODELS)}'
         raise ValueError(f'model {name!r} is unknown, {hint}')
     network, options = MODELS[name]
+    for option in kwargs:
+        if not takes(name, option):
+            known = sorted(_options_of(network))
+            nearest = difflib.get_close_matches(option, known, n=1)
+            hint = f'did you mean {nearest[0]}?' if nearest else f'known are {", ".join(known)}'
+            raise ValueError(f'{name} has no option {option!r}, {hint}')
     said = {key: value for key, value in dict(num_classes=num_classes, img_size=img_size).items()
             if value is not None}
-    return network(**{**options, **said, **kwargs})
+    built = network(**{**options, **said, **kwargs})
+    if norm_epsilon is not None:
+        built.set_norm_epsilon(norm_epsilon)
+    return built
+
+
+def takes(name, option):
+    """Whether the network of that name has an option, e.g. drop_path_rate."""
+    return option in _options_of(MODELS[name][0])
+
+
+def _options_of(network):
+    """The names of a network's options; **options are those of the class it inherits from."""
+    names = set()
+    for each in network.__mro__:
+        parameters = inspect.signature(each.__init__).parameters.values()
+        names |= {p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return names - {'self'}
+
+
+def same_network(name, other):
+    """Whether two names differ in image size and number of classes at most, e.g. vit_tiny_* and
+    deit_tiny_*."""
+    def row(each):
+        network, options = MODELS[each]
+        return network, {key: value for key, value in options.items()
+                         if key not in ('img_size', 'num_classes')}
+    return row(name) == row(other)
 
 
 @dataclass
@@ -136,7 +173,7 @@ class Loaded:
         source: where the weights came from.
         taken: those that have the file's values.
         adapted: those that were made from the file's values.
-        fresh: those that stayed as they were, which is: freshly initialised.
+        fresh: those that are not in the file and keep their initial values.
     """
 
     source: str
@@ -151,14 +188,16 @@ class Loaded:
         return f'weights of {self.source}: {"; ".join(said)}'
 
 
-def load_state(network, state, source, adapt=False):
+def load_state(network, state, source, adapt=False, new_head=False):
     """Put named weights into a network, all of them or none.
 
     Args:
         state: {parameter name: ndarray}, a Linear's weight as `[in, out]`.
         source: where it came from, for messages.
-        adapt: take weights of another image size (pos_embed is interpolated, bicubic, its prefix
-            tokens apart) and of another number of classes (the network's own heads stay).
+        adapt: take weights of another image size: position tables are interpolated, bicubic,
+            their prefix tokens apart.
+        new_head: take weights of another number of classes, and those without a head: the
+            network's own heads stay.
 
     Returns:
         Loaded.
@@ -168,20 +207,17 @@ def load_state(network, state, source, adapt=False):
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state, adapted, fresh = dict(state), [], []
-    if adapt:
+    if new_head:
         fresh = _fresh_heads(network, state, wanted)
         state.update((name, network.state_dict()[name].numpy()) for name in fresh)
-        table, shape = state.get('pos_embed'), wanted['pos_embed']
-        channels = 1 if len(shape) == 4 else 2    # PiT's table is a grid (1, C, side, side)
-        if (table is not None and table.ndim == len(shape) and table.shape != shape
-                and table.shape[channels] == shape[channels]):
+    for name in network.position_axes if adapt else ():
+        if (name in state and state[name].shape != wanted[name]
+                and network.can_resize(name, state[name].shape)):
             try:
-                state['pos_embed'] = (
-                    resize_grid(table, shape[2]) if channels == 1 else
-                    resize_pos_embed(table, shape[1], network.num_prefix_tokens)).numpy()
+                state[name] = network.resize_positions(name, state[name]).numpy()
             except ValueError as error:
                 raise WeightsError(f'{source}: {error}') from error
-            adapted.append('pos_embed')
+            adapted.append(name)
     problems = {
         'missing': [name for name in wanted if name not in state],
         'unexpected': [name for name in state if name not in wanted],
@@ -195,6 +231,8 @@ def load_state(network, state, source, adapt=False):
         if not problems['missing'] and not problems['unexpected'] and not adapt:
             hint = (' (MODEL.ADAPT=true takes another image size or number of classes, '
                     'where that is meant)')
+        elif found == [f'missing: {_shorten(head_parameters(network))}']:
+            hint = ' (a file without a head: train one with MODEL.PRETRAINED)'
         raise WeightsError(f'{source}: does not fit the network; {"; ".join(found)}{hint}')
     for name, tensor in network.state_dict().items():
         tensor.set_value(np.ascontiguousarray(state[name]).astype('float32'))
@@ -202,13 +240,19 @@ def load_state(network, state, source, adapt=False):
     return Loaded(str(source), taken, adapted, fresh)
 
 
+def head_parameters(network):
+    """The names of the parameters of a network's heads."""
+    return [name for name in network.state_dict() if name.split('.')[0] in network.heads]
+
+
 def _fresh_heads(network, state, wanted):
-    """The parameters of heads that have another number of classes in `state`."""
+    """The parameters of heads that `state` does not have, or with another number of classes."""
     fresh = []
     for head in network.heads:
         names = [name for name in wanted if name.startswith(f'{head}.')]
-        if (all(name in state and state[name].shape[:-1] == wanted[name][:-1] for name in names)
-                and any(state[name].shape != wanted[name] for name in names)):
+        found = [name for name in names if name in state]
+        if not found or (found == names and any(state[name].shape != wanted[name] for name in names)
+                         and all(state[name].shape[:-1] == wanted[name][:-1] for name in names)):
             fresh += names
     return fresh
 

@@ -2,11 +2,9 @@
 
 The networks here have the names of the official PyTorch codes: those of T2T-ViT, of naver-ai's
 PiT, of timm's ViT and DeiT. Files of those, of the Paddle repository and of PaddleClas need no
-new names, files of PaddleViT and timm's PiT do. A Linear's weight is `[in, out]` in Paddle and
-`[out, in]` in PyTorch. No value is changed, and every type of number stays.
-
-Sources of the names: image_classification/{T2T_ViT,ViT,DeiT} of BR-IDL/PaddleViT (their
-load_pytorch_weights.py, in all of its versions) and timm/models/pit.py.
+new names, files of PaddleViT and timm's PiT do; each network lists them in `namings`. A Linear's
+weight is `[in, out]` in Paddle and `[out, in]` in PyTorch. No value is changed, and every type of
+number stays.
 """
 
 import contextlib
@@ -17,38 +15,9 @@ import re
 
 import paddle
 
-from weights.files import WeightsError, read_weights
-from zoo import MODELS, create_model, load_state
+from weights.files import WeightsError, read_weights, widened
+from zoo import MODELS, create_model, head_parameters, load_state, same_network
 
-# naming: (pattern, replacement) in order, each applied once to every name.
-NAMINGS = {
-    'official': (),
-    'PaddleViT T2T-ViT': (
-        (r'^patch_embed\.attn(?=\d\.)', 'tokens_to_token.attention'),
-        (r'^patch_embed\.proj\.', 'tokens_to_token.project.')),
-    'PaddleViT ViT': (
-        (r'^transformer\.(embeddings\.)?', ''),
-        (r'^(patch_embedding\.)?(class_token|cls_token)$', 'cls_token'),
-        (r'^distill_token$', 'dist_token'),
-        (r'^(patch_embedding\.)?position_embeddings?$', 'pos_embed'),
-        (r'^(patch_embeddings?|patch_embedding\.patch_embeddings?)\.(?=weight|bias)',
-         'patch_embed.proj.'),
-        (r'^(encoder\.)?layers\.', 'blocks.'),
-        (r'^(blocks\.\d+)\.attn_norm\.', r'\1.norm1.'),
-        (r'^(blocks\.\d+)\.mlp_norm\.', r'\1.norm2.'),
-        (r'^(blocks\.\d+)\.attn\.out\.', r'\1.attn.proj.'),
-        (r'^encoder\.encoder_norm\.', 'norm.'),
-        (r'^classifier\.', 'head.'),
-        (r'^(classifier_dist|head_distill)\.', 'head_dist.')),
-    # A pooling opens the stage behind it in timm today, and closed the one before it in 0.4.
-    'timm PiT': ((r'^transformers\.1\.pool\.', 'pools.0.'),
-                 (r'^transformers\.2\.pool\.', 'pools.1.')),
-    'timm 0.4 PiT': ((r'^transformers\.(?=\d\.pool\.)', 'pools.'),
-                     (r'^(pools\.\d)\.pool\.', r'\1.')),
-}
-# What differs between image sizes and numbers of classes of one model.
-ADAPTABLE = re.compile(r'pos_embed|head(_dist)?\.(weight|bias)')
-MOST_ADAPTABLE = 5    # of them in one network
 MOST_PIXELS = 2048    # that a file is believed without a look at its weights
 USUAL_SIZES = (224, 384, 256, 288, 320, 192, 160, 128, 96, 64, 48, 32)
 
@@ -59,12 +28,14 @@ class Fitted:
 
     Attributes:
         state: {name: ndarray} in the network's order, then what it has no place for.
-        naming: the key of NAMINGS that fitted.
+        naming: 'official', or the key of the network's `namings` that fitted.
         layout, evidence: 'paddle' or 'pytorch', as found in the file, and how that was told.
         renamed: {name: name in the file}, where the two differ.
         transposed: names.
         missing, unexpected: names.
         other_shape: {name: (shape found, shape wanted)}.
+        adaptable: names of what differs between image sizes and numbers of classes of a network.
+        norm_epsilon: LayerNorm's at the origin of the weights; None: nothing tells.
     """
 
     state: dict
@@ -76,11 +47,13 @@ class Fitted:
     missing: list
     unexpected: list
     other_shape: dict
+    adaptable: set
+    norm_epsilon: float = None
 
     def foreign(self):
         """Whether it takes more than another image size or number of classes to use them."""
-        return not all(ADAPTABLE.fullmatch(name)
-                       for name in [*self.missing, *self.unexpected, *self.other_shape])
+        return not self.adaptable.issuperset(
+            [*self.missing, *self.unexpected, *self.other_shape])
 
 
 def weights_for(network, path):
@@ -88,14 +61,15 @@ def weights_for(network, path):
 
     Returns:
         (state, metadata): named and laid out as the network's own, fit for zoo.load_state, which
-        reports what is missing.
+        reports what is missing. Metadata holds what else is known of the weights, `model` and
+        `norm_epsilon` for example.
 
     Raises:
         WeightsError: for a file that can't be read, or that holds another model's weights, with
             the name of that model.
     """
     state, metadata = read_weights(path)
-    return _for_network(network, state, metadata, path), metadata
+    return _for_network(network, state, metadata, path)
 
 
 def pretrained_model(name, path, **options):
@@ -114,22 +88,42 @@ def pretrained_model(name, path, **options):
         network = create_model(name, **{**options_for(name, state, metadata), **options})
     except WeightsError as error:
         raise WeightsError(f'{path}: {error}') from error
-    load_state(network, _for_network(network, state, metadata, path), path,
-               adapt='num_classes' in options or 'img_size' in options)
+    state, metadata = _for_network(network, state, metadata, path)
+    if metadata.get('model') and not same_network(metadata['model'], name):
+        raise WeightsError(f'{path}: is of {metadata["model"]}, not of {name}')
+    load_state(network, state, path, adapt='img_size' in options,
+               new_head='num_classes' in options)
     return network
 
 
 def _for_network(network, state, metadata, path):
-    fitted = fit(state, shapes_of(network), metadata)
+    fitted = fit(state, network, metadata)
     models = recognise(state, metadata) if fitted.foreign() else []
     if models:
         raise WeightsError(f'{path}: does not fit the network, it looks like the weights of '
                            f'{" or ".join(models)} (MODEL.NAME={models[0]}, and no other key that '
                            'changes the network)')
-    return fitted.state
+    metadata = dict(metadata, model=model_of(state, metadata))
+    if fitted.norm_epsilon:
+        metadata['norm_epsilon'] = fitted.norm_epsilon
+    return fitted.state, metadata
 
 
-def fit(state, wanted, metadata=None):
+def model_of(state, metadata):
+    """The model that a file names for its weights, or None.
+
+    It is what this project wrote, else the `arch` of other codes if the weights are such.
+    """
+    if metadata.get('model') in list(MODELS):
+        return metadata['model']
+    arch = str(metadata.get('arch')).lower().split('.')[0]    # timm's, without its training data
+    for name in (arch, re.sub(r'_\d+$', '', arch)):    # timm's PiT, without its image size
+        if name in MODELS and not fit(state, unfilled(name), metadata).foreign():
+            return name
+    return None
+
+
+def fit(state, network, metadata=None):
     """Give weights the names and the layout that a network wants.
 
     The naming is the one under which most names are known. The layout is the one in which the
@@ -138,12 +132,13 @@ def fit(state, wanted, metadata=None):
 
     Args:
         state: {name: ndarray}, as read_weights gives it.
-        wanted: {name: shape} of the network.
+        network: it tells its names, shapes and `namings`.
 
     Returns:
         Fitted.
     """
-    naming, origin = _best_naming(state, wanted)
+    wanted = shapes_of(network)
+    naming, origin = _best_naming(state, wanted, {'official': (), **network.namings})
     ordered = [name for name in wanted if name in origin]
     ordered += [name for name in origin if name not in wanted]
     found = {name: state[origin[name]] for name in ordered}
@@ -151,8 +146,14 @@ def fit(state, wanted, metadata=None):
     transposed = [name for name, array in found.items()
                   if layout == 'pytorch' and is_linear(name, array.shape)]
     found.update((name, found[name].T) for name in transposed)
+    epsilon = (metadata or {}).get('norm_epsilon')
+    if not (isinstance(epsilon, float) and 0 < epsilon < 1):
+        epsilon = (None if naming == 'official'
+                   else network.epsilon_of_origin(naming, widened(found)))
     return Fitted(
         found, naming, layout, evidence,
+        adaptable={*network.position_axes, *head_parameters(network)},
+        norm_epsilon=epsilon,
         renamed={name: origin[name] for name in ordered if name != origin[name]},
         transposed=transposed,
         missing=[name for name in wanted if name not in found],
@@ -181,50 +182,61 @@ def recognise(state, metadata=None):
     """The models of the zoo that have these names and shapes, in the zoo's order.
 
     The image size and the number of classes may be any, but models of the very image size come
-    alone. Models that differ in their number of heads only, as t2t_vit_14 and t2t_vit_14_resnext
-    do, have the same names and shapes.
+    alone, and so does the one that the file names. Of names for the same network, as vit_tiny_*
+    and deit_tiny_* are, the first one is taken. Models that differ in their number of heads only,
+    as t2t_vit_14 and t2t_vit_14_resnext do, have the same names and shapes.
     """
     found, exact = [], []
     for name in MODELS:
-        wanted = shapes_of(unfilled(name))
-        if abs(len(wanted) - len(state)) <= MOST_ADAPTABLE:
-            fitted = fit(state, wanted, metadata)
+        network = unfilled(name)
+        if abs(len(network.state_dict()) - len(state)) <= (
+                len(network.position_axes) + len(head_parameters(network))):
+            fitted = fit(state, network, metadata)
             if not fitted.foreign():
                 found.append(name)
-                exact += [name] * ('pos_embed' not in fitted.other_shape)
-    return exact or found
+                exact += [name] * fitted.other_shape.keys().isdisjoint(network.position_axes)
+    named = model_of(state, metadata or {})
+    if named in found:
+        return [named]
+    found = exact or found
+    return [name for index, name in enumerate(found)
+            if not any(same_network(name, before) for before in found[:index])]
 
 
 def options_for(name, state, metadata=None):
-    """The `num_classes` and `img_size` with which create_model(name) takes these weights.
+    """The options with which create_model(name) takes these weights.
 
-    Weights of another model have none; loading them says what is wrong.
+    They are `num_classes`, `img_size`, and `norm_epsilon` where the weights had another than the
+    network has. Weights of another model have none; loading them says what is wrong.
 
     Raises:
         WeightsError: where no image size gives a position table of their shape.
     """
     network, metadata = unfilled(name), metadata or {}
-    wanted = shapes_of(network)
-    found, options = fit(state, wanted, metadata).state, {}
-    if {'head.weight', 'head.bias'} <= set(found) and (
-            found['head.weight'].shape[1:] == found['head.bias'].shape):
-        options['num_classes'] = len(found['head.bias'])
-    table, own = found.get('pos_embed'), wanted['pos_embed']
-    width = 1 if len(own) == 4 else -1    # [1, C, side, side] in PiT, else [1, N, C]
-    if (table is None or table.shape == own or table.ndim != len(own)
-            or table.shape[width] != own[width]):
+    fitted, options = fit(state, network, metadata), {}
+    found, claimed = fitted.state, metadata.get('image_size')
+    claimed = [claimed] if type(claimed) is int and 0 < claimed <= MOST_PIXELS else []
+    if fitted.norm_epsilon and fitted.norm_epsilon != network.norm_epsilon:
+        options['norm_epsilon'] = fitted.norm_epsilon
+    head = network.heads[0]
+    if {f'{head}.weight', f'{head}.bias'} <= set(found) and (
+            found[f'{head}.weight'].shape[1:] == found[f'{head}.bias'].shape):
+        options['num_classes'] = len(found[f'{head}.bias'])
+    if not network.position_axes:    # its weights are the same for every image size
+        return dict(options, img_size=(claimed or [network.img_size])[0])
+    resized = [table for table, (shape, _) in fitted.other_shape.items()
+               if table in network.position_axes and network.can_resize(table, shape)]
+    if not resized:
         return dict(options, img_size=network.img_size)
+    table, own = found[resized[0]], fitted.other_shape[resized[0]][1]
     # The class token's row is a small mistake in this ratio of areas, which rounding mends.
     side = network.img_size * math.sqrt(table.size / math.prod(own))
-    sizes = [16 * round(side / 16), 4 * round(side / 4), *USUAL_SIZES]
-    if type(metadata.get('image_size')) is int and metadata['image_size'] <= MOST_PIXELS:
-        sizes.insert(0, metadata['image_size'])
-    for size in sizes:
+    for size in [*claimed, 16 * round(side / 16), 4 * round(side / 4), *USUAL_SIZES]:
         with contextlib.suppress(ValueError):    # a size that this model can't have
-            if shapes_of(unfilled(name, img_size=size))['pos_embed'] == table.shape:
+            if shapes_of(unfilled(name, img_size=size))[resized[0]] == table.shape:
                 return dict(options, img_size=size)
-    raise WeightsError(f'pos_embed {list(table.shape)} belongs to no usual image size of {name}: '
-                       'give a configuration with its MODEL.IMAGE_SIZE')
+    raise WeightsError(f'{resized[0]} {list(table.shape)} belongs to no usual image size of '
+                       f'{name}: give a configuration with its MODEL.IMAGE_SIZE')
 
 
 @functools.cache
@@ -234,10 +246,10 @@ def unfilled(name, **options):
         return create_model(name, **options)
 
 
-def _best_naming(state, wanted):
-    """(key of NAMINGS, {new name: name in the file}) under which most names are wanted."""
+def _best_naming(state, wanted, namings):
+    """(key of namings, {new name: name in the file}) under which most names are wanted."""
     best = None
-    for naming, rules in NAMINGS.items():
+    for naming, rules in namings.items():
         origin = {}
         for old in state:
             new = old

@@ -76,6 +76,15 @@ class PiT(ImageClassifier):
     """
 
     linear_std = None    # the official code leaves PyTorch's initial values
+    norm_epsilon = 1e-6
+    no_weight_decay = ('cls_token', 'pos_embed')
+    position_axes = {'pos_embed': (2, 3)}
+    # timm/models/pit.py: a pooling opens the stage behind it in timm today, and closed the one
+    # before it in 0.4.
+    namings = {'timm PiT': ((r'^transformers\.1\.pool\.', 'pools.0.'),
+                            (r'^transformers\.2\.pool\.', 'pools.1.')),
+               'timm 0.4 PiT': ((r'^transformers\.(?=\d\.pool\.)', 'pools.'),
+                                (r'^(pools\.\d)\.pool\.', r'\1.'))}
 
     def __init__(self, img_size=224, num_classes=1000, in_chans=3, patch_size=16, stride=8,
                  head_dim=48, depth=(2, 6, 4), num_heads=(2, 4, 8), mlp_ratio=4.0, qkv_bias=True,
@@ -103,9 +112,9 @@ class PiT(ImageClassifier):
                 side = (side - 1) // 2 + 1
             self.transformers.append(Stage([
                 Block(width, num_heads[stage], mlp_ratio, qkv_bias, drop_rate, attn_drop_rate,
-                      next(drop_paths), epsilon=1e-6) for _ in range(depth[stage])], side))
+                      next(drop_paths), self.norm_epsilon) for _ in range(depth[stage])], side))
         self.num_features = widths[-1]
-        self.norm = nn.LayerNorm(self.num_features, epsilon=1e-6)
+        self.norm = nn.LayerNorm(self.num_features, self.norm_epsilon)
         self.reset_head(num_classes)
 
         initialise(self, self.linear_std)
@@ -121,6 +130,15 @@ class PiT(ImageClassifier):
                 prefix, grid = self.pools[stage - 1](prefix, grid)
             prefix, grid = transformer(prefix, grid)
         return self.norm(prefix)                                # (B, prefix, C)
+
+    def layers(self):
+        """A pooling belongs to the last block of the stage in front of it."""
+        layers = []
+        for stage, transformer in enumerate(self.transformers):
+            layers += [(f'transformers.{stage}.blocks.{index}',)
+                       for index in range(len(transformer.blocks))]
+            layers[-1] += (f'pools.{stage}',)
+        return layers + [('norm', *self.heads)]
 
     def grid_layers(self):
         sides = [transformer.side for transformer in self.transformers]

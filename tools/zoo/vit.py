@@ -35,6 +35,26 @@ class ViT(ImageClassifier):
         ValueError: for a size or a number of heads that can't work.
     """
 
+    norm_epsilon = 1e-6
+    no_weight_decay = ('cls_token', 'dist_token', 'pos_embed')
+    position_axes = {'pos_embed': (1,)}
+    # image_classification/{ViT,DeiT} of BR-IDL/PaddleViT (their load_pytorch_weights.py, in all of
+    # its versions).
+    namings = {'PaddleViT ViT': (
+        (r'^transformer\.(embeddings\.)?', ''),
+        (r'^(patch_embedding\.)?(class_token|cls_token)$', 'cls_token'),
+        (r'^distill_token$', 'dist_token'),
+        (r'^(patch_embedding\.)?position_embeddings?$', 'pos_embed'),
+        (r'^(patch_embeddings?|patch_embedding\.patch_embeddings?)\.(?=weight|bias)',
+         'patch_embed.proj.'),
+        (r'^(encoder\.)?layers\.', 'blocks.'),
+        (r'^(blocks\.\d+)\.attn_norm\.', r'\1.norm1.'),
+        (r'^(blocks\.\d+)\.mlp_norm\.', r'\1.norm2.'),
+        (r'^(blocks\.\d+)\.attn\.out\.', r'\1.attn.proj.'),
+        (r'^encoder\.encoder_norm\.', 'norm.'),
+        (r'^classifier\.', 'head.'),
+        (r'^(classifier_dist|head_distill)\.', 'head_dist.'))}
+
     def __init__(self, img_size=224, num_classes=1000, in_chans=3, patch_size=16, embed_dim=768,
                  depth=12, num_heads=12, mlp_ratio=4.0, qkv_bias=True, drop_rate=0.0,
                  attn_drop_rate=0.0, drop_path_rate=0.0, distilled=False):
@@ -57,8 +77,9 @@ class ViT(ImageClassifier):
         self.pos_drop = nn.Dropout(drop_rate)
         self.blocks = nn.LayerList([
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, drop_path,
-                  epsilon=1e-6) for drop_path in np.linspace(0, drop_path_rate, depth).tolist()])
-        self.norm = nn.LayerNorm(embed_dim, epsilon=1e-6)
+                  self.norm_epsilon)
+            for drop_path in np.linspace(0, drop_path_rate, depth).tolist()])
+        self.norm = nn.LayerNorm(embed_dim, self.norm_epsilon)
         self.reset_head(num_classes)
 
         initialise(self)
