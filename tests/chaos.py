@@ -23,7 +23,6 @@ before those of the system (support/faults.c, built where there is a compiler; e
 import argparse
 import collections
 import contextlib
-import ctypes
 import errno
 import json
 import mmap
@@ -40,6 +39,7 @@ from pathlib import Path
 
 import conftest
 import numpy as np
+from support.runs import figures, without_roots_rights
 
 import config as configuration
 from training.checkpoint import Checkpoints
@@ -244,14 +244,6 @@ class Started:
 
 # ---- what must be equal
 
-def figures(folder):
-    """All that a log says except times and names of folders."""
-    timed = ('elapsed', 'seconds', 'images_per_second', 'read_time', 'train_time', 'config')
-    records = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
-    lines = re.sub(r'(read|train)_time: \S+|weights in .*', '', (folder / 'train.log').read_text())
-    return lines, [{k: v for k, v in record.items() if k not in timed} for record in records]
-
-
 def differences(first, second, logs=True):
     """What differs between the folders of two finished runs, as texts."""
     found = []
@@ -442,9 +434,16 @@ class Case:
         """Stopped for good: a loader worker, or one process of several."""
         self.hit('STOP', 'rank' if self.processes > 1 and self.draw(0, 1) else 'worker')
 
+    def have(self, role):
+        """Take a kind of run that has such processes."""
+        if role == 'worker' and 'worker' not in self.kind:
+            self.kind = self.draw(*[kind for kind, (processes, _) in RUNS.items()
+                                    if 'worker' in kind and processes == self.processes])
+
     def hit(self, name, role):
         number = getattr(signal, f'SIG{name}')
         self.what = f'SIG{name} to {role}'
+        self.have(role)
         run = self.start()
         self.reach_moment()
         roles = run.targets()
@@ -485,6 +484,7 @@ class Case:
         role = self.draw(*['launcher'] * (self.processes > 1), 'rank', 'worker')
         seconds = self.some(0.1, 5)
         self.what = f'SIGSTOP to {role} for {seconds:.1f} s'
+        self.have(role)
         run = self.start()
         self.reach_moment()
         pids = run.targets()[role]
@@ -787,12 +787,6 @@ class Case:
                 break
         run.process.stdout.close()
         self.finish({0}, last_line=False)
-
-
-def without_roots_rights():
-    """Even root may not write into a read-only folder, in the process about to start."""
-    drop_from_bounding_set, may_override_permissions = 24, 1    # linux/prctl.h, capability.h
-    ctypes.CDLL(None).prctl(drop_from_bounding_set, may_override_permissions, 0, 0, 0)
 
 
 def remove(path):

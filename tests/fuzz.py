@@ -16,6 +16,8 @@ are a table of what was tried.
 
 import argparse
 import contextlib
+import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -28,6 +30,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -39,6 +42,7 @@ from types import SimpleNamespace
 import conftest
 import numpy as np
 from support import mutate
+from support.cifar import python_2_pickle
 from support.mutate import pick
 
 ROOT = conftest.ROOT
@@ -123,7 +127,7 @@ class Weights:
             content = data[:-40]
             content = (mutate.change_bytes(rng, content) if plain else
                        mutate.change_zip(rng, content, self.change_member))
-            changed = content + b'T2TCKPT1' + __import__('hashlib').sha256(content).digest()
+            changed = content + b'T2TCKPT1' + hashlib.sha256(content).digest()
             if rng.random() < 0.1:
                 changed = mutate.change_bytes(rng, changed)
         elif plain:
@@ -187,20 +191,18 @@ class Cifar:
         self.folder.mkdir()
         self.files = {f'data_batch_{number}': self.batch(number) for number in range(1, 6)}
         self.files['test_batch'] = self.batch(2)
-        self.files['batches.meta'] = pickle.dumps({b'label_names': [b'%d' % i for i in range(10)]},
-                                                  2)
+        self.files['batches.meta'] = python_2_pickle(
+            {b'label_names': [b'%d' % i for i in range(10)]})
         for name, content in self.files.items():
             (self.folder / name).write_bytes(content)
 
     @staticmethod
     def batch(count):
-        return pickle.dumps({b'labels': list(range(count)), b'batch_label': b'x',
-                             b'data': np.zeros((count, 3072), 'uint8')}, 2)
+        content = {b'labels': list(range(count)), b'batch_label': b'x',
+                   b'data': np.zeros((count, 3072), 'uint8')}
+        return python_2_pickle(content) if count % 2 else pickle.dumps(content, 2)
 
     def draw(self, rng):
-        import gzip
-        import tarfile
-
         name = pick(rng, list(self.files))
         files = {**self.files, name: mutate.change_pickle(rng, self.files[name])}
         split = 'val' if name == 'test_batch' else 'train'
@@ -627,6 +629,8 @@ class Sockets(Http):
         head, _, content = answer.partition(b'\r\n\r\n')
         if b' 100 ' in head.splitlines()[0]:
             head, _, content = content.partition(b'\r\n\r\n')
+        if not head:
+            return None
         lines = head.decode('latin1').split('\r\n')
         status = int(lines[0].split()[1])
         headers = dict(line.split(': ', 1) for line in lines[1:])

@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import re
-import struct
 import subprocess
 import sys
 import tarfile
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from support.cifar import python_2_pickle
 
 import build
 from config import load_config
@@ -31,39 +31,6 @@ NAMES_100 = [f'fine_{number}' for number in range(100)]
 
 
 # ---- CIFAR, in the bytes that Python 2 and its NumPy wrote
-
-def python_2_pickle(value):
-    """Protocol 2 of a value as cPickle wrote it: its texts are SHORT_BINSTRING and BINSTRING."""
-    memo = iter(range(1, 10 ** 6))
-
-    def put():
-        number = next(memo)
-        return b'q' + bytes([number]) if number < 256 else b'r' + struct.pack('<I', number)
-
-    def one(value):
-        if isinstance(value, np.ndarray):
-            kind = value.dtype.str[1:].encode()
-            return b''.join([
-                b'cnumpy.core.multiarray\n_reconstruct\n', put(), b'cnumpy\nndarray\n', put(),
-                b'K\0\x85', put(), one(b'b'), b'\x87', put(), b'R', put(), b'(K\x01',
-                one(value.shape), b'cnumpy\ndtype\n', put(), one(kind), b'K\0K\x01\x87', put(),
-                b'R', put(), b'(K\x03', one(b'|'), b'NNN', b'J\xff\xff\xff\xff' * 2, b'K\0tb\x89',
-                one(value.tobytes()), b'tb'])
-        if isinstance(value, bytes):
-            head = (b'U' + bytes([len(value)]) if len(value) < 256
-                    else b'T' + struct.pack('<i', len(value)))
-            return head + value + put()
-        if isinstance(value, tuple):
-            return b'(' + b''.join(map(one, value)) + b't' + put()
-        if isinstance(value, list):
-            return b']' + put() + b'(' + b''.join(map(one, value)) + b'e'
-        if isinstance(value, dict):
-            return b'}' + put() + b'(' + b''.join(
-                one(part) for item in value.items() for part in item) + b'u'
-        return b'K' + bytes([value]) if 0 <= value < 256 else b'J' + struct.pack('<i', value)
-
-    return b'\x80\x02' + one(value) + b'.'
-
 
 def batch(count, seed, num_classes=10, **changes):
     random = np.random.default_rng(seed)
@@ -114,12 +81,19 @@ def write_10(place, **changes):
     return write(place, {**cifar_10(), **changes}, 'cifar-10-batches-py')
 
 
-def test_the_writer_above_writes_what_python_reads():
+def test_the_writer_writes_what_python_reads():
     """What the published files give in Python 3: bytes for keys and names, a uint8 array."""
     found = pickle.loads(python_2_pickle(batch(300, 1)), encoding='bytes')
     expected = batch(300, 1)
     assert found.keys() == expected.keys() and found[b'labels'] == expected[b'labels']
     np.testing.assert_array_equal(found[b'data'], expected[b'data'])
+
+
+def test_files_that_python_3_pickled_again_are_read(tmp_path):
+    files = {name: pickle.dumps(content, protocol=2) for name, content in cifar_10().items()}
+    assert find_classes(write(tmp_path / 'cifar', files, '')) == {
+        name: label for label, name in enumerate(NAMES_10)}
+    assert len(find_images(str(tmp_path / 'cifar')).samples) == 1 + 2 + 3 + 4 + 5
 
 
 @pytest.mark.parametrize('place', PLACES)

@@ -435,7 +435,10 @@ class _Machine:
             raise Refused(f'it calls a {type(callee).__name__}')
         if type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
             raise TypeError
-        self.push(callee.function(*arguments))
+        value = callee.function(*arguments)
+        if self.python_2 and type(value) is Latin1 and type(value.text) is str:
+            value = value.text.encode('latin1')    # how Python 3 writes a bytes key or class name
+        self.push(value)
 
     def build(self):
         state, target = self.stack.pop(), self.stack[-1]
