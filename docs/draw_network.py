@@ -67,7 +67,7 @@ def main():
               'them exchanges information', color=INK, weight='bold', va='top')
     row, x = 4.3, 0.85
     grid(axes, (x, row), 1.3, 1, 'image', '224 x 224, 3 channels')
-    for number, (side, (kernel, stride, padding)) in enumerate(zip(sides, splits)):
+    for number, (side, (kernel, stride, _)) in enumerate(zip(sides, splits)):
         last = number == len(sides) - 1
         width = channels * kernel ** 2
         box(axes, (x + 1.75, row), 1.4, 1.2,
