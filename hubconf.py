@@ -81,10 +81,18 @@ def _entry(name):
     network, defaults = _zoo.MODELS[name]
 
     def create(pretrained=False, **options):
-        if not pretrained:
-            return _zoo.create_model(name, **options)
-        path = _known_file(name) if pretrained is True else _Path(pretrained).expanduser()
-        return _names.pretrained_model(name, path, **options)
+        try:
+            if not pretrained:
+                return _zoo.create_model(name, **options)
+            path = _known_file(name) if pretrained is True else _Path(pretrained).expanduser()
+            return _names.pretrained_model(name, path, **options)
+        except ValueError:
+            raise
+        except Exception as error:
+            # A value of a wrong kind: the network's code fails wherever it uses it first.
+            given = ', '.join(f'{key}={value!r}' for key, value in options.items())
+            raise ValueError(f'{name}(pretrained={pretrained!r}{", " * bool(given)}{given}): '
+                             f'impossible options ({type(error).__name__}: {error})') from error
 
     said = ', '.join(f'{key}={value}' for key, value in defaults.items())
     create.__name__ = create.__qualname__ = name

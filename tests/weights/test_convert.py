@@ -591,11 +591,21 @@ print(network.img_size, network.num_classes, network(paddle.ones([1, 3, 32, 32])
 network = paddle.hub.load(folder, 't2t_vit_7', source='local', pretrained=True, num_classes=3)
 print(network.img_size, network.num_classes)
 print(paddle.hub.load(folder, 't2t_vit_10', source='local', img_size=32).num_classes)
-for name, pretrained in [('t2t_vit_24', True), ('t2t_vit_10', weights)]:
+for name, options in [
+        ('t2t_vit_24', {}), ('t2t_vit_10', dict(pretrained=weights)), ('pit_ti', dict(depht=2)),
+        ('t2t_vit_7', dict(pretrained=3)), ('t2t_vit_7', dict(pretrained=folder)),
+        ('t2t_vit_7', dict(num_classes='ten')), ('t2t_vit_7', dict(num_classes=-1)),
+        ('t2t_vit_7', dict(num_classes=2.5)), ('t2t_vit_7', dict(img_size='x')),
+        ('t2t_vit_7', dict(img_size=None, depth='x')), ('t2t_vit_7', dict(num_heads=0)),
+        ('vit_tiny_patch16_224', dict(patch_size=0)), ('pit_ti', dict(depth=2)),
+        ('pit_ti', dict(stride=0)), ('t2t_vit_7', dict(soft_splits=((7, 4),))),
+        ('t2t_vit_7', dict(embed_dim=-4)), ('t2t_vit_7', dict(name='x'))]:
     try:
-        paddle.hub.load(folder, name, source='local', pretrained=pretrained)
+        paddle.hub.load(folder, name, source='local', **{'pretrained': True, **options}
+                        if not options or 'pretrained' in options else options)
+        print(f'no error for {name} {options}')
     except ValueError as error:
-        print(error)
+        print(str(error).splitlines()[0])
 assert sys.path == before and sys.modules['common'] is mine
 '''
 
@@ -609,13 +619,17 @@ def test_paddle_hub_builds_every_network_from_any_folder(tmp_path, small):
     lines = done.stdout.splitlines()
     assert sorted(zoo.MODELS) == sorted(lines[0][2:-2].split("', '"))
     assert lines[1].startswith('t2t_vit_dense: T2T_ViT_Dense(growth_rate=64')
-    size, classes, logits = lines[-5].split(' ', 2)
+    first = next(index for index, line in enumerate(lines) if line.startswith('32 5 '))
+    size, classes, logits = lines[first].split(' ', 2)
     network = zoo.create_model('t2t_vit_7', img_size=32, num_classes=5)
     zoo.load_state(network, names.weights_for(network, weights)[0], weights)
     network.eval()
     assert (size, classes) == ('32', '5')
     np.testing.assert_allclose(json.loads(logits), network(paddle.ones([1, 3, 32, 32])).numpy(),
                                rtol=0, atol=1e-5)
-    assert lines[-4] == '48 3' and lines[-3] == '1000'
-    assert lines[-2].startswith('t2t_vit_24: pretrained=True finds no weights')
-    assert 'looks like the weights of t2t_vit_7' in lines[-1]
+    assert lines[first + 1:first + 3] == ['48 3', '1000']
+    refusals = lines[first + 3:]
+    assert refusals[0].startswith('t2t_vit_24: pretrained=True finds no weights')
+    assert 'looks like the weights of t2t_vit_7' in refusals[1]
+    assert refusals[2] == "pit_ti has no option 'depht', did you mean depth?"
+    assert len(refusals) == 17 and not [line for line in refusals if 'no error' in line]

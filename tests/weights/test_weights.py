@@ -5,6 +5,7 @@ Hostile files have their own test, test_hostile.py.
 
 import argparse
 import collections
+import errno
 import json
 import math
 import os
@@ -17,9 +18,9 @@ import paddle
 import pytest
 from conftest import ROOT
 
-import weights.files
 import zoo
 from weights import unpickle
+from weights.container import write_checkpoint
 from weights.files import WeightsError, read_weights, write_weights
 from zoo import names
 
@@ -265,13 +266,22 @@ def test_without_the_package_safetensors_are_refused_in_one_line(tmp_path, monke
     assert str(path) in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_a_write_reaches_the_disk_file_first_then_folder(tmp_path, monkeypatch):
-    synced = []
-    real = os.fsync
-    monkeypatch.setattr(weights.files.os, 'fsync', lambda handle: (
-        synced.append(os.path.isdir(f'/proc/self/fd/{handle}')), real(handle)))
-    write_weights(tmp_path / 'a.pdparams', {'a': np.zeros(2)}, {})
-    assert synced == [False, True]
+@pytest.mark.parametrize('folders_can_be_synced', [True, False])
+@pytest.mark.parametrize('write', [write_weights, write_checkpoint])
+def test_a_write_reaches_the_disk_file_first_then_folder(tmp_path, monkeypatch, write,
+                                                         folders_can_be_synced):
+    """Some network file systems refuse to sync a folder; the file is written all the same."""
+    synced, sync = [], os.fsync
+
+    def fsync(handle):
+        synced.append(os.path.isdir(f'/proc/self/fd/{handle}'))
+        if synced[-1] and not folders_can_be_synced:
+            raise OSError(errno.EINVAL, 'Invalid argument')
+        sync(handle)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    write(tmp_path / 'a', {'a': np.zeros(2)}, {})
+    assert synced == [False, True] and os.listdir(tmp_path) == ['a']
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

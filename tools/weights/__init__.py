@@ -4,4 +4,5 @@
     torch_file    what torch.save wrote
     unpickle      pickles, without running code of them
     container     arrays and a JSON text, sealed by a checksum
+    writer        files that are whole or absent
 """

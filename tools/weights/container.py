@@ -6,13 +6,13 @@ The file is a NumPy .npz archive (arrays only, never code) followed by its SHA-2
 import hashlib
 import json
 import math
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from weights.unpickle import shown
+from weights.writer import replacing
 
 FOOTER = b'T2TCKPT1'    # behind it the 32 bytes of the SHA-256
 STATE = 'state.json'
@@ -26,21 +26,11 @@ class CheckpointError(ValueError):
 
 def write_checkpoint(path, arrays, state):
     """Write {name: array} and a JSON-able dict as one file, atomically and durably."""
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     text = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
-    try:
-        with open(temporary, 'w+b') as file:
-            np.savez(file, **{STATE: text}, **arrays)
-            file.seek(0)
-            digest = _digest(file)
-            file.write(FOOTER + digest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, 'w+b') as file:
+        np.savez(file, **{STATE: text}, **arrays)
+        file.seek(0)
+        file.write(FOOTER + _digest(file))
 
 
 def read_checkpoint(path):
@@ -106,17 +96,3 @@ def _digest(file, length=None):
         sha256.update(part)
         left = None if left is None else left - len(part)
     return sha256.digest()
-
-
-def sync_folder(folder):
-    """Make a rename in a folder survive a power cut, where the system lets us."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass    # some network file systems refuse it for folders
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,6 @@ Written are .pdparams, .safetensors and .pth. Next to the weights the first two 
 with class names and the network's name, under a key that Paddle's own loader skips over.
 """
 
-import contextlib
 import json
 import mmap
 import os
@@ -36,6 +35,7 @@ from weights.unpickle import (
     shown,
     unpickle,
 )
+from weights.writer import replacing
 
 METADATA_KEY = 'metadata@@'
 NAME_TABLE_KEY = 'StructuredToParameterName@@'
@@ -150,29 +150,11 @@ def write_weights(path, state, metadata, ending='.pdparams', check=None):
         if types and array.dtype.newbyteorder('<') not in map(np.dtype, types):
             raise WeightsError(f'{path}: {name} holds values of type {array.dtype}, for which a '
                                f'{ending} file has no place')
-    with _replacing(Path(path)) as temporary:
+    with replacing(path) as temporary:
         with open(temporary, 'wb') as file:
             write(file, state, metadata)
-            file.flush()
-            os.fsync(file.fileno())
         if check:
             check(temporary)
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """A temporary path beside the file, which takes the file's name if all goes well."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)    # the new name, too, outlives a power cut
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _write_pdparams(file, state, metadata):
