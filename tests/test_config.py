@@ -1,12 +1,20 @@
-"""The configuration: what a file may say, and what a person is told about a wrong one."""
+"""Catches a configuration that is read wrongly, or refused without its file, line and key."""
 
+import ast
 import dataclasses
+import json
+import subprocess
+import sys
+import tracemalloc
 
 import pytest
 import yaml
 
+import build
 import config as configuration
-from config import KEYS, ROOT, ConfigError, load_config, save_config
+from config import DEFAULTS, FREE_KEYS, KEYS, ROOT, ConfigError, load_config, save_config
+from system import settings
+from training.checkpoint import CheckpointError, compare_runs
 
 # The Paddle repository's config/t2t_vit_7.yaml: its keys and values, which must go on working.
 PADDLE_REPOSITORY = {
@@ -150,8 +158,127 @@ def test_a_missing_file_names_the_nearest_one():
 
 
 def test_large_and_binary_files_are_refused(tmp_path):
-    assert 'larger than' in refusal(write(tmp_path, '# ' + 'x' * configuration.LARGEST_FILE))
+    assert 'larger than' in refusal(write(tmp_path, '# ' + 'x' * settings.LARGEST_FILE))
     path = tmp_path / 'binary.yaml'
     path.write_bytes(b'\xff\xfe\x00\x01')
     assert 'cannot be read' in refusal(path)
 
+
+
+# What a few bytes of YAML can ask for: a stack of 20,000 calls, all memory, seconds.
+BOMBS = {
+    'brackets': 'TRAIN:\n  SEED: ' + '[' * 20000,
+    'closed brackets': 'TRAIN:\n  SEED: ' + '[' * 20000 + ']' * 20000,
+    'braces': 'TRAIN: ' + '{a: ' * 15000,
+    'dashes': 'TRAIN:\n  SEED:\n    ' + '- ' * 20000 + '1',
+    'question marks': '? ' * 20000,
+    'deep sections': ''.join(' ' * level + 'TRAIN:\n' for level in range(300)),
+    'laughs': 'TRAIN:\n  SEED: &a [1, 1]\n' + ''.join(
+        f'  KEY{number}: &{name} [{", ".join([f"*{before}"] * 9)}]\n'
+        for number, (before, name) in enumerate(zip('abcdefghijklmno', 'bcdefghijklmnop'))),
+    'merged laughs': 'TRAIN:\n  SEED: &a {b: 1}\n' + ''.join(
+        f'  KEY{number}: &{name} {{<<: [{", ".join([f"*{before}"] * 9)}]}}\n'
+        for number, (before, name) in enumerate(zip('abcdefghijklmno', 'bcdefghijklmnop'))),
+    'itself': 'TRAIN:\n  SEED: &a [*a]\n',
+    'digits': 'TRAIN:\n  SEED: ' + '9' * 60000,
+    'sixties': 'TRAIN:\n  SEED: 1' + ':1' * 30000,
+    'a name': 'A' * 60000 + ': 1',
+    'a text': 'MODEL: {NAME: [' + 'a' * 60000 + ']}',
+    'a long list': 'TRAIN:\n  SEED: [' + '1, ' * 20000 + ']',
+    'a long list of bytes': 'TRAIN:\n  SEED: !!binary ' + 'QUJD' * 15000,
+}
+
+
+@pytest.mark.parametrize('name', BOMBS)
+def test_a_bomb_is_one_short_line_and_little_memory(tmp_path, name):
+    path = write(tmp_path, BOMBS[name])
+    tracemalloc.start()
+    message = refusal(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert message.startswith(f'{path}:') and len(message) < len(str(path)) + 400
+    assert peak < 100 << 20
+
+
+def test_a_bomb_in_an_override_is_one_line():
+    assert 'YAML' in refusal('config/lit_data.yaml', 'TRAIN.SEED=' + '[' * 4000)
+    assert len(refusal('config/lit_data.yaml', 'TRAIN.SEED=' + '[' * 20000)) < 400
+
+
+def test_a_bomb_ends_a_command_with_exit_code_2(tmp_path):
+    path = write(tmp_path, BOMBS['brackets'])
+    done = subprocess.run([sys.executable, 'tools/val.py', '-c', path], cwd=ROOT, timeout=120,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr == (f'error: {path}:2: is no valid YAML: nested more than '
+                           f'{settings.DEEPEST} deep\n')
+
+
+@pytest.mark.parametrize('text, line, said, wanted', [
+    ('MODEL:\n  NAME: t2t_vit_77\n', 2, 'MODEL.NAME', 'did you mean t2t_vit_7'),
+    ('DISTILL:\n\n  TEACHER: pit\n', 3, 'DISTILL.TEACHER', 'unknown'),
+    ('DATA:\n  AUTO_AUGMENT: rnd-m9\n', 2, 'DATA.AUTO_AUGMENT', 'did you mean rand?')])
+def test_what_only_networks_and_recipes_know_is_refused_alike(tmp_path, text, line, said, wanted):
+    path = write(tmp_path, text)
+    load_config(path)
+    with pytest.raises(ConfigError) as caught:
+        build.load_config(path)
+    assert str(caught.value).startswith(f'{path}:{line}: {said} ') and wanted in str(caught.value)
+
+
+@pytest.mark.parametrize('name', KEYS)
+def test_a_key_is_used_where_its_declaration_says(name):
+    module, _, function = KEYS[name].metadata['used'].partition('.')
+    tree = ast.parse((ROOT / 'tools' / f'{module}.py').read_text())
+    assert not function or function in {node.name for node in tree.body if hasattr(node, 'name')}
+    names = {getattr(node, 'attr', getattr(node, 'value', None)) for node in ast.walk(tree)
+             if isinstance(node, (ast.Attribute, ast.Constant))}    # config.SEED, or 'SEED'
+    assert name.split('.')[-1] in names, (
+        f'tools/{module}.py does not use {name}: correct `used=` in tools/config.py')
+
+
+def test_the_page_of_keys_is_what_the_command_prints():
+    done = subprocess.run([sys.executable, 'tools/config.py'], cwd=ROOT, timeout=60,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (ROOT / 'docs/configuration.md').read_text(encoding='utf-8'), (
+        'run: python tools/config.py > docs/configuration.md')
+    rows = [line.split(' | ')[0] for line in done.stdout.splitlines() if line.startswith('| `')]
+    assert rows == [f'| `{name}`' for name in KEYS]
+
+
+class TestResuming:
+    """compare_runs on the identities of two runs."""
+
+    def run(self, **overrides):
+        config = load_config('config/lit_data.yaml', [
+            f'{name.replace("_0_", ".")}={value}' for name, value in overrides.items()])
+        return dict(config=json.loads(json.dumps(dataclasses.asdict(config))), paddle='3.3.1')
+
+    def compare(self, before, now, force=False):
+        return compare_runs(before, now, 'a.ckpt', force, FREE_KEYS, DEFAULTS)
+
+    def test_free_keys_are_told_and_others_refused(self):
+        before, now = self.run(), self.run(TRAIN_0_LOG_EVERY=7)
+        assert self.compare(before, now) == ['TRAIN.LOG_EVERY was 50 and is 7']
+        with pytest.raises(CheckpointError, match='TRAIN.SEED was 0 and is 3'):
+            self.compare(before, self.run(TRAIN_0_SEED=3))
+        assert len(self.compare(before, self.run(TRAIN_0_SEED=3), force=True)) == 1
+
+    def test_a_key_that_one_of_them_lacks_had_its_default(self, monkeypatch):
+        monkeypatch.setitem(DEFAULTS, 'TRAIN.GONE', (0.9, 0.99))
+        before, now = self.run(), self.run()
+        before['config']['TRAIN']['GONE'] = [0.9, 0.99]    # as JSON has it
+        del before['config']['TRAIN']['SEED']              # as if it was new
+        assert self.compare(before, now) == []
+        before['config']['TRAIN']['GONE'] = [0.9, 0.5]
+        with pytest.raises(CheckpointError, match='TRAIN.GONE was'):
+            self.compare(before, now)
+
+
+def test_a_removed_key_may_stay_at_what_is_left_of_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(configuration.REMOVED, 'TRAIN.GONE', [0.9, 0.99])
+    path = write(tmp_path, 'TRAIN: {GONE: [0.9, 0.99], SEED: 4}\n')
+    assert load_config(path, ['TRAIN.GONE=[0.9, 0.99]']).TRAIN.SEED == 4
+    message = refusal(write(tmp_path, 'TRAIN:\n  GONE: [0.9, 0.5]\n'))
+    assert message.startswith(f'{path}:2: TRAIN.GONE was removed') and 'leave it out' in message

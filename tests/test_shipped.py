@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import build
-from config import KEYS, load_config
+from config import load_config
 from data.decode import decode_image
 from data.transforms import EvalTransform
 from weights.files import read_weights
@@ -77,20 +77,6 @@ def test_predict_finds_the_plate_and_val_ends_with_its_line():
     assert lines('tools/predict.py')[0] == 'class_id is: 923'
     _, metadata = read_weights(WEIGHTS)
     assert lines('tools/val.py')[-1] == f'ImageNet final val acc is:{metadata["top1"]:.4f}'
-
-
-def test_the_documentation_has_a_row_for_every_key_as_the_code_has_it():
-    readme = (ROOT / 'docs' / 'configuration.md').read_text()
-
-    def row(name, key):
-        default = ({} if dataclasses.MISSING is key.default_factory else
-                   dict(value=key.default_factory())).get('value', key.default)
-        shown = json.dumps(default) if not isinstance(default, tuple) else ', '.join(
-            f'{item:.4g}' for item in default)
-        return f'| `{name}` | {shown} | {key.metadata["help"]} |'
-
-    missing = [row(name, key) for name, key in KEYS.items() if row(name, key) not in readme]
-    assert not missing, 'rows that docs/configuration.md lacks:\n' + '\n'.join(missing)
 
 
 def test_the_documentation_shows_real_output():

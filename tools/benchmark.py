@@ -558,7 +558,7 @@ def main(arguments):
     options = parser.parse_args(arguments)
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise command.UsageError(f'--json {options.json}: its folder does not exist')
-    config = configuration.load_config(options.config, options.override)
+    config = build.load_config(options.config, options.override)
     model = describe_model(config, options.weights)
     with tempfile.TemporaryDirectory() as folder:
         rows = plan(options, folder)

@@ -24,7 +24,6 @@ from paddle import nn
 from paddle.nn import functional as F
 
 import build
-import config as configuration
 import export
 import train
 from deploy import engines
@@ -63,7 +62,7 @@ def load_network(config, weights):
 
 def run_export(request):
     """Write the export that an engine needs."""
-    config = configuration.load_config(request['config'], request['override'])
+    config = build.load_config(request['config'], request['override'])
     network = load_network(config, request['weights'])
     out, precision = Path(request['out']), request['precision']
     to_onnx = out.suffix == '.onnx'
@@ -83,7 +82,7 @@ def run_export(request):
 def run_engine(request):
     """Latency of one image, and time of a batch, in one engine."""
     if request['engine'] == 'paddle':
-        config = configuration.load_config(request['config'], request['override'])
+        config = build.load_config(request['config'], request['override'])
         network, size = load_network(config, request['weights']), config.MODEL.IMAGE_SIZE
         if request['network'] == 'fast':
             network = simplified(network)
@@ -134,7 +133,7 @@ def run_limit(request):
 
 def run_training(request):
     """Time of a training step: train.py's own, on one batch of the configured images."""
-    config = configuration.load_config(request['config'], request['override'] + [
+    config = build.load_config(request['config'], request['override'] + [
         f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', 'TRAIN.TRAIN_NUM_WORKS=0',
         'TRAIN.VISUALDL=false', 'TRAIN.RESUME=false', f'TRAIN.OUTPUT_DIR={request["out"]}',
         'TRAIN.PRE_TRAIN=false'])
@@ -155,7 +154,7 @@ def run_training(request):
 def run_loader(request):
     """Time that the training images of a configuration take a batch, with some loader processes."""
     workers = request['workers']
-    config = configuration.load_config(request['config'], request['override'] + [
+    config = build.load_config(request['config'], request['override'] + [
         f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', f'TRAIN.TRAIN_NUM_WORKS={workers}'])
     loader = build.train_loader(config)
     epochs = itertools.count()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import paddle
 
+import config as configuration
 import zoo
 from config import ROOT, ConfigError, Model, project_path
 from data import sources
@@ -37,6 +38,31 @@ NETWORK_KEYS = ('DROP_RATE', 'ATTN_DROP_RATE', 'DROP_PATH_RATE', 'FROZEN', 'TOKE
                 'TOKEN_DIM', 'SOFT_SPLITS')
 EXAMPLE_IMAGE = ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'    # a plate
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
+
+
+def load_config(path, overrides=()):
+    """config.load_config, which refuses also what only networks and recipes can judge."""
+    config = configuration.load_config(path, overrides)
+    check(config)
+    return config
+
+
+def check(config):
+    """Refuse names of networks and texts of augmentation before anything is loaded.
+
+    Raises:
+        ConfigError: naming file, line and key.
+    """
+    for key, name in (('MODEL.NAME', config.MODEL.NAME),
+                      ('DISTILL.TEACHER', config.DISTILL.TEACHER or config.MODEL.NAME)):
+        try:
+            zoo.entry(name)
+        except ValueError as error:
+            raise config.refusal(key, f'names no network: {error}') from error
+    try:
+        train_transform(config)
+    except ValueError as error:
+        raise config.refusal('DATA.AUTO_AUGMENT', str(error)) from error
 
 
 def network(config):

@@ -26,7 +26,6 @@ import numpy as np
 import paddle
 
 import build
-import config as configuration
 import zoo
 from system import command
 from weights.files import (
@@ -76,7 +75,7 @@ def network_for(state, metadata, source, model, config_path):
         WeightsError: where nothing tells the model.
     """
     if config_path:
-        config = configuration.load_config(config_path)
+        config = build.load_config(config_path)
         return build.network(config), config.MODEL.NAME, f'by {config_path}'
     name, how = model, 'by --model'
     if not name:

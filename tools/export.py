@@ -313,7 +313,7 @@ def main(arguments):
                                  'leaves out the small epsilon of the Performer')
     sizes = ([f'MODEL.IMAGE_SIZE={options.image_size}', 'MODEL.ADAPT=true']
              if options.image_size is not None else [])
-    config = configuration.load_config(options.config, options.override + sizes)
+    config = build.load_config(options.config, options.override + sizes)
     network, metadata = build.trained_network(
         config, build.weights_path(config, options.weights))
     difference, same = export(network, describe(config, metadata, options), options.out,

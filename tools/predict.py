@@ -60,7 +60,7 @@ def main(arguments):
     options = parser.parse_args(arguments)
     if options.top_k < 1:
         raise command.UsageError(f'--top-k {options.top_k}: show at least 1 class')
-    config = configuration.load_config(options.config, options.override)
+    config = build.load_config(options.config, options.override)
     paths = image_files(options.images)
     if not paths:
         raise command.UsageError(f'{" ".join(options.images)}: no images in there')

@@ -430,7 +430,7 @@ def main(arguments):
     except ImportError as error:
         raise command.UsageError(f'tools/serve.py needs the package waitress ({error}): '
                                  'pip install -r requirements-deploy.txt') from error
-    config = configuration.load_config(options.config, options.override)
+    config = build.load_config(options.config, options.override)
     # Pillow warns of sizes that --max-pixels refuses; strangers must not be able to fill the log.
     warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
     with StopRequest() as stop:

@@ -169,7 +169,8 @@ class Run:
         path, arrays, state, notes = checkpoint
         if path is None:
             return None, notes
-        notes = notes + compare_runs(state['identity'], self.identity, path, force)
+        notes = notes + compare_runs(state['identity'], self.identity, path, force,
+                                     configuration.FREE_KEYS, configuration.DEFAULTS)
         restore(self.network, self.optimizer, arrays, path, self.ema)
         self.precision.loss_scale.restore(state.get('loss_scale'), path)
         self.restored = arrays
@@ -585,7 +586,7 @@ def main(arguments):
     parser.add_argument('--force', action='store_true',
                         help='resume even where the result would differ from that of one run')
     options = parser.parse_args(arguments)
-    config = configuration.load_config(options.config, options.override)
+    config = build.load_config(options.config, options.override)
     distributed.init()
     Run(config, options.force).train()
 

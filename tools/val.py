@@ -99,7 +99,7 @@ def main(arguments):
     parser.add_argument('--skip-bad', action='store_true',
                         help='score the other images where some cannot be read')
     options = parser.parse_args(arguments)
-    config = configuration.load_config(options.config, options.override)
+    config = build.load_config(options.config, options.override)
     weights = build.weights_path(config, options.weights)
 
     distributed.init()

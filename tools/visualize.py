@@ -58,7 +58,7 @@ def main(arguments):
     parser.add_argument('--feature-maps', action='store_true',
                         help='also the steps of the Tokens-to-Token module')
     options = parser.parse_args(arguments)
-    config = configuration.load_config(options.config, options.override)
+    config = build.load_config(options.config, options.override)
     weights = build.weights_path(config, options.weights)
     if engines.is_export(weights):
         raise command.UsageError(f'{weights}: an exported graph gives logits only; name the '

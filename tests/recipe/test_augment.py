@@ -291,7 +291,7 @@ class TestTexts:
         path = tmp_path / 'recipe.yaml'
         path.write_text('DATA:\n    FLIP: 0.5\n    AUTO_AUGMENT: rand-m9-x1\n')
         with pytest.raises(ConfigError) as caught:
-            load_config(path)
+            build.load_config(path)
         assert str(caught.value).startswith(f'{path}:3: DATA.AUTO_AUGMENT ')
         assert "'x1' is an unknown part" in str(caught.value) and caught.value.exit_code == 2
 
@@ -302,7 +302,7 @@ class TestTexts:
         ('TRAIN.DROP_LAST=1', 'true or false')])
     def test_wrong_values(self, override, said):
         with pytest.raises(ConfigError) as caught:
-            load_config('config/lit_data.yaml', [override])
+            build.load_config('config/lit_data.yaml', [override])
         assert override in str(caught.value) and said in str(caught.value)
 
     def test_the_fill_is_the_mean_colour(self):

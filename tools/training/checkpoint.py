@@ -218,24 +218,18 @@ def _split_key(key, automatic_names):
     return name, re.sub(r'^fp32_master_\d+_|_\d+$', '', key[len(name) + 1:])
 
 
-# Keys that don't change what a run computes, so that a resumed run may have others.
-FREE_KEYS = {
-    'MODEL_PATH', 'DATA_PATH.TRAIN_DATASET_PATH', 'DATA_PATH.TRAIN_DATASET_LABEL_PATH',
-    'DATA_PATH.VAL_DATASET_PATH', 'DATA_PATH.VAL_DATASET_LABEL_PATH', 'DATA.SHARED_MEMORY',
-    'DATA.CLASS_NAMES', 'TRAIN.PRE_TRAIN', 'TRAIN.TRAIN_NUM_WORKS', 'TRAIN.VAL_BATCH_SIZE',
-    'TRAIN.VAL_NUM_WORKS', 'TRAIN.LOG_EVERY', 'TRAIN.OUTPUT_DIR', 'TRAIN.VISUALDL',
-    'TRAIN.RESUME', 'TRAIN.SAVE_STEPS', 'TRAIN.SAVE_MINUTES', 'TRAIN.KEEP_CHECKPOINTS',
-    'TRAIN.TIME_LIMIT_HOURS', 'TRAIN.MAX_BAD_STEPS', 'TRAIN.MAX_BAD_IMAGES', 'MODEL.ADAPT',
-    'MODEL.PRETRAINED'}
 BITS_ONLY = ('paddle', 'python', 'device', 'threads')
 
 
-def compare_runs(before, now, path, force):
+def compare_runs(before, now, path, force, free_keys=(), defaults=None):
     """Say how a resumed run differs from the one that a checkpoint is from.
 
     Args:
         before, now: `identity` dicts of the two: config, processes, data lists, environment.
         force: accept what would change the result.
+        free_keys: those that a resumed run may have others of, as they don't change its result.
+        defaults: {key: value} of keys that one of the two configurations lacks, because the
+            program has them no longer, or had them not yet.
 
     Returns:
         Lines for the person.
@@ -243,17 +237,17 @@ def compare_runs(before, now, path, force):
     Raises:
         CheckpointError: where the result would silently be another one, without `force`.
     """
-    now = json.loads(json.dumps(now))    # lists for tuples, as in the checkpoint
+    now, defaults = json.loads(json.dumps((now, defaults or {})))    # tuples become lists
     pairs = {name: (before.get(name), now[name]) for name in now if name != 'config'}
-    for name in sorted(set(flat_keys(before['config'])) | set(flat_keys(now['config']))):
-        pairs[name] = (flat_keys(before['config']).get(name), flat_keys(now['config']).get(name))
+    old, new = ({**defaults, **flat_keys(run['config'])} for run in (before, now))
+    pairs.update({name: (old.get(name), new.get(name)) for name in sorted({**old, **new})})
     differing = {name: f'{name} was {old} and is {new}'
                  for name, (old, new) in pairs.items() if old != new}
     notes = [f'{line}: results may differ in their last bits' for name, line in differing.items()
              if name in BITS_ONLY]
-    notes += [line for name, line in differing.items() if name in FREE_KEYS]
+    notes += [line for name, line in differing.items() if name in free_keys]
     serious = [line for name, line in differing.items()
-               if name not in FREE_KEYS and name not in BITS_ONLY]
+               if name not in free_keys and name not in BITS_ONLY]
     if serious and not force:
         raise CheckpointError(f'{path}: is from a run whose result would differ: '
                               f'{"; ".join(serious)}; give it back its values, start afresh with '

@@ -106,6 +106,19 @@ MODELS = {
 }
 
 
+def entry(name):
+    """The (class, options) of a name in MODELS.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+    """
+    if name not in MODELS:
+        nearest = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f'did you mean {nearest[0]}?' if nearest else f'known are {", ".join(MODELS)}'
+        raise ValueError(f'model {name!r} is unknown, {hint}')
+    return MODELS[name]
+
+
 def create_model(name, num_classes=None, img_size=None, norm_epsilon=None, **kwargs):
     """Build a network of the zoo, freshly initialised.
 
@@ -120,11 +133,7 @@ def create_model(name, num_classes=None, img_size=None, norm_epsilon=None, **kwa
         ValueError: for an unknown name or option (with the nearest known one) or impossible
             options.
     """
-    if name not in MODELS:
-        nearest = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f'did you mean {nearest[0]}?' if nearest else f'known are {", ".join(MODELS)}'
-        raise ValueError(f'model {name!r} is unknown, {hint}')
-    network, options = MODELS[name]
+    network, options = entry(name)
     for option in kwargs:
         if not takes(name, option):
             known = sorted(_options_of(network))
