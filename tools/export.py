@@ -8,11 +8,13 @@ if the two agree. tools/val.py and tools/predict.py run it: `--weights output/ex
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import inspect
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from system import start
@@ -92,7 +94,7 @@ def export(network, description, out, fast=True, opset=17):
         opset: ONNX operator set.
 
     Returns:
-        (largest difference of an output, share of images with the same best class).
+        (largest difference of an output, share of images with the same best class, Engine.note).
 
     Raises:
         ExportError: where the two don't agree.
@@ -101,7 +103,7 @@ def export(network, description, out, fast=True, opset=17):
     out = Path(out)
     _check_place(out, description.format)
     if description.format == 'onnx':
-        _check_paddle2onnx()
+        _check_packages(description.precision)
     network.eval()
     constants = (description.mean, description.std) if description.normalise else (None, None)
     deployed = Deployed(simplified(network) if fast else network, *constants, description.softmax)
@@ -112,11 +114,12 @@ def export(network, description, out, fast=True, opset=17):
         written = write_graph(deployed, description, work)
         if description.format == 'onnx':
             written = _convert(written, description, work, opset)
-        found = compare(network, engines.load_engine(written), description)
+        engine = engines.load_engine(written)
+        found = compare(network, engine, description)
         _publish(written, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return found
+    return (*found, engine.note.replace(str(written), str(out)))
 
 
 def write_graph(deployed, description, folder):
@@ -127,10 +130,12 @@ def write_graph(deployed, description, folder):
     images = paddle.static.InputSpec([None, 3, size, size], 'float32', name=description.input)
     paddle.jit.save(deployed, str(folder / 'inference'), input_spec=[images])
     if description.format == 'paddle' and old_graph.needed():
-        old_graph.add_graph(deployed, folder, [images])
+        reason = old_graph.add_graph(deployed, folder, [images])
+        if reason:
+            print(f'no {engines.GRAPH_FILES[1]}: {reason}', file=sys.stderr)
     (folder / 'inference.pdiparams.info').unlink(missing_ok=True)    # for training on, in 2.6
     description.paddle = paddle.__version__
-    (folder / engines.DESCRIPTION).write_text(description.text(), encoding='utf-8')
+    (folder / engines.DESCRIPTION).write_text(description.yaml(), encoding='utf-8')
     return folder
 
 
@@ -175,7 +180,7 @@ def compare(network, engine, description):
 
 
 def _convert(folder, description, work, opset):
-    """An .onnx file of an exported folder, with the text of inference.yml inside."""
+    """An .onnx file of an exported folder, with what inference.yml says inside, as JSON."""
     import onnx
     import paddle2onnx
 
@@ -186,18 +191,47 @@ def _convert(folder, description, work, opset):
     if 'optimize_tool' in inspect.signature(paddle2onnx.export).parameters:
         options['optimize_tool'] = 'none'
     paddle2onnx.export(str(graph), str(folder / 'inference.pdiparams'), str(path), **options)
-    if description.precision == 'int8':
-        path = _quantise(path, work)
     model = onnx.load(str(path))
     # paddle2onnx 2.1 leaves the number to pad with uninitialised; without one, ONNX pads with 0.
     for node in model.graph.node:
         if node.op_type == 'Pad':
             del node.input[2:]
-    description.output = model.graph.output[0].name
+    _name_ports(model.graph, description)
+    _drop_unused_constants(model.graph)
+    if description.precision == 'int8':
+        onnx.save(model, str(path))
+        model = onnx.load(str(_quantise(path, work)))
+    onnx.checker.check_model(model)
     entry = model.metadata_props.add()
-    entry.key, entry.value = engines.METADATA_KEY, description.text()
+    entry.key, entry.value = engines.METADATA_KEY, description.json()
     onnx.save(model, str(path))
     return path
+
+
+def _name_ports(graph, description):
+    """Give input and output of an ONNX graph the names of the description, and axis 0 `batch`."""
+    names = {graph.input[0].name: description.input, graph.output[0].name: description.output}
+    for port in (graph.input[0], graph.output[0]):
+        port.name = names[port.name]
+        port.type.tensor_type.shape.dim[0].dim_param = 'batch'
+    for node in graph.node:
+        for ports in (node.input, node.output):
+            ports[:] = [names.get(name, name) for name in ports]
+
+
+def _drop_unused_constants(graph):
+    """Remove the constants of an ONNX graph that nothing uses; a runtime warns of each of them."""
+    while True:
+        used = {port.name for port in graph.output}
+        used.update(name for node in graph.node for name in node.input)
+        unused = [node for node in graph.node if not used & set(node.output)
+                  and node.op_type in ('Constant', 'Identity')]
+        if not unused:
+            break
+        for node in unused:
+            graph.node.remove(node)
+    for constant in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(constant)
 
 
 def _quantise(path, work):
@@ -217,23 +251,27 @@ def _quantise(path, work):
     return quantised
 
 
-def _check_paddle2onnx():
+def _check_packages(precision):
     """Raise EngineError unless an ONNX file can be written and checked here."""
     wanted = next((version for paddle_version, version in PADDLE2ONNX.items()
                    if paddle.__version__.startswith(paddle_version)), None)
     pairs = ', '.join(f'Paddle {one} with paddle2onnx {other}'
                       for one, other in PADDLE2ONNX.items())
-    for name in ('paddle2onnx', 'onnx', 'onnxruntime'):
-        try:
-            installed = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            raise engines.EngineError(
-                f'--format onnx needs {name}: pip install -r requirements-deploy.txt (these work '
-                f'together: {pairs})') from None
-        if name == 'paddle2onnx' and (not wanted or not installed.startswith(wanted)):
+    needed = ['paddle2onnx', 'onnx', 'onnxruntime']
+    if precision == 'int8':    # which needs more than onnxruntime says that it does
+        needed.append('onnxruntime.quantization.shape_inference')
+    try:
+        installed = importlib.metadata.version('paddle2onnx')
+        if not wanted or not installed.startswith(wanted):    # importing it may end the process
             raise engines.EngineError(
                 f'--format onnx does not work with Paddle {paddle.__version__} and paddle2onnx '
                 f'{installed}; these work together: {pairs}')
+        for name in needed:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise engines.EngineError(
+            f'--format onnx --precision {precision} needs {error.name}: pip install -r '
+            f'requirements-deploy.txt (these work together: {pairs})') from error
 
 
 def _check_place(out, format):
@@ -274,7 +312,8 @@ def describe(config, metadata, options):
     return engines.Description(
         model=config.MODEL.NAME, format=options.format, precision=options.precision,
         image_size=config.MODEL.IMAGE_SIZE, num_classes=config.MODEL.NUM_CLASSES,
-        normalise=options.normalise, softmax=options.softmax, input=engines.INPUT, output='logits',
+        normalise=options.normalise, softmax=options.softmax, input=engines.INPUT,
+        output='probabilities' if options.softmax else 'logits',
         eval_transform=data.EVAL_TRANSFORM, eval_crop_ratio=data.EVAL_CROP_RATIO,
         eval_interpolation=interpolation, mean=list(data.MEAN), std=list(data.STD),
         class_names=build.class_names(config, metadata), paddle=paddle.__version__)
@@ -316,12 +355,14 @@ def main(arguments):
     config = build.load_config(options.config, options.override + sizes)
     network, metadata = build.trained_network(
         config, build.weights_path(config, options.weights))
-    difference, same = export(network, describe(config, metadata, options), options.out,
-                              options.fast, options.opset)
+    difference, same, note = export(network, describe(config, metadata, options), options.out,
+                                    options.fast, options.opset)
     print(f'{options.out}: {config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
           f'{options.format}, {options.precision}; on {sum(CHECK_BATCHES)} images in batches of '
           f'{" and ".join(map(str, CHECK_BATCHES))} it differs from the network by at most '
           f'{difference:.1e}, with the same best class on {same:.0%}')
+    if note:
+        print(note, file=sys.stderr)
 
 
 if __name__ == '__main__':

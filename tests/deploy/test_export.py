@@ -1,10 +1,15 @@
 """Exports compute what their networks do, through every engine, and nothing wrong is published."""
 
 import dataclasses
+import importlib.util
+import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -19,7 +24,7 @@ import val
 import zoo
 from config import ConfigError, load_config
 from data.decode import decode_image
-from deploy import engines
+from deploy import engines, old_graph
 from deploy.simplify import simplified, window_order, windows
 from system import start
 
@@ -48,6 +53,19 @@ def pictures():
     """Real images, PIL, fewer than a validation batch and more than one."""
     paths = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))[3::12]
     return [decode_image(path) for path in paths]
+
+
+@pytest.fixture(scope='module')
+def export_of(trained, tmp_path_factory):
+    """A function of a format and a folder that puts a copy of one export there."""
+    done = {}
+
+    def place(format, folder):
+        if format not in done:
+            done[format] = exported(trained, tmp_path_factory.mktemp('shared'), format=format)
+        copy = shutil.copytree if done[format].is_dir() else shutil.copy
+        return Path(copy(done[format], folder / done[format].name))
+    return place
 
 
 def exported(trained, folder, name='exported', fast=True, **options):
@@ -234,10 +252,10 @@ def test_bfloat16_finds_the_same_classes(trained, pictures, tmp_path):
 
 
 @pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
-def test_onnx_agrees_with_the_network(trained, pictures, tmp_path, engine):
+def test_onnx_agrees_with_the_network(trained, export_of, pictures, tmp_path, engine):
     for package in ('paddle2onnx', 'onnx', 'onnxruntime', engine):
         pytest.importorskip(package)
-    loaded = engines.load_engine(exported(trained, tmp_path, format='onnx'), engine)
+    loaded = engines.load_engine(export_of('onnx', tmp_path), engine)
     images = np.stack([loaded.description.transform()(picture) for picture in pictures])
     wanted = logits_of(trained[1], images)
     for count in (len(images), 1):
@@ -257,6 +275,111 @@ def test_int8_is_a_quarter_of_the_size_and_finds_nearly_the_same_classes(trained
     wanted, found = (val.evaluate(each, loader)['top1']
                      for each in (network, engines.load_engine(small)))
     assert abs(wanted - found) <= 0.02
+
+
+def read_only(path):
+    """The ONNX file as onnxruntime alone sees it, and what it says on stderr."""
+    done = subprocess.run([sys.executable, '-c', (
+        'import json, sys, numpy, onnxruntime\n'
+        'session = onnxruntime.InferenceSession(sys.argv[1])\n'
+        'ports = session.get_inputs() + session.get_outputs()\n'
+        'for count in (1, 3):\n'
+        '    found = session.run(["logits"], dict(images=numpy.zeros((count, 3, 48, 48), "f4")))\n'
+        '    assert found[0].shape == (count, 1000)\n'
+        'print(json.dumps([[port.name, port.shape] for port in ports]))\n'), str(path)],
+        capture_output=True, text=True, timeout=120)
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.parametrize('options', [dict(), dict(fast=False), dict(precision='int8')], ids=str)
+def test_an_onnx_file_has_named_ports_and_no_onnx_runtime_warns_of_it(trained, tmp_path, options):
+    for package in ('paddle2onnx', 'onnx', 'onnxruntime'):
+        pytest.importorskip(package)
+    ports, said = read_only(exported(trained, tmp_path, format='onnx', **options))
+    assert ports == [['images', ['batch', 3, 48, 48]], ['logits', ['batch', 1000]]]
+    assert said == ''
+
+
+def test_a_package_that_int8_lacks_is_named_with_the_file_that_lists_it(monkeypatch):
+    for name in ('paddle2onnx', 'onnx', 'onnxruntime'):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
+    monkeypatch.setattr(export.importlib.metadata, 'version', lambda name: next(
+        tool for paddle_version, tool in export.PADDLE2ONNX.items()
+        if paddle.__version__.startswith(paddle_version)))
+    monkeypatch.setitem(sys.modules, 'onnxruntime.quantization', None)
+    monkeypatch.setitem(sys.modules, 'onnxruntime.quantization.shape_inference', None)
+    with pytest.raises(engines.EngineError, match='needs onnxruntime.quantization.* '
+                                                  'pip install -r requirements-deploy.txt'):
+        export._check_packages('int8')
+    export._check_packages('float32')
+
+
+@pytest.mark.parametrize('format', ['paddle', 'onnx'])
+@pytest.mark.parametrize('key, value', [('image_size', 64), ('image_size', 96),
+                                        ('num_classes', 10)])
+def test_a_description_of_another_graph_is_refused_in_one_line(export_of, tmp_path, format,
+                                                              key, value, capfd):
+    if format == 'onnx':
+        onnx = pytest.importorskip('onnx')
+        pytest.importorskip('paddle2onnx')
+        pytest.importorskip('onnxruntime')
+    out = export_of(format, tmp_path)
+    change = {key: value, 'class_names': []}
+    if format == 'onnx':
+        model = onnx.load(out)
+        entry, = model.metadata_props
+        entry.value = json.dumps({**json.loads(entry.value), **change})
+        onnx.save(model, out)
+    else:
+        path = out / engines.DESCRIPTION
+        said = yaml.safe_load(path.read_text(encoding='utf-8'))
+        path.write_text(yaml.safe_dump({**said, **change}), encoding='utf-8')
+    capfd.readouterr()
+    chosen = ['inference'] if format == 'paddle' else [
+        name for name in ('onnxruntime', 'openvino') if importlib.util.find_spec(name)]
+    for name in chosen:
+        with pytest.raises(engines.EngineError, match=f': by {key} in inference.yml its '):
+            # All cores, so that OpenVINO would compute if it could.
+            engines.load_engine(out, name, threads=start.available_cores())
+    assert capfd.readouterr() == ('', '')    # no log of an engine
+    if (format, value) == ('paddle', 64):
+        said = run('tools/predict.py', '--weights', out, code=2)
+        assert not said.stdout and said.stderr.startswith(f'error: {out}: by image_size ')
+        assert len(said.stderr.splitlines()) == 1
+
+
+def test_an_output_of_another_shape_than_described_is_refused():
+    description = engines.Description(**{
+        field.name: None for field in dataclasses.fields(engines.Description)})
+    description.image_size, description.num_classes, description.softmax = 8, 5, False
+    for shape in ((2, 5), (1, 4), (1, 5, 1)):
+        engine = engines.Engine('an export', description, lambda _, shape=shape: np.ones(shape), '')
+        with pytest.raises(engines.EngineError, match=r'an export: by num_classes .*\[1, 5\]'):
+            engine(np.zeros((1, 3, 8, 8)))
+
+
+def test_the_commands_say_why_openvino_does_not_compute(export_of, tmp_path):
+    out = export_of('paddle', tmp_path)
+    (out / 'inference.pdmodel').unlink(missing_ok=True)
+    note = run('tools/predict.py', '--weights', out).stderr
+    assert note.startswith(f'{out}: computed by oneDNN, not by the OpenVINO in Paddle: ')
+    assert len(note.splitlines()) == 1
+    if not paddle.__version__.startswith('2.'):
+        assert 'there is no inference.pdmodel' in note
+
+
+def test_a_network_without_the_older_form_says_so(trained, tmp_path, monkeypatch, capsys):
+    if paddle.__version__.startswith('2.'):
+        pytest.skip('Paddle 2 writes the older form only')
+
+    def refuse(*_):
+        raise ValueError('no such operator')
+
+    monkeypatch.setitem(old_graph.WRITERS, 'matmul', refuse)
+    out = exported(trained, tmp_path)
+    assert not (out / 'inference.pdmodel').exists()
+    assert capsys.readouterr().err == ('no inference.pdmodel: the network cannot be written in the '
+                                       'older form (ValueError: no such operator)\n')
 
 
 def test_evaluate_scores_an_export_as_its_network(trained, tmp_path):

@@ -1,7 +1,7 @@
 """Exported networks: what they say about themselves, and the engines that run them.
 
 An export is a folder of Paddle Inference (`inference.json` or `.pdmodel`, `.pdiparams` and
-`inference.yml`) or one `.onnx` file with the text of inference.yml inside. Either one carries all
+`inference.yml`) or one `.onnx` file with the same as JSON inside. Either one carries all
 that is needed to use it: image transform, class names, and what is part of the graph.
 
     engine = load_engine('output/exported')
@@ -11,8 +11,8 @@ inference.yml is checked as the foreign file that it may be. The graph can't be:
 executes it, as a program, so take graphs only from people whose programs you would run.
 """
 
-import contextlib
 import dataclasses
+import json
 import math
 import tempfile
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import paddle
 import yaml
 
 from data.transforms import INTERPOLATIONS, EvalTransform
+from deploy import old_graph
 from system import start
 
 ENGINES = ('paddle', 'inference', 'onnxruntime', 'openvino')
@@ -76,12 +77,17 @@ class Description:
         return EvalTransform(self.image_size, self.eval_transform, self.eval_crop_ratio,
                              self.eval_interpolation, mean, std)
 
-    def text(self):
+    def yaml(self):
+        """The text of inference.yml."""
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+    def json(self):
+        """The same for inside an .onnx file, where who reads it may have no YAML reader."""
+        return json.dumps(dataclasses.asdict(self))
 
 
 def parse_description(text, where):
-    """The Description that a YAML text holds; the text may come from a stranger.
+    """The Description that a text of YAML or JSON holds; it may come from a stranger.
 
     Raises:
         EngineError: naming `where`, the key, and what it must be.
@@ -92,7 +98,7 @@ def parse_description(text, where):
     if len(text) > LARGEST_DESCRIPTION:
         refuse(f'larger than {LARGEST_DESCRIPTION} bytes')
     try:
-        content = yaml.safe_load(text)
+        content = json.loads(text) if text.startswith('{') else yaml.safe_load(text)
     except Exception as error:    # PyYAML's constructors raise whatever Python's own do
         refuse(f'is no valid YAML ({getattr(error, "problem", None) or "unreadable"})')
     if not isinstance(content, dict):
@@ -137,13 +143,19 @@ class Engine:
     Images go in as `description.transform()` makes them, float32 `[B, 3, S, S]`, array or tensor;
     logits come out as a tensor `[B, num_classes]`. Of a graph that ends in a softmax they are the
     logarithms of its probabilities, of which softmax and cross entropy make the same again.
+
+    Attributes:
+        backend: what computes: 'onednn' or 'openvino' for Paddle Inference.
+        note: why that is not the fastest one, as a sentence for people; empty where it is.
     """
 
     training = False
 
-    def __init__(self, description, run, backend):
+    def __init__(self, path, description, run, backend, note=''):
         self.description = description
-        self.backend = backend    # what computes: 'onednn' or 'openvino' for Paddle Inference
+        self.backend = backend
+        self.note = f'{path}: {note}' if note else ''
+        self._path = path
         self._run = run
 
     def __call__(self, images):
@@ -153,6 +165,8 @@ class Engine:
             raise ValueError(f'the exported network takes images [B, 3, {size}, {size}], '
                              f'not {list(images.shape)}')
         output = self._run(images)
+        _check_shape(self._path, 'num_classes', 'output',
+                     (len(images), self.description.num_classes), output.shape)
         if self.description.softmax:
             output = np.log(np.maximum(output, np.finfo('float32').tiny))
         return paddle.to_tensor(output)
@@ -192,7 +206,29 @@ def load_engine(path, engine=None, threads=None):
         raise EngineError(f'{path}: no such export')
     loader = dict(inference=_load_inference, onnxruntime=_load_onnxruntime,
                   openvino=_load_openvino)[engine]
-    return Engine(*loader(path, threads or start.threads()))
+    return Engine(path, *loader(path, threads or start.threads()))
+
+
+def _check_graph(path, description, images, logits):
+    """Raise EngineError where the shapes that a graph declares contradict its description.
+
+    Args:
+        images, logits: shapes of input and output; -1, None or a text stands for any number.
+    """
+    size = description.image_size
+    _check_shape(path, 'image_size', 'input', (None, 3, size, size), images)
+    _check_shape(path, 'num_classes', 'output', (None, description.num_classes), logits)
+
+
+def _check_shape(path, key, port, wanted, found):
+    wanted, found = ([size if type(size) is int and size >= 0 else None for size in shape]
+                     for shape in (wanted, found))
+    if len(wanted) != len(found) or any(
+            None not in pair and pair[0] != pair[1] for pair in zip(wanted, found)):
+        shown = ['[' + ', '.join('N' if size is None else str(size) for size in shape) + ']'
+                 for shape in (wanted, found)]
+        raise EngineError(f'{path}: by {key} in {DESCRIPTION} its {port} is {shown[0]}, but by the '
+                          f'graph {shown[1]}; export the network again')
 
 
 def add_arguments(parser):
@@ -216,6 +252,12 @@ def _load_inference(folder, threads):
             and (folder / PARAMETERS).is_file()):
         raise EngineError(f'{folder}: is no whole export for Paddle {paddle.__version__}: it needs '
                           f'{PARAMETERS} and {" or ".join(READABLE)}')
+    for graph in filter(Path.is_file, (folder / name for name in GRAPH_FILES)):
+        try:
+            shapes = old_graph.declared_shapes(graph)
+        except ValueError:    # damaged: the engine says what it makes of it
+            continue
+        _check_graph(folder, description, *shapes)
     try:
         return description, *predictor(folder, threads, description.precision)
     except Exception as error:    # whatever Paddle throws at a graph it can't read
@@ -228,10 +270,12 @@ def predictor(folder, threads, precision='float32'):
     """Load a graph of Paddle Inference.
 
     Returns:
-        (function of an ndarray that gives one, 'openvino' or 'onednn').
+        (function of an ndarray that gives one, 'openvino' or 'onednn', '' or why not OpenVINO).
     """
-    with contextlib.suppress(Exception):    # whatever Paddle throws at what it can't run
-        return _openvino(folder / GRAPH_FILES[1], threads, precision), 'openvino'
+    try:
+        return _openvino(folder / GRAPH_FILES[1], threads, precision), 'openvino', ''
+    except Exception as error:    # whatever Paddle throws at what it can't run
+        reason = old_graph.reason_of(error)
     graph = next(folder / name for name in READABLE if (folder / name).is_file())
     config = _config(graph, folder, threads)
     # oneDNN's kernels use AVX-512 on every processor that has it; MKL's only on Intel's.
@@ -240,7 +284,7 @@ def predictor(folder, threads, precision='float32'):
         config.enable_mkldnn_bfloat16()
         if paddle.__version__.startswith('2.'):    # fails on some of the others
             config.set_bfloat16_op(BFLOAT16_OPERATORS)
-    return _run(config), 'onednn'
+    return _run(config), 'onednn', f'computed by oneDNN, not by the OpenVINO in Paddle: {reason}'
 
 
 def _openvino(graph, threads, precision):
@@ -253,12 +297,17 @@ def _openvino(graph, threads, precision):
     Raises:
         Exception: of many classes, where it can't be used.
     """
+    if not hasattr(paddle.inference.Config, 'enable_openvino_engine'):
+        raise EngineError(f'Paddle {paddle.__version__} has none')
+    if not graph.is_file():
+        raise EngineError(f'there is no {graph.name}, the only form that it reads')
     if threads < start.available_cores():
-        raise EngineError(f'{threads} of {start.available_cores()} cores are not for OpenVINO')
+        raise EngineError(f'it takes all {start.available_cores()} cores, and this process has '
+                          f'{threads} (OMP_NUM_THREADS)')
     part = CACHED_IMAGES[precision] * threads
     with tempfile.TemporaryDirectory() as work:
         fixed = Path(work, graph.name)
-        fixed.write_bytes(_with_batch_size(graph.read_bytes(), part))
+        fixed.write_bytes(old_graph.with_batch_size(graph.read_bytes(), INPUT, part))
         Path(work, PARAMETERS).symlink_to(graph.with_name(PARAMETERS).resolve())
         runs = []
         for name, each in (('any', graph), ('fixed', fixed)):
@@ -269,19 +318,9 @@ def _openvino(graph, threads, precision):
             # finds there it would take for its own.
             config.set_optim_cache_dir(str(Path(work, f'store of {name}')))
             if not config.openvino_engine_enabled():
-                raise EngineError('Paddle was built without OpenVINO')
+                raise EngineError('this Paddle was built without it')
             runs.append(_run(config))
     return in_parts(*runs, part)
-
-
-def _with_batch_size(program, batch_size):
-    """The bytes of a graph of the older form whose input holds so many images, no more, no less."""
-    description = paddle.base.core.ProgramDesc(program)
-    if not description.num_blocks():    # Paddle would end the process
-        raise EngineError('a graph without operations')
-    images = description.block(0).find_var(INPUT.encode())
-    images.set_shape([batch_size, *images.shape()[1:]])
-    return description.serialize_to_string()
 
 
 def _config(graph, folder, threads):
@@ -329,8 +368,11 @@ def _load_onnxruntime(path, threads):
         raise EngineError(f'{path}: ONNX Runtime cannot load it: {error}') from error
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, '')
     description = parse_description(text, path)
+    # By their places, not their names: what was renamed by hand still runs.
+    (image, *_), (output, *_) = session.get_inputs(), session.get_outputs()
+    _check_graph(path, description, image.shape, output.shape)
     return description, lambda images: session.run(
-        [description.output], {description.input: images})[0], 'onnxruntime'
+        [output.name], {image.name: images})[0], 'onnxruntime'
 
 
 def _load_openvino(path, threads):
@@ -342,6 +384,9 @@ def _load_openvino(path, threads):
     key = ['framework', METADATA_KEY]
     text = model.get_rt_info(key).astype(str) if model.has_rt_info(key) else ''
     description = parse_description(text, path)
+    _check_graph(path, description, *(
+        [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
+        for port in (model.inputs[0], model.outputs[0])))
     # Left to itself it computes in bfloat16 wherever the processor can.
     compiled = openvino.compile_model(model, 'CPU', {
         'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': 'f32'})

@@ -7,7 +7,9 @@ wrote.
 
 import contextlib
 import filecmp
+import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -27,16 +29,68 @@ def add_graph(layer, folder, input_spec):
 
     Nothing is written for a layer with operations that can't be had in the older form, or whose
     parameters would be stored in another order, as both graphs share their file.
+
+    Returns:
+        Why nothing was written, as half a sentence; empty where the graph was written.
     """
     with tempfile.TemporaryDirectory(dir=folder) as work:
         try:
             with _older_functions(), paddle.pir_utils.OldIrGuard():
                 paddle.jit.save(layer, str(Path(work, 'inference')), input_spec=input_spec)
-        except (TypeError, ValueError, AttributeError, RuntimeError):    # Paddle's words for it
-            return
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            return f'the network cannot be written in the older form ({reason_of(error)})'
         names = [Path(place, 'inference.pdiparams') for place in (work, folder)]
-        if filecmp.cmp(*names, shallow=False):
-            os.replace(Path(work, 'inference.pdmodel'), Path(folder, 'inference.pdmodel'))
+        if not filecmp.cmp(*names, shallow=False):
+            return 'the older form would store the parameters in another order'
+        os.replace(Path(work, 'inference.pdmodel'), Path(folder, 'inference.pdmodel'))
+    return ''
+
+
+def declared_shapes(graph):
+    """Shapes of input and output that a graph file declares, of either form; -1 is any number.
+
+    Raises:
+        ValueError: where the file can't be understood.
+    """
+    graph = Path(graph)
+    try:
+        if graph.suffix == '.json':
+            block = json.loads(graph.read_bytes())['program']['regions'][0]['blocks'][0]
+            results = {entry['#'].rpartition('.')[2]: entry['O'] for entry in block['ops']}
+            shapes = [results[name][0]['TT']['D'][1] for name in ('data', 'fetch')]
+        else:
+            program = program_of(graph.read_bytes())
+            block = program.block(0)
+            first, last = block.op(0), block.op(block.op_size() - 1)
+            if (first.type(), last.type()) != ('feed', 'fetch'):
+                raise ValueError('a graph without feed and fetch')
+            shapes = [block.find_var(name.encode()).shape()
+                      for name in (first.output('Out')[0], last.input('X')[0])]
+        return [[int(size) for size in shape] for shape in shapes]
+    except Exception as error:    # of many classes, as the file may hold anything
+        raise ValueError(f'{graph}: {reason_of(error)}') from error
+
+
+def with_batch_size(content, name, batch_size):
+    """The bytes of a graph of the older form whose input `name` holds that many images only."""
+    program = program_of(content)
+    images = program.block(0).find_var(name.encode())
+    images.set_shape([batch_size, *images.shape()[1:]])
+    return program.serialize_to_string()
+
+
+def program_of(content):
+    """The graph that the bytes of a file of the older form hold."""
+    program = paddle.base.core.ProgramDesc(content)
+    if not program.num_blocks() or not program.block(0).op_size():
+        raise ValueError('a graph without operations')    # where Paddle would end the process
+    return program
+
+
+def reason_of(error):
+    """The sentence in an exception of Paddle, without code, hints and places in the source."""
+    text = re.sub(r'\s*\[Hint:.*|\(at /paddle.*?\)', '', str(error), flags=re.DOTALL).strip()
+    return text.splitlines()[-1].strip().rstrip('.') if text else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Catches commands and programs in docs/deploy.md that do not run with the documented packages."""
