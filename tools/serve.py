@@ -16,7 +16,6 @@ service 503 with Retry-After.
 
 import base64
 import contextlib
-import email.parser
 import hashlib
 import io
 import ipaddress
@@ -28,7 +27,6 @@ import time
 import traceback
 import warnings
 from concurrent.futures import TimeoutError as FutureTimeout
-from email.message import Message
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -350,37 +348,29 @@ def form_files(body, content_type, most):
     Raises:
         Refusal: for a body that is no such form, holds other things than files, or too many.
     """
-    def refuse(text):
-        raise Refusal('400 Bad Request', f'the form cannot be read: {text}')
+    import multipart  # where it is missing, main has said so
 
-    def header(text, read):
-        # email.message knows all ways of quoting, and trips over some that are malformed.
-        try:
-            return read(email.parser.HeaderParser().parsestr(text))
-        except Exception:
-            return refuse('a header is malformed')
-
-    boundary = header(f'Content-Type: {content_type}', Message.get_boundary)
-    if not boundary or len(boundary) > 70:
-        refuse('its Content-Type names no boundary of 1 to 70 characters')
-    # Two more than files: what precedes the first boundary, and what follows the last.
-    parts = (b'\r\n' + body).split(b'\r\n--' + boundary.encode('latin-1', 'replace'), most + 2)
-    if len(parts) > most + 2:
-        raise Refusal('413 Content Too Large', f'at most {most} images at once')
-    if len(parts) < 2 or parts[-1][:2] != b'--':
-        refuse('it does not end with its boundary')
-    files = []
-    for part in parts[1:-1]:
-        head, blank, data = part.partition(b'\r\n\r\n')
-        if not blank or len(head) > LARGEST_PART_HEADER or not head.startswith(b'\r\n'):
-            refuse('a part has no headers')
-        name = header(head[2:].decode('utf-8', 'replace'), Message.get_filename)
-        if name is None:
-            refuse('a part is no file')
-        files.append((printable(name)[:200], data))
-    if not files:
-        refuse('it holds no files')
-    return files
+    try:
+        boundary = multipart.parse_options_header(content_type)[1].get('boundary', '')
+        if not 1 <= len(boundary) <= 70:
+            raise multipart.ParserError('its Content-Type names no boundary of 1 to 70 characters')
+        files = []
+        # No part goes to disk: the body, which is within its limit, is in memory already.
+        for part in multipart.MultipartParser(
+                io.BytesIO(body), boundary, len(body), strict=True, part_limit=most + 1,
+                headersize_limit=LARGEST_PART_HEADER, spool_limit=len(body),
+                memory_limit=len(body)):
+            if part.filename is None:
+                raise multipart.ParserError('a part is no file')
+            if len(files) == most:
+                raise Refusal('413 Content Too Large', f'at most {most} images at once')
+            files.append((printable(part.filename)[:200], part.raw))
+        if not files:
+            raise multipart.ParserError('it holds no files')
+        return files
+    except (multipart.MultipartError, ValueError) as error:
+        raise Refusal('400 Bad Request', f'the form cannot be read: {printable(str(error))}'
+                      ) from error
 
 
 def parse_options(arguments):
@@ -426,9 +416,11 @@ def parse_options(arguments):
 def main(arguments):
     options = parse_options(arguments)
     try:
+        from multipart import MultipartPart  # noqa: F401  # form_files uses that package
+
         from deploy import web
     except ImportError as error:
-        raise command.UsageError(f'tools/serve.py needs the package waitress ({error}): '
+        raise command.UsageError(f'tools/serve.py needs the package {error.name}: '
                                  'pip install -r requirements-deploy.txt') from error
     config = build.load_config(options.config, options.override)
     # Pillow warns of sizes that --max-pixels refuses; strangers must not be able to fill the log.

@@ -366,7 +366,8 @@ REQUESTS = {
     'a form with endless headers': (
         form_request(part('form-data; filename=' + 'y' * 9000) + b'--b--'), 400),
     'a form of too many images': (form_request(part() * 4 + b'--b--'), 413),
-    'a form of ten thousand parts': (form_request(b'--b\r\n' * 10_000 + b'--b--'), 413),
+    'a form of a thousand parts': (form_request(part() * 1000 + b'--b--'), 413),
+    'a form of ten thousand empty parts': (form_request(b'--b\r\n' * 10_000 + b'--b--'), 400),
     'a form of bad images': (form_request(part() * 3 + b'--b--'), 422),
     'another host': (request(host='evil.test', method='GET', path='/health'), 403),
     'a host that only begins well': (
@@ -417,6 +418,37 @@ def test_slow_and_lying_clients_are_cut_off_and_hold_up_nobody(strict):
     with socket.create_connection(('127.0.0.1', strict.port)) as connection:
         connection.sendall(request(KIND, 'Content-Length: 5000') + b'x')
     assert strict.ask('GET', '/health')[2]['waiting'] == 0
+
+
+@pytest.mark.parametrize('sent', [b'', b'POST /predict HT', request(KIND, 'Content-Length: 900')
+                                  + b'x'], ids=['idle', 'half a header', 'half a body'])
+def test_connections_that_send_no_whole_request_keep_nobody_out(service, sent):
+    """More of them than the service has threads, and for longer than a client waits."""
+    address = ('127.0.0.1', service.port)
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            connection = stack.enter_context(socket.create_connection(address, timeout=30))
+            connection.sendall(sent)
+        with socket.create_connection(address, timeout=10) as connection:    # of 20 to time out
+            connection.sendall(request(KIND, f'Content-Length: {len(JPEG)}') + JPEG)
+            assert connection.recv(1 << 16).startswith(b'HTTP/1.1 200 OK')
+
+
+def test_the_address_with_most_unfinished_connections_gives_way_and_nobody_else():
+    from deploy.web import make_room
+    closed = []
+
+    def channel(address, deadline, unfinished=True):
+        name = (address, deadline)
+        return SimpleNamespace(addr=(address, 1), deadline=deadline, unfinished=unfinished,
+                               handle_close=lambda: closed.append(name))
+
+    channels = [channel('a', 1), channel('b', 5), channel('b', 3), channel('b', 4),
+                channel('c', 0, False), channel('c', 2, False)]
+    make_room(channels)
+    assert closed == [('b', 3)]
+    make_room(channels[4:])    # all are at work
+    assert closed == [('b', 3)]
 
 
 def test_names_that_were_allowed_and_chunked_bodies_are_served(strict):

@@ -1,10 +1,11 @@
-"""Waitress as a small service wants it: one deadline a request, errors as JSON, a graceful end.
+"""Waitress for a small service: one deadline a request, room for all, errors as JSON, a clean end.
 
 Waitress parses and buffers requests in one thread, so that slow clients cost a socket and no
 thread, and calls the WSGI application in others. What is added here: its own time limit starts
-again with every byte, and one byte a minute would hold a connection for ever; its errors are plain
-text; it closes a connection while the client is still sending, who then never sees why; and it
-drops what was accepted when it ends.
+again with every byte, and one byte a minute would hold a connection for ever; connections that send
+nothing fill its limit, and nobody else is let in; its errors are plain text; it closes a connection
+while the client is still sending, who then never sees why; and it drops what was accepted when it
+ends.
 """
 
 import json
@@ -13,6 +14,7 @@ import math
 import select
 import socket
 import time
+from collections import Counter
 
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
@@ -22,6 +24,7 @@ from waitress.utilities import Error
 
 BACKLOG = 1024              # connections that the system holds until they are accepted
 LARGEST_HEADER = 16 << 10   # bytes of a request's first line and headers
+OTHER_SOCKETS = 2           # that waitress counts as connections: the listener and its own waker
 LINGER_SECONDS = 2          # for a client to read an answer to what it has not sent in full
 
 
@@ -67,6 +70,11 @@ class Channel(HTTPChannel):
         self.deadline = math.inf    # in the hands of the application, which has its own limit
         super().service()
 
+    @property
+    def unfinished(self):
+        """Whether the request has not arrived in full."""
+        return not self.requests and not self.answered
+
     def check_time(self, now):
         """Called by the thread that reads and writes; ends what takes too long."""
         if self.requests:
@@ -103,6 +111,18 @@ class Channel(HTTPChannel):
         return not self.lingering and super().writable()
 
 
+def make_room(channels):
+    """Close one connection whose request is unfinished: the oldest of the address with most such.
+
+    So connections that stay idle or send half of a request take only each other's places.
+    """
+    unfinished = [channel for channel in channels if channel.unfinished]
+    if unfinished:
+        count = Counter(channel.addr[0] for channel in unfinished)
+        max(unfinished, key=lambda channel: (count[channel.addr[0]], -channel.deadline)
+            ).handle_close()
+
+
 def listen(host, port):
     """A listening TCP socket.
 
@@ -136,7 +156,8 @@ def serve(application, listener, threads, most_bytes, seconds, stopped):
     sockets = {}
     server = create_server(
         application, map=sockets, sockets=[listener], threads=threads, backlog=BACKLOG,
-        connection_limit=threads, max_request_body_size=most_bytes + 1,
+        # make_room keeps to `threads`; where all of them work, the others wait in the backlog.
+        connection_limit=threads + OTHER_SOCKETS, max_request_body_size=most_bytes + 1,
         max_request_header_size=LARGEST_HEADER, ident='', log_socket_errors=False,
         # Its own clean-up stays out of the way, and no slow reader of an answer blocks a thread.
         channel_timeout=10 ** 9, outbuf_high_watermark=1 << 30)
@@ -146,6 +167,8 @@ def serve(application, listener, threads, most_bytes, seconds, stopped):
         wasyncore.loop(timeout=0.5, use_poll=True, map=sockets, count=1)
         for channel in list(server.active_channels.values()):
             channel.check_time(time.monotonic())
+        if len(server.active_channels) >= threads:
+            make_room(list(server.active_channels.values()))
 
     while not stopped():
         turn()
@@ -155,7 +178,7 @@ def serve(application, listener, threads, most_bytes, seconds, stopped):
         server.handle_accept()
     wasyncore.dispatcher.close(server)    # the listener only
     for channel in list(server.active_channels.values()):
-        if channel.request is None and not channel.requests and not channel.answered:
+        if channel.request is None and channel.unfinished:
             # Browsers keep spare connections; one that speaks now still has time to.
             channel.deadline = time.monotonic() + 1
     while server.active_channels:
