@@ -82,109 +82,28 @@ install() {
 }
 pip_install() { "$own" -m pip install --quiet --disable-pip-version-check "$@"; }
 
-# Leaves in $python an interpreter that has what is needed. $1 is "tests" where pytest is needed too.
+# Leaves in $python an interpreter that has what is needed. $1 is "tests" where pytest is needed too;
+# what follows is a Python command that must succeed before anything is installed.
 set_up() {
     own=$PWD/.venv/bin/python
     find_python
     if ! is_own && imports "$python" paddle; then
-        [[ ${1:-} != tests ]] || imports "$python" pytest ||
+        [[ $1 != tests ]] || imports "$python" pytest ||
             die "$python has Paddle but no pytest: $python -m pip install -r requirements-dev.txt"
         return
     fi
-    if ! is_complete "${1:-}"; then install "${1:-}"; fi
+    if ! is_complete "$1"; then
+        (($# == 1)) || "$python" "${@:2}" || exit
+        install "$1"
+    fi
     python=$own
 }
 
-# Sorts the command line into $gpus, $nproc, $restarts, $nnodes, $master, and $arguments, which go to
-# the program.
-read_arguments() {
-    local config=''
-    gpus='' nproc='' restarts=0 nnodes='' master='' arguments=(-c config/lit_data.yaml)
-    while (($#)); do
-        case $1 in
-            -h | --help)
-                sed -n '2,/^[^#]/s/^# \{0,1\}//p' "scripts/${0##*/}"
-                exit 0
-                ;;
-            --config=* | --gpus=* | --nproc=* | --restarts=* | --nnodes=* | --master=*)
-                set -- "${1%%=*}" "${1#*=}" "${@:2}"
-                continue
-                ;;
-            -c | --config | --gpus | --nproc | --restarts | --nnodes | --master)
-                [[ -n ${2:-} ]] || die "$1 needs a value."
-                case $1 in
-                    --gpus) gpus=$2 ;;
-                    --nproc) nproc=$2 ;;
-                    --restarts) restarts=$2 ;;
-                    --nnodes) nnodes=$2 ;;
-                    --master) master=$2 ;;
-                    *) set_config "$2" ;;
-                esac
-                shift 2
-                continue
-                ;;
-            -*) arguments+=("$1") ;;
-            *) if ((${#arguments[@]} == 2)) && [[ -z $config ]]; then set_config "$1"; else arguments+=("$1"); fi ;;
-        esac
-        shift
-    done
-    [[ -z $gpus || $gpus =~ ^[0-9]+(,[0-9]+)*$ ]] || die "--gpus takes numbers with commas between them (0,1,2,3), not '$gpus'."
-    [[ -z $nproc || $nproc =~ ^[1-9][0-9]*$ ]] || die "--nproc takes a number of processes, not '$nproc'."
-    [[ -z $gpus || -z $nproc ]] || die "give --gpus or --nproc, not both."
-    [[ $restarts =~ ^[0-9]+$ ]] || die "--restarts takes a number, not '$restarts'."
-    [[ -z $nnodes || $nnodes =~ ^[1-9][0-9]*$ ]] || die "--nnodes takes a number of machines, not '$nnodes'."
-    [[ ${nnodes:-1} == 1 || $master == *:* ]] || die "--nnodes $nnodes needs --master HOST:PORT, the same on every machine."
-}
-set_config() {
-    [[ -z $config ]] || die "two configs given: $config and $1."
-    config=$1 arguments[1]=$1
-}
-
-# Runs tools/NAME.py. Without --restarts it takes this shell's place, so that signals reach it and its
-# exit code is the script's.
-run() {
-    local launch=()
-    if [[ -n $gpus ]]; then
-        "$python" -c 'import sys, paddle; sys.exit(paddle.device.cuda.device_count() == 0)' 2>/dev/null ||
-            die "--gpus $gpus: Paddle sees no GPU here (no driver, or the CPU build). On a CPU use --nproc N."
-        if [[ $gpus == *,* || ${nnodes:-1} -gt 1 ]]; then launch=(--gpus "$gpus"); else export CUDA_VISIBLE_DEVICES=$gpus; fi
-    elif ((${nproc:-1} > 1 || ${nnodes:-1} > 1)); then
-        launch=(--nproc_per_node "${nproc:-1}")
-    fi
-    if ((${nnodes:-1} > 1)); then launch+=(--nnodes "$nnodes" --master "$master"); fi
-    local program=("$python" "$1" "${arguments[@]}")
-    if ((${#launch[@]} > 0)); then
-        # A directory of its own for each run, because launch appends to what it finds.
-        # -u: it copies the first process's output to a pipe only when its buffer is full.
-        local logs
-        logs=log/launch/$(date +%Y%m%d-%H%M%S)-$$
-        say "Each process writes to $logs/workerlog.N; this is the first one's output."
-        program=("$python" -u tools/launch.py "${launch[@]}" \
-            --log_level ERROR --log_dir "$logs" "$1" "${arguments[@]}")
-    fi
-    if ((restarts == 0)); then exec "${program[@]}"; fi
-    run_again "${program[@]}"
-}
-
-# Runs a command, and again after a failure, up to $restarts times. Not after wrong input (2), after
-# having stopped on request (75), or when a signal asked this script itself to stop.
-run_again() {
-    local code attempt=0 asked='' interrupted
-    while true; do
-        "$@" &
-        trap "asked=1 interrupted=1; kill -TERM $! 2>/dev/null" TERM INT
-        trap "asked=1 interrupted=1; kill -USR1 $! 2>/dev/null" USR1
-        # A signal ends the wait before the command has ended, so that it is waited for once more.
-        while true; do
-            code=0 interrupted=''
-            wait $! || code=$?
-            [[ -n $interrupted ]] || break
-        done
-        if ((code == 0 || code == 2 || code == 75)) || [[ -n $asked ]] || ((attempt == restarts)); then
-            exit "$code"
-        fi
-        attempt=$((attempt + 1))
-        say "Ended with exit code $code: starting again from the last checkpoint, $attempt of $restarts."
+# Says what the script's first comment says, where the command line asks for it.
+show_help() {
+    local argument
+    for argument; do
+        [[ $argument != -h && $argument != --help ]] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "scripts/${0##*/}"; exit 0; }
     done
 }
 

@@ -12,13 +12,13 @@
 # Everything else goes to tools/train.py, whose own --help lists it. Paths are taken from the
 # repository's root. PYTHON=/path/to/python chooses the interpreter.
 #
-# The exit code is that of tools/train.py (2: wrong input). With several processes it is 0 only if all
-# succeed, and else that of the lowest-numbered one: its own, or 241 if it was stopped because
-# another had failed. log/launch/ keeps the output of each.
+# The exit code is that of tools/train.py (2: wrong input, 75: stopped and saved, 130: interrupted).
+# With several processes it is 0 only if all succeed, and else that of the one that failed first (1
+# if a signal killed it). log/launch/ keeps the output of each.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
-read_arguments "$@"
-set_up
+show_help "$@"
 # Started again, it goes on where it stopped; -o TRAIN.RESUME=false starts afresh.
-arguments=("${arguments[@]:0:2}" -o TRAIN.RESUME=auto "${arguments[@]:2}")
-run tools/train.py
+launch=(tools/launch.py tools/train.py --default TRAIN.RESUME=auto)
+set_up program "${launch[@]}" --check "$@"
+exec "$python" "${launch[@]}" "$@"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Validates: sets up Python and Paddle where they are missing, then runs tools/val.py.
 #
-#     bash scripts/val.sh [CONFIG] [--weights FILE] [--gpus 0,1,2,3 | --nproc N] [-o SECTION.KEY=VALUE ...]
+#     bash scripts/val.sh [CONFIG] [--weights FILE] [--gpus 0,1,2,3 | --nproc N]
+#         [-o SECTION.KEY=VALUE ...]
 #
 # CONFIG            a YAML file, also as -c FILE (default: config/lit_data.yaml)
 # --gpus 0,1,2,3    one process per GPU
@@ -9,11 +10,11 @@
 # Everything else goes to tools/val.py, whose own --help lists it. Paths are taken from the
 # repository's root. PYTHON=/path/to/python chooses the interpreter.
 #
-# The exit code is that of tools/val.py (2: wrong input). With several processes it is 0 only if all
-# succeed, and else that of the lowest-numbered one: its own, or 241 if it was stopped because
-# another had failed. log/launch/ keeps the output of each.
+# The exit code is that of tools/val.py (2: wrong input, 75: stopped, 130: interrupted). With several
+# processes it is 0 only if all succeed, and else that of the one that failed first (1 if a signal
+# killed it). log/launch/ keeps the output of each.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
-read_arguments "$@"
-set_up
-run tools/val.py
+show_help "$@"
+set_up program tools/launch.py tools/val.py --check "$@"
+exec "$python" tools/launch.py tools/val.py "$@"

@@ -323,12 +323,12 @@ class Case:
 
     def command(self, overrides=()):
         processes, own = RUNS[self.kind]
-        start = [sys.executable]
+        start = [sys.executable, 'tools/train.py']
         if processes > 1:
-            start += ['tools/launch.py', '--nproc_per_node', str(processes), '--log_level', 'ERROR',
-                      '--log_dir', str(self.folder / 'launch')]
+            start[1:] = ['tools/launch.py', 'tools/train.py', '--nproc', str(processes),
+                         '--logs', str(self.folder / 'launch')]
         fast = [f'{key}={value}' for key, value in LASTING.items() if key in configuration.KEYS]
-        return [*start, 'tools/train.py', '-c', str(self.recipe), '-o',
+        return [*start, '-c', str(self.recipe), '-o',
                 f'TRAIN.OUTPUT_DIR={self.run}', 'TRAIN.RESUME=auto', *own, *fast, *overrides]
 
     @property

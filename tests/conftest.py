@@ -1,5 +1,6 @@
 """What every test needs: `tools/` on the path, and a process prepared as that of a command."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tests')]
 from system import start
 
 start.prepare()
+signal.signal(signal.SIGINT, signal.default_int_handler)    # pytest ends in its own way
 
 
 @pytest.fixture(scope='module')

@@ -466,9 +466,9 @@ def test_a_worker_killed_from_outside_ends_training(data, tmp_path, number):
 
 def test_a_worker_killed_in_one_of_two_processes_ends_both(data, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, 'tools/launch.py', '--nproc_per_node', '2', '--log_level', 'ERROR',
-         '--log_dir', str(tmp_path / 'log'),
-         *map(str, train(data, tmp_path / 'run', 'SCHEDULER.NUM_EPOCHS=10000'))],
+        [sys.executable, 'tools/launch.py',
+         *map(str, train(data, tmp_path / 'run', 'SCHEDULER.NUM_EPOCHS=10000')),
+         '--nproc', '2', '--logs', str(tmp_path / 'log')],
         stdout=subprocess.DEVNULL, stderr=open(tmp_path / 'stderr', 'w'), cwd=ROOT)
     log = tmp_path / 'run' / 'train.log'
     try:

@@ -1,6 +1,6 @@
 """Takes a training run's first steps on one process or several, and saves averages and gradients.
 
-    python [tools/launch.py --nproc_per_node 2] tests/support/ema_ranks.py OUT KEY=VALUE ...
+    python [tools/launch.py] tests/support/ema_ranks.py [--nproc 2 --] OUT KEY=VALUE ...
 
 Run by test_ema.py. Without dropout, so that a global batch means the same for any number of
 processes. Saved by each process: `alone/NAME`, the gradients before the last batch of the first

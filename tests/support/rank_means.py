@@ -1,6 +1,6 @@
 """Trains an epoch and saves what this process alone counted: (loss sum, correct, images) a step.
 
-    python tools/launch.py --nproc_per_node 2 tests/support/rank_means.py RECIPE FOLDER
+    python tools/launch.py tests/support/rank_means.py --nproc 2 -- RECIPE FOLDER
 
 Run by test_processes.py.
 """

@@ -42,12 +42,12 @@ def write_recipe(folder):
 
 
 def command(recipe, folder, *overrides, processes=1, force=False):
-    start = [sys.executable]
+    start = [sys.executable, 'tools/train.py']
     if processes > 1:
-        start += ['tools/launch.py', '--nproc_per_node', str(processes),
-                  '--log_level', 'ERROR', '--log_dir', f'{folder}.launch']
+        start[1:] = ['tools/launch.py', 'tools/train.py', '--nproc', str(processes),
+                     '--logs', f'{folder}.launch']
         overrides = ('TRAIN.TRAIN_BATCH_SIZE=4', *overrides)
-    return [*start, 'tools/train.py', '-c', str(recipe), *(['--force'] if force else []), '-o',
+    return [*start, '-c', str(recipe), *(['--force'] if force else []), '-o',
             f'TRAIN.OUTPUT_DIR={folder}', 'TRAIN.RESUME=auto', *overrides]
 
 

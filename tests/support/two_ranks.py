@@ -1,6 +1,6 @@
 """Trains 20 steps without dropout, on one process or several, and saves the weights.
 
-    python [tools/launch.py --nproc_per_node 2] tests/support/two_ranks.py OUT BATCH_SIZE
+    python [tools/launch.py] tests/support/two_ranks.py [--nproc 2 --] OUT BATCH_SIZE
 
 Run by test_processes.py; every global batch is the same for any number of processes.
 """

@@ -99,9 +99,9 @@ def test_wrong_input_is_told_once(recipe, tmp_path):
 
 def test_the_log_holds_means_over_all_processes(recipe, tmp_path):
     """Recomputed from what each process counted by itself."""
-    subprocess.run([sys.executable, 'tools/launch.py', '--nproc_per_node', '2', '--log_level',
-                    'ERROR', '--log_dir', tmp_path / 'launch', 'tests/support/rank_means.py',
-                    recipe, tmp_path], cwd=ROOT, check=True, timeout=200)
+    subprocess.run([sys.executable, 'tools/launch.py', 'tests/support/rank_means.py', '--nproc',
+                    '2', '--logs', tmp_path / 'launch', '--', recipe, tmp_path], cwd=ROOT,
+                   check=True, timeout=200)
     one, two = (np.load(tmp_path / f'{rank}.npy') for rank in (0, 1))    # (steps, 3)
     assert one.shape == two.shape == (13, 3) and not np.array_equal(one, two)
     loss, correct, images = (one + two).cumsum(axis=0).T

@@ -6,14 +6,17 @@ its line begins with by `kind`.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import signal
 import sys
 import traceback
 
+from system import start
+
 # How the line begins on which a command ends early.
-LAST_WORDS = re.compile(r'(error|failed|stopped|interrupted)\b')
+LAST_LINE = re.compile(r'(error|failed|stopped|interrupted)\b')
 SECONDS_TO_LEAVE = 10    # for a process of several; Paddle may wait for one that is gone
 
 
@@ -21,6 +24,10 @@ class UsageError(ValueError):
     """A command line that makes no sense."""
 
     exit_code = 2
+
+
+class AskedToStop(BaseException):
+    """SIGTERM or SIGUSR1, as KeyboardInterrupt is SIGINT: no `except Exception` may swallow it."""
 
 
 def parser(doc):
@@ -34,25 +41,50 @@ def parser(doc):
 def run(main, arguments=None):
     """Run `main(arguments)` and leave the process with its exit code.
 
-    An exception becomes one line on stderr; its traceback is shown only with --debug.
+    An exception becomes one line on stderr; its traceback is shown only with --debug. So does a
+    signal to stop, unless `main` handles it. Where nobody reads stdout any more, the command ends
+    silently with 1.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    line, code = '', 1
     try:
+        start.on_stop_signals(_raise)
         code = main(arguments) or 0
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        code = 130
-    except BrokenPipeError:    # the reader of our output, `head` for one, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        sys.stdout.flush()
+    except SystemExit as error:    # of argparse
+        code = error.code
+    except (KeyboardInterrupt, AskedToStop) as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        line, code = start.reason(number), start.exit_code(number)
     except Exception as error:
-        if '--debug' in arguments:
-            traceback.print_exc()
-        code = getattr(error, 'exit_code', 1)
-        said = ' '.join(str(error).split()) or 'no message'
-        kind = 'error' if code == 2 else getattr(error, 'kind', f'failed: {type(error).__name__}')
-        print(f'{kind}: {said}', file=sys.stderr)
+        if not (isinstance(error, BrokenPipeError) and is_unread(sys.stdout)):
+            if '--debug' in arguments:
+                traceback.print_exc()
+            code = getattr(error, 'exit_code', 1)
+            kind = 'error' if code == 2 else getattr(error, 'kind',
+                                                     f'failed: {type(error).__name__}')
+            line = f'{kind}: {" ".join(str(error).split()) or "no message"}'
+    start.on_stop_signals(lambda *_: os._exit(code))    # it leaves already
+    if line:
+        with contextlib.suppress(OSError, ValueError):    # nobody listens
+            print(line, file=sys.stderr, flush=True)
+    if is_unread(sys.stdout):    # Python would complain as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if code and 'PADDLE_TRAINER_ID' in os.environ:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)    # which kills
         signal.alarm(SECONDS_TO_LEAVE)
     sys.exit(code)
+
+
+def is_unread(stream):
+    """Whether what was printed can't be written: the reader has left, or a disk is full."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _raise(number, _frame):
+    start.on_stop_signals(signal.SIG_IGN)    # one is enough, until run() has said so
+    raise KeyboardInterrupt if number == signal.SIGINT else AskedToStop(number)

@@ -1,10 +1,20 @@
 """Processes: the same calls work with one process and with many (one a card)."""
 
 import itertools
+import pickle
 import signal
 
+import numpy as np
 import paddle
 import paddle.distributed as dist
+
+from system import paddle_private
+
+PIECE = 16 << 20    # bytes that a collective moves at most; gloo allows each 30 seconds
+
+
+class DisagreementError(RuntimeError):
+    """Processes that are not at the same point of the same run."""
 
 
 def init():
@@ -70,6 +80,61 @@ def any_of(*wishes):
     return tuple(total > 0 for total in all_reduce_sum(wishes))
 
 
+def share(value):
+    """The main process's value, given to every process; theirs are ignored.
+
+    Large arrays, a checkpoint's for one, go in pieces, so that none meets gloo's limit of 30
+    seconds, and the main process may have taken any time to get the value.
+
+    Args:
+        value: anything that pickle can store.
+
+    Returns:
+        The same object in the main process, and an equal one in the others.
+    """
+    if world_size() == 1:
+        return value
+    wait_for_all()
+    parts, buffers = [], []
+    if is_main():
+        data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        views = [memoryview(data), *(buffer.raw() for buffer in buffers)]
+        parts = [np.ndarray(len(view), np.uint8, view) for view in views]
+    sizes = np.array([len(part) for part in parts], np.int64)
+    count = _broadcast(np.array([len(sizes)]))[0]
+    sizes = _broadcast(sizes if is_main() else np.zeros(count, np.int64))
+    if not is_main():
+        parts = [np.empty(size, np.uint8) for size in sizes]
+    for part in parts:
+        for first in range(0, len(part), PIECE):
+            received = _broadcast(part[first:first + PIECE])
+            if not is_main():
+                part[first:first + PIECE] = received
+    return value if is_main() else pickle.loads(parts[0].tobytes(), buffers=parts[1:])
+
+
+def _broadcast(array):
+    tensor = paddle.to_tensor(array)
+    dist.broadcast(tensor, src=0)
+    return tensor.numpy()
+
+
+def agree(**values):
+    """Check that all processes have the same values, before they work together.
+
+    Args:
+        **values: numbers or texts, by the name that a message calls them.
+
+    Raises:
+        DisagreementError: on every process, with each one's values.
+    """
+    found = gather_objects(values)
+    if any(other != values for other in found):
+        raise DisagreementError('the processes disagree: ' + '; '.join(
+            f'rank {number}: ' + ', '.join(f'{name} {value}' for name, value in other.items())
+            for number, other in enumerate(found)))
+
+
 _meetings = itertools.count()
 
 
@@ -82,7 +147,9 @@ def wait_for_all():
     """
     if world_size() == 1:
         return
-    store = paddle.base.core.create_or_get_global_tcp_store()
+    store = paddle_private.global_store()
+    if store is None:
+        return dist.barrier()
     meeting = next(_meetings)
     # A signal would break off what the store is reading; it waits until all are here.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -1,4 +1,4 @@
-"""How a command's process starts: threads, BLAS, memory, warnings, and the tie to the launcher.
+"""How a command's process starts: signals, threads, BLAS, memory, and the tie to the launcher.
 
 Importing this changes nothing; every command calls `prepare()` before it imports Paddle, which
 reads what is set here.
@@ -7,16 +7,24 @@ Paddle computes on one thread unless OMP_NUM_THREADS says otherwise. On an AMD p
 takes a slow path unless MKL_DEBUG_CPU_TYPE names a better one: AVX-512, where there is that, is
 twice as fast as AVX2. A variable that is set already is left alone. And every operation allocates
 its result anew: memory that glibc gives back to the system comes back page by page, cleared.
+
+A signal to stop ends a command in one line, with exit code 75 (SIGTERM, SIGUSR1) or 130 (SIGINT),
+also in the seconds that Paddle's import takes: until command.run() nothing has begun, and the
+process ends at once; then an exception ends it (or, in training, a step and a checkpoint).
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import warnings
 
+from system import paddle_private
+
 PR_SET_PDEATHSIG = 1    # linux/prctl.h
 LAUNCHER = 'T2T_LAUNCHER_PID'
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 MKL_AVX2, MKL_AVX512 = '5', '7'
 AVX512 = {'avx512f', 'avx512dq', 'avx512bw', 'avx512vl'}    # what MKL's code for it uses
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                  # of malloc.h
@@ -29,6 +37,7 @@ def prepare():
     global _chosen_threads
     if _chosen_threads is not None:    # by a command that this one imports
         return
+    prepare_signals()
     follow_launcher()
     # Paddle sets this variable to 1 on import, and complains on stderr of a larger one.
     _chosen_threads = os.environ.get('OMP_NUM_THREADS', '')
@@ -52,11 +61,48 @@ def prepare():
 
     from PIL import Image  # noqa: F401
 
+    # Paddle's own handler of SIGTERM, which prints a native trace, takes the place of ours.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     # isort: split
-    import paddle
+    import paddle  # noqa: F401
 
+    on_stop_signals(_leave)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if not _chosen_threads:
-        paddle.base.core.set_num_threads(threads())
+        paddle_private.set_num_threads(threads())
+
+
+def prepare_signals():
+    """Have a signal to stop end this process at once, in one line; open streams that are closed."""
+    on_stop_signals(_leave)
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:    # started with `>&-`: the next file to be opened would be taken for it
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, 'w' if number else 'r', closefd=False))
+
+
+def on_stop_signals(handler):
+    """Give SIGTERM, SIGINT and SIGUSR1 a handler."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, handler)
+
+
+def exit_code(number):
+    """The exit code of a process that a signal asked to stop."""
+    return 130 if number == signal.SIGINT else 75
+
+
+def reason(number):
+    """The last line of a process that a signal asked to stop."""
+    return 'interrupted' if number == signal.SIGINT else f'stopped: {signal.Signals(number).name}'
+
+
+def _leave(number, _frame):
+    with contextlib.suppress(OSError):    # nobody listens
+        os.write(2, f'{reason(number)}\n'.encode())
+    os._exit(exit_code(number))
 
 
 def follow_launcher():
@@ -65,7 +111,7 @@ def follow_launcher():
     To be called before the seconds that Paddle's import takes: a launcher that is killed in those
     would leave processes behind that nobody knows of, and that go on to train.
     """
-    if 'PADDLE_TRAINER_ID' not in os.environ:
+    if 'PADDLE_TRAINER_ID' not in os.environ and LAUNCHER not in os.environ:
         return
     # SIGKILL, because a process that is stopped or stuck reacts to no other.
     follow_parent(signal.SIGKILL)
