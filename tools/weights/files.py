@@ -208,6 +208,7 @@ def _read_safetensors(path, content):
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise Damaged(shown(str(error), 200)) from error
+    # The library itself would copy the whole file, and gives no bfloat16 to numpy.
     header, data = json.loads(bytes(content[8:8 + length])), content[8 + length:]
     state = {}
     for name, tensor in header.items():
