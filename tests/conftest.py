@@ -20,3 +20,11 @@ def recipe(tmp_path_factory):
     """The path of a small training recipe, with all that makes resuming hard."""
     from support.runs import write_recipe
     return write_recipe(tmp_path_factory.mktemp('recipe'))
+
+
+@pytest.fixture(params=['pillow', 'opencv'])
+def decoder(request):
+    """Each decoder in turn; OpenCV's only where it is installed."""
+    if request.param == 'opencv':
+        pytest.importorskip('cv2')
+    return request.param

@@ -262,13 +262,14 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, split
     # A class that validation lacks must not shift the numbers of the others.
     classes = None if split == 'train' or list_file else training_classes(config)
     found = sources.find_images(folder, project_path(list_file) if list_file else None,
-                                class_ids(config), config.MODEL.NUM_CLASSES, split, classes)
-    images = ImageDataset(found.samples, transform, config.DATA.DECODER,
-                                  config.TRAIN.SEED, folder, bad_images, found.pixels)
+                                class_ids=class_ids(config), num_classes=config.MODEL.NUM_CLASSES,
+                                split=split, classes=classes)
+    images = ImageDataset(found.samples, transform, config.DATA.DECODER, config.TRAIN.SEED, folder,
+                          bad_images, found.opener)
     sampler = EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         seed=config.TRAIN.SEED, **order)
-    return Loader(images, sampler, num_workers, config.DATA.SHARED_MEMORY)
+    return Loader(images, sampler, num_workers, config.TRAIN.LOADER_TIMEOUT)
 
 
 def batch_transform(config):

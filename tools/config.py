@@ -99,6 +99,9 @@ class Train:
         64, 'validation images a step on each card', low=1, used='build.eval_loader', free=True)
     VAL_NUM_WORKS: int = option(
         4, 'loader processes a card in validation', low=0, used='build.eval_loader', free=True)
+    LOADER_TIMEOUT: float = option(
+        300.0, 'seconds that a loader process may take for one image before the run saves and '
+        'ends; 0: no limit', low=0, used='build.train_loader', free=True)
     SEED: int = option(
         0, 'seed of weights, order, augmentation and dropout',
         low=0, high=2 ** 31 - 1, used='build.train_loader')
@@ -222,9 +225,6 @@ class Data:
     CLASS_NAMES: str = option(
         '', 'file of class names, one a line; empty: folder names, or config/imagenet_classes.txt '
         'for 1000 classes', used='build.class_names', free=True)
-    SHARED_MEMORY: bool = option(
-        True, 'loader processes hand batches over in /dev/shm',
-        used='build.train_loader', free=True)
 
 
 @dataclass
@@ -340,7 +340,7 @@ class Config(Settings):
 
 # Keys of earlier versions, and what the program does now: files and checkpoints that say so may
 # go on naming them.
-REMOVED = {}
+REMOVED = {'DATA.SHARED_MEMORY': True}
 KEYS = keys_of(Config)
 DEFAULTS = {**REMOVED, **{name: default_of(key) for name, key in KEYS.items()}}
 FREE_KEYS = {name for name, key in KEYS.items() if key.metadata['free']}

@@ -5,7 +5,14 @@ from paddle.io import Dataset, DistributedBatchSampler
 from PIL import Image
 
 from data import DataError
-from data.decode import ImageError, decode_image, import_opencv, name_bad_images, printable
+from data.decode import (
+    ImageError,
+    decode_bytes,
+    decode_image,
+    import_opencv,
+    name_bad_images,
+    printable,
+)
 
 
 class ImageDataset(Dataset):
@@ -19,7 +26,7 @@ class ImageDataset(Dataset):
     it had never stopped.
 
     Args:
-        samples: a list of (path, label), or of (name, label) with pixels.
+        samples: a list of (path, label), or with an opener of (name, label).
         transform: called with a PIL RGB image and a numpy Generator.
         decoder: 'pillow' or 'opencv'.
         seed: an int, not negative.
@@ -28,15 +35,15 @@ class ImageDataset(Dataset):
             'replace' takes the next image of the same class in the order of samples, beginning
             anew at their end. 'blank' gives an image of zeros with the label -1, so that a batch
             keeps its size and order.
-        pixels: uint8 [N, H, W, 3], images that lie in memory in the order of samples; nothing is
-            read from disk then. Worker processes share it with their parent.
+        opener: where images are no files of their own (data.images.Images): called with an index,
+            it returns pixels, uint8 [H, W, 3], or the bytes of an image file.
 
     Raises:
         DataError: if there is no such decoder.
     """
 
     def __init__(self, samples, transform, decoder='pillow', seed=0, root=None,
-                 bad_images='raise', pixels=None):
+                 bad_images='raise', opener=None):
         super().__init__()
         import_opencv(decoder)    # raises now what would otherwise stop the first image
         choices = ('raise', 'replace', 'blank')
@@ -48,7 +55,7 @@ class ImageDataset(Dataset):
         self.seed = seed
         self.root = root
         self.bad_images = bad_images
-        self.pixels = pixels
+        self.opener = opener
 
     def __getitem__(self, key):
         """Return the image [3, H, W] and its label, int64, of a key.
@@ -87,11 +94,15 @@ class ImageDataset(Dataset):
         """The image of a sample as it is stored, a PIL image of mode RGB.
 
         Raises:
-            ImageError: if its file cannot be read.
+            ImageError: if it cannot be read.
         """
-        if self.pixels is not None:
-            return Image.fromarray(self.pixels[index])
-        return decode_image(self.samples[index][0], self.decoder, self.root)
+        name = self.samples[index][0]
+        if self.opener is None:
+            return decode_image(name, self.decoder, self.root)
+        found = self.opener(index)
+        if isinstance(found, np.ndarray):
+            return Image.fromarray(found)
+        return decode_bytes(found, name, self.decoder)
 
     def _candidates(self, index):
         """The samples to try for a sample, itself first."""

@@ -29,7 +29,6 @@ import build
 import config as configuration
 from data import DataError
 from data.decode import name_bad_images
-from data.loader import LoaderError
 from data.sources import label_warnings
 from recipe.loss import labels_of, logits_of
 from recipe.optimizer import clip_gradients
@@ -211,17 +210,6 @@ class Run:
             Stopped: saved, because that was asked for.
             LoaderError, TrainingError, DataError: what ended the run.
         """
-        try:
-            return self.train_epochs()
-        except LoaderError:
-            raise
-        except Exception as error:
-            obituary = self.train_loader.obituary(error)
-            if obituary is None:
-                raise
-            raise LoaderError(obituary) from error
-
-    def train_epochs(self):
         epochs, scores = self.config.SCHEDULER.NUM_EPOCHS, None
         limit = self.config.TRAIN.TIME_LIMIT_HOURS
         with StopRequest(limit, STARTED) as self.stop_request:

@@ -1,9 +1,13 @@
 """Where do images come from?
 
-    sources       which images there are, and what they are
+    sources       which images there are, and what they are: the list of all forms of data
+    images        what a form of data is asked for, and what it answers
+    folders       a form: files in a list, in class folders, or with the class in their name
+    cifar         a form: CIFAR-10 and CIFAR-100
     decode        image files to pixels
     transforms    crop, resize, flip, normalise
-    loader        batches, read by worker processes
+    loader        batches, in the order of a sampler
+    workers       processes that read them
 """
 
 

@@ -1,0 +1,399 @@
+"""Loaders that hang, or leave processes or memory behind; batches that depend on the workers."""
+
+import contextlib
+import faulthandler
+import gc
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+from PIL import Image
+from support.pictures import write_jpegs
+from support.processes import children_of, gone, state_of_process, wait_until
+
+from data.decode import ImageError
+from data.loader import Loader, LoaderError
+from data.transforms import EvalTransform, TrainTransform
+from dataset import EpochBatchSampler, ImageDataset
+from system import command
+
+pytestmark = pytest.mark.usefixtures('no_hang')
+
+
+@pytest.fixture
+def no_hang():
+    """End the test run with a traceback where a loader hangs."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def workers():
+    return children_of(os.getpid())
+
+
+@pytest.fixture
+def samples(tmp_path):
+    return write_jpegs(tmp_path, 18)
+
+
+def loader_of(samples, num_workers, rank=0, world=1, **options):
+    images = ImageDataset(samples, TrainTransform(24), seed=7)
+    sampler = EpochBatchSampler(images, 4, world, rank, shuffle=True, seed=7, **options)
+    return Loader(images, sampler, num_workers)
+
+
+def epoch_of(loader, epoch, start_batch=0):
+    loader.batch_sampler.set_epoch(epoch, start_batch)
+    return [(images.numpy(), labels.numpy()) for images, labels in loader]
+
+
+def by_label(batches):
+    return {int(label): image.tobytes()
+            for images, labels in batches for image, label in zip(images, labels)}
+
+
+# ---- what comes out
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_batches(samples, num_workers):
+    loader = loader_of(samples, num_workers)
+    assert len(loader) == 5
+    for number, (images, labels) in enumerate(loader):
+        size = 4 if number < 4 else 2
+        assert isinstance(images, paddle.Tensor) and isinstance(labels, paddle.Tensor)
+        assert tuple(images.shape) == (size, 3, 24, 24) and images.dtype == paddle.uint8
+        assert tuple(labels.shape) == (size,) and labels.dtype == paddle.int64
+    assert number == 4
+
+
+def test_workers_do_not_change_anything(samples):
+    for epoch in (0, 1):
+        expected = epoch_of(loader_of(samples, 0), epoch)
+        for num_workers in (1, 2, 7):
+            found = epoch_of(loader_of(samples, num_workers), epoch)
+            for one, other in zip(expected, found):
+                np.testing.assert_array_equal(one[0], other[0])
+                np.testing.assert_array_equal(one[1], other[1])
+            assert len(found) == len(expected)
+
+
+def test_batches_that_are_kept_stay_as_they_are(samples):
+    """Their memory is used again only after they were copied."""
+    expected = by_label(epoch_of(loader_of(samples, 0), 0))
+    kept = list(loader_of(samples, 1))
+    assert by_label([(images.numpy(), labels.numpy()) for images, labels in kept]) == expected
+
+
+def test_ranks_do_not_change_anything(samples):
+    one = by_label(epoch_of(loader_of(samples, 0), 3))
+    two = by_label(epoch_of(loader_of(samples, 2, 0, 2), 3) + epoch_of(loader_of(samples, 2, 1, 2),
+                                                                       3))
+    assert one == two and len(one) == 18
+
+
+def test_every_epoch_draws_anew_and_the_same_again(samples):
+    loader = loader_of(samples, 2)
+    first, second, again = (by_label(epoch_of(loader, epoch)) for epoch in (0, 1, 0))
+    assert first == again
+    assert all(first[label] != second[label] for label in range(18))
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_repetitions_of_an_image_reach_the_workers(samples, num_workers):
+    loader = loader_of(samples, num_workers, repeats=3)
+    keys = [key for batch in loader.batch_sampler for key in batch]
+    images = np.concatenate([images for images, _ in epoch_of(loader, 0)])
+    for key, image in zip(keys, images):
+        np.testing.assert_array_equal(image, loader.dataset[key][0])
+    assert len({image.tobytes() for image in images}) == len(keys) == 18
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_resume_in_the_middle(samples, num_workers):
+    loader = loader_of(samples, num_workers)
+    whole = epoch_of(loader, 1)
+    rest = epoch_of(loader, 1, start_batch=3)
+    assert [labels.tolist() for _, labels in rest] == [b[1].tolist() for b in whole[3:]]
+    np.testing.assert_array_equal(rest[0][0], whole[3][0])
+    assert epoch_of(loader, 1, start_batch=5) == []
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_a_transform_that_breaks_its_promise_is_an_error(samples, num_workers):
+    class OfFloats(TrainTransform):
+        def __call__(self, image, rng):
+            return super().__call__(image, rng) / 2    # dtype still says uint8
+
+    loader = loader_of(samples, num_workers)
+    loader.dataset.transform = OfFloats(24)
+    with pytest.raises(LoaderError, match=r'failed on .*\.jpg: TypeError'):
+        list(loader)
+
+
+# ---- what is left behind
+
+def test_leaving_early_ends_the_workers(samples):
+    for _ in loader_of(samples, 2):
+        assert len(workers()) == 2
+        break
+    assert workers() == []
+    assert len(epoch_of(loader_of(samples, 2), 0)) == 5
+    assert workers() == []
+
+
+def test_descriptors_and_memory_are_given_back(samples):
+    def left():
+        gc.collect()
+        maps = Path('/proc/self/maps').read_text()
+        return len(os.listdir('/proc/self/fd')), maps.count('/dev/zero (deleted)')
+
+    loader = loader_of(samples, 3)
+    epoch_of(loader, 0)
+    before = left()
+    for epoch in range(3):
+        epoch_of(loader, epoch)
+        next(iter(loader))
+    assert left() == before
+
+
+def test_nothing_is_needed_in_dev_shm(samples):
+    """Training and validation together, where every file system may be full."""
+    before = set(os.listdir('/dev/shm'))
+    training, validation = iter(loader_of(samples, 2)), iter(loader_of(samples, 2))
+    for _ in zip(training, validation):
+        assert set(os.listdir('/dev/shm')) == before
+
+
+def test_workers_run_beside_a_dev_shm_of_one_page(samples):
+    """As in a container with --shm-size 4k, measured where user namespaces are allowed."""
+    script = 'mount -t tmpfs -o size=4k tmpfs /dev/shm && exec "$@"'
+    inside = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c', script, 'sh']
+    if not shutil.which('unshare') or subprocess.run([*inside, 'true'], capture_output=True
+                                                     ).returncode:
+        pytest.skip('no file system can be mounted here')
+    done = subprocess.run(
+        [*inside, sys.executable, '-c', ONE_EPOCH, str(Path(samples[0][0]).parent)],
+        capture_output=True, text=True, cwd=ROOT / 'tools', timeout=60)
+    assert done.stdout.split() == ['18'], done.stderr
+
+
+COMMON = """
+import os, sys
+from data.loader import Loader
+from data.transforms import TrainTransform
+from dataset import EpochBatchSampler, ImageDataset
+"""
+ONE_EPOCH = COMMON + """
+images = ImageDataset([(f'{sys.argv[1]}/{n}.jpg', n) for n in range(18)], TrainTransform(24))
+print(sum(len(labels) for _, labels in Loader(images, EpochBatchSampler(images, 4, 1, 0), 2)))
+"""
+WAITING = COMMON + """
+import time
+images = ImageDataset([(f'{sys.argv[1]}/{n % 18}.jpg', n) for n in range(4000)], TrainTransform(24))
+for batch in Loader(images, EpochBatchSampler(images, 4, 1, 0), 2):
+    with open(f'/proc/self/task/{os.getpid()}/children') as children:
+        print(children.read(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_leave_inherited_garbage_alone(samples, tmp_path):
+    parent = os.getpid()
+
+    class Garbage:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            if os.getpid() != parent:
+                (tmp_path / 'collected in a worker').touch()
+
+    class CollectingTransform(TrainTransform):
+        def __call__(self, image, rng):
+            gc.collect()
+            return super().__call__(image, rng)
+
+    loader = loader_of(samples, 2)
+    loader.dataset.transform = CollectingTransform(24)
+    gc.disable()
+    Garbage()
+    batches = epoch_of(loader, 0)
+    gc.enable()
+    assert len(batches) == 5 and gc.get_freeze_count() == 0
+    assert not (tmp_path / 'collected in a worker').exists()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_to_the_whole_job_are_left_to_the_parent(samples, number):
+    seen = 0
+    for batch, (images, _) in enumerate(loader_of(samples * 10, 2)):
+        seen += len(images)
+        if batch == 1:
+            for worker in workers():
+                os.kill(worker, number)
+    assert seen == 180
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux tells of a parent that died')
+@pytest.mark.parametrize('stopped', [False, True])
+def test_workers_end_with_their_parent_even_when_they_are_stopped(samples, stopped):
+    parent = subprocess.Popen([sys.executable, '-c', WAITING, str(Path(samples[0][0]).parent)],
+                              stdout=subprocess.PIPE, text=True, cwd=ROOT / 'tools')
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2 and all(map(state_of_process, pids))
+    if stopped:
+        os.kill(pids[0], signal.SIGSTOP)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert gone(pids)
+
+
+# ---- errors
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_a_faulty_image_is_named(samples, tmp_path, num_workers):
+    path = tmp_path / 'kätzchen\udcff.jpg'    # no valid UTF-8, as old archives hold
+    path.write_bytes(b'no image')
+    samples[5] = (str(path), 5)
+    loader = loader_of(samples, num_workers)
+    for _ in range(2):
+        with pytest.raises(ImageError) as caught:
+            epoch_of(loader, 0)
+        assert str(caught.value).startswith(f'{path}: not an image of a known format')
+        assert workers() == []
+
+
+class OnOneImage(EvalTransform):
+    """Does something else than to transform the image that is 77 pixels wide."""
+
+    def __init__(self, action):
+        super().__init__(16, 'squash')
+        self.action = action
+
+    def __call__(self, image, rng):
+        if image.width == 77:
+            self.action()
+        return super().__call__(image, rng)
+
+
+@pytest.fixture
+def loader(tmp_path):
+    """Make a loader of 40 images, the 23rd of which makes its transform do an action."""
+    for index in range(40):
+        size = (77 if index == 22 else 40, 30)
+        Image.new('RGB', size, (index, 0, 0)).save(tmp_path / f'{index}.jpg')
+    samples = [(f'{tmp_path}/{index}.jpg', index) for index in range(40)]
+
+    def make(action, num_workers=2, timeout=0):
+        images = ImageDataset(samples, OnOneImage(action), bad_images='replace')
+        return Loader(images, EpochBatchSampler(images, 4, 1, 0), num_workers, timeout)
+
+    return make
+
+
+def raise_error():
+    raise IndexError('a bug\nof two lines')
+
+
+def kill_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_itself():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize('action, said', [
+    (kill_itself, r'loader worker pid (\d+) died \(SIGKILL\) reading .*/22\.jpg; memory may have'),
+    (lambda: os._exit(7), r'loader worker pid (\d+) died \(exit code 7\) reading .*/22\.jpg$'),
+    (raise_error, r'a loader worker \(pid (\d+)\) failed on .*/22\.jpg: IndexError: a bug'),
+    (stop_itself, r'loader worker pid (\d+) has not read .*/22\.jpg within 0\.5 s .*is stopped'),
+    (lambda: time.sleep(99), r'loader worker pid (\d+) has not read .*/22\.jpg within 0\.5 s .*'),
+], ids=['killed', 'left', 'exception', 'stopped', 'slow'])
+def test_an_error_names_the_worker_and_the_image(loader, action, said):
+    pids, seen = [], 0
+    with contextlib.closing(iter(loader(action, timeout=0.5))) as batches, \
+            pytest.raises(LoaderError) as caught:
+        for _, labels in batches:
+            pids = pids or workers()
+            assert labels.tolist() == list(range(seen, seen + 4))
+            seen += 4
+    assert seen <= 20
+    named = re.match(said, str(caught.value))
+    assert named, caught.value
+    assert int(named[1]) == pids[1]    # the workers take turns, image 22 is in batch 5
+    assert not any(map(state_of_process, pids))
+
+
+def test_a_slow_image_is_no_stuck_worker(loader):
+    """The limit is one of an image, and a batch may take longer."""
+    batches = loader(lambda: None, timeout=0.5)
+    batches.dataset.open = lambda index, read=batches.dataset.open: (
+        time.sleep(0.2 if index < 8 else 0), read(index))[1]
+    assert sum(len(labels) for _, labels in batches) == 40
+
+
+def test_a_worker_that_is_stopped_for_a_while_goes_on(loader):
+    with contextlib.closing(iter(loader(lambda: None, timeout=30))) as batches:
+        seen = len(next(batches)[1])
+        pid = workers()[0]
+        os.kill(pid, signal.SIGSTOP)
+        assert wait_until(lambda: state_of_process(pid) == 'T')
+        with subprocess.Popen(['sh', '-c', f'sleep 0.3; kill -CONT {pid}']):
+            seen += sum(len(labels) for _, labels in batches)
+    assert seen == 40
+
+
+def test_without_workers_an_error_names_the_image(loader):
+    with pytest.raises(LoaderError, match=r'/22\.jpg: IndexError: a bug'):
+        list(loader(raise_error, num_workers=0))
+
+
+def test_the_error_is_one_line_and_exit_code_1(loader, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.run(lambda _: list(loader(raise_error)), [])
+    said = capsys.readouterr().err
+    assert caught.value.code == 1 and said.startswith('failed: LoaderError: a loader worker (pid ')
+    assert len(said.splitlines()) == 1
+    assert workers() == []
+
+
+class Asked(Exception):
+    pass
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_what_is_waited_for_can_be_left(loader, num_workers):
+    """Asked while the 6th batch is waited for, which never comes."""
+    batches, pids, seen = loader(stop_itself if num_workers else lambda: None, num_workers), [], 0
+
+    def poll():
+        if seen == 20:
+            raise Asked
+
+    batches.poll = poll
+    with pytest.raises(Asked):
+        for _, labels in batches:
+            pids = pids or workers()
+            seen += len(labels)
+    assert seen == 20 and len(pids) == num_workers and not any(map(state_of_process, pids))
+
+
+def test_without_memory_or_processes_the_error_is_one_of_the_loader(samples, monkeypatch):
+    def no_fork():
+        raise BlockingIOError(11, 'Resource temporarily unavailable')
+
+    monkeypatch.setattr(os, 'fork', no_fork)
+    with pytest.raises(LoaderError, match='2 loader workers cannot be started .*unavailable'):
+        list(loader_of(samples, 2))
