@@ -167,11 +167,13 @@ def test_descriptors_and_memory_are_given_back(samples):
 
 
 def test_nothing_is_needed_in_dev_shm(samples):
-    """Training and validation together, where every file system may be full."""
-    before = set(os.listdir('/dev/shm'))
-    training, validation = iter(loader_of(samples, 2)), iter(loader_of(samples, 2))
-    for _ in zip(training, validation):
-        assert set(os.listdir('/dev/shm')) == before
+    """Training and validation together: no process has a file there."""
+    with contextlib.closing(iter(loader_of(samples, 2))) as training, \
+            contextlib.closing(iter(loader_of(samples, 2))) as validation:
+        for _ in zip(training, validation):
+            assert len(workers()) == 4
+            for pid in [os.getpid(), *workers()]:
+                assert '/dev/shm/' not in Path(f'/proc/{pid}/maps').read_text()
 
 
 def test_workers_run_beside_a_dev_shm_of_one_page(samples):
@@ -310,17 +312,23 @@ def kill_itself():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def crash():
+    faulthandler.disable()    # which would print the worker's stack
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def stop_itself():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
 @pytest.mark.parametrize('action, said', [
     (kill_itself, r'loader worker pid (\d+) died \(SIGKILL\) reading .*/22\.jpg; memory may have'),
+    (crash, r'loader worker pid (\d+) died \(SIGSEGV\) reading .*/22\.jpg$'),
     (lambda: os._exit(7), r'loader worker pid (\d+) died \(exit code 7\) reading .*/22\.jpg$'),
     (raise_error, r'a loader worker \(pid (\d+)\) failed on .*/22\.jpg: IndexError: a bug'),
     (stop_itself, r'loader worker pid (\d+) has not read .*/22\.jpg within 0\.5 s .*is stopped'),
     (lambda: time.sleep(99), r'loader worker pid (\d+) has not read .*/22\.jpg within 0\.5 s .*'),
-], ids=['killed', 'left', 'exception', 'stopped', 'slow'])
+], ids=['killed', 'crashed', 'left', 'exception', 'stopped', 'slow'])
 def test_an_error_names_the_worker_and_the_image(loader, action, said):
     pids, seen = [], 0
     with contextlib.closing(iter(loader(action, timeout=0.5))) as batches, \
