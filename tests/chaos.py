@@ -339,9 +339,9 @@ class Case:
     def processes(self):
         return RUNS[self.kind][0]
 
-    def start(self, overrides=(), **options):
-        self.current = Started(self.folder, f'run{len(self.started)}', self.command(overrides),
-                               **options)
+    def start(self, overrides=(), command=None, **options):
+        self.current = Started(self.folder, f'run{len(self.started)}',
+                               command or self.command(overrides), **options)
         self.started.append(self.current)
         return self.current
 
@@ -527,6 +527,33 @@ class Case:
             if code == 0:
                 break
         self.codes.append(-9)
+
+    def fault_restarts(self):
+        """A process of several that is killed, under a script that starts the job again."""
+        if self.processes == 1:
+            self.kind = self.draw(*[kind for kind, (processes, _) in RUNS.items() if processes > 1])
+        self.moment = 'step'
+        self.what = 'SIGKILL to a rank under train.sh --restarts 2'
+        command = self.command()
+        run = self.start(command=[
+            'bash', 'scripts/train.sh', *command[command.index('-c'):], '--nproc',
+            str(self.processes), '--restarts', '2'], env={'PYTHON': sys.executable})
+        self.reach_moment()
+        ranks = [pid for pid, parent in run.family().items()
+                 if any(parent == launcher for launcher in self.launchers(run))]
+        if ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.draw(*sorted(ranks)), signal.SIGKILL)
+        self.finish({0})
+
+    @staticmethod
+    def launchers(run):
+        found = []
+        for pid in run.family():
+            with contextlib.suppress(OSError):
+                arguments = Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
+                found += [pid] * (b'tools/launch.py' in arguments)
+        return found
 
     def fault_time_limit(self):
         seconds = self.some(2, 9)
