@@ -349,7 +349,7 @@ class Case:
         self.control = Control(self.folder / 'control')
         return dict(LD_PRELOAD=str(self.world.library), CHAOS_CONTROL=str(self.folder / 'control'))
 
-    def reach_moment(self):
+    def reach_moment(self, last_step=6):
         """Wait for the moment that was drawn; a run that is over has missed it."""
         run, end = self.current, time.monotonic() + SECONDS_TO_END
         if self.moment == 'start':
@@ -357,7 +357,7 @@ class Case:
             self.what += f' {delay:.2f} s after its start'
             self.sleep(delay)
             return
-        step, epoch, delay = int(self.rng.integers(1, 4)) * 2, int(self.rng.integers(2)), 0
+        step, epoch, delay = self.draw(*range(2, last_step + 1, 2)), self.draw(0, 1), 0
         if self.moment == 'step':
             delay = self.some(0, 0.4)
             wanted = rf'Epoch \[{epoch}/2\], Step \[{step}/'
@@ -645,7 +645,7 @@ class Case:
         """A run that was stopped in the middle, with a checkpoint at the least."""
         self.start()
         self.moment = 'step'
-        self.reach_moment()
+        self.reach_moment(last_step=4)
         self.current.process.terminate()
         return self.finish({75, 0})
 
