@@ -573,7 +573,7 @@ class Case:
         self.bad_writes(errno.EIO)
 
     def bad_writes(self, error):
-        left = int(2 ** self.some(0, 28))
+        left = int(2 ** self.some(0, 26))
         lasting = self.draw(0.5, 2.0, None)
         self.what = (f'{errno.errorcode[error]} after {left} more bytes, '
                      f'{"to the end" if lasting is None else f"for {lasting} s"}')
