@@ -45,6 +45,8 @@ from support import mutate
 from support.cifar import python_2_pickle
 from support.mutate import pick
 
+from system.start import follow_parent
+
 ROOT = conftest.ROOT
 MOST_SECONDS = 10           # of processor time a case
 MOST_BYTES = 1 << 30        # of memory a case, above what the process had before
@@ -398,7 +400,7 @@ class Exports:
             normalise=False, softmax=False, input='images', output='logits',
             eval_transform='squash', eval_crop_ratio=0.9, eval_interpolation='bilinear',
             mean=[0.5] * 3, std=[0.5] * 3, class_names=['a', 'b', 'c'], paddle=paddle.__version__)
-        (self.folder / engines.DESCRIPTION).write_text(description.text())
+        (self.folder / engines.DESCRIPTION).write_text(description.yaml())
         self.files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
         self.images = np.zeros((2, 3, 8, 8), 'float32')
         self.read(self.files)
@@ -464,14 +466,13 @@ class Onnx:
             model='t2t_vit_7', format='onnx', precision='float32', image_size=8, num_classes=3,
             normalise=False, softmax=False, input='images', output='logits',
             eval_transform='squash', eval_crop_ratio=0.9, eval_interpolation='bilinear',
-            mean=[0.5] * 3, std=[0.5] * 3, class_names=['a', 'b', 'c'], paddle='3.3.1').text()
+            mean=[0.5] * 3, std=[0.5] * 3, class_names=['a', 'b', 'c'], paddle='3.3.1').json()
         self.helper = helper
 
     def draw(self, rng):
         text = self.text
         if rng.random() < 0.7:
-            text = mutate.change_lines(rng, text, YAML_VALUES)
-        text = text.encode('utf-8', 'replace').decode()
+            text = mutate.change_json(rng, text.encode()).decode('utf-8', 'replace')
         self.helper.set_model_props(self.model, {self.engines.METADATA_KEY: text})
         content = self.model.SerializeToString()
         return mutate.change_bytes(rng, content) if rng.random() < 0.5 else content
@@ -641,7 +642,8 @@ class Sockets(Http):
 
 READERS = {kind.__name__.lower(): kind for kind in (
     Weights, Cifar, Lists, Yaml, Images, Exports, Graphs, Onnx, Http, Sockets)}
-NEEDS = {'onnx': ('onnx', 'onnxruntime'), 'sockets': ('waitress',), 'http': ('waitress',)}
+NEEDS = {'onnx': ('onnx', 'onnxruntime'),
+         'sockets': ('multipart', 'waitress'), 'http': ('multipart',)}
 
 
 def available(names):
@@ -703,7 +705,7 @@ def peak_bytes():
 
 def child(options, names):
     """Run cases until the parent ends it; the counts go into a file that both map."""
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    follow_parent(signal.SIGKILL)
     logging.disable(logging.CRITICAL)
     counts = np.memmap(options.counts, dtype='int64', mode='r+', shape=shape_of_counts())
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
