@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from support.runs import (
     launch,
     run,
     started,
+    without_roots_rights,
 )
 
 
@@ -112,6 +115,43 @@ def test_the_log_holds_means_over_all_processes(recipe, tmp_path):
         last = record['step'] - 1
         assert record['loss'] == pytest.approx(loss[last] / images[last], rel=1e-12)
         assert record['acc'] == pytest.approx(correct[last] / images[last], rel=1e-12)
+
+
+def test_what_processes_give_each_other(tmp_path):
+    subprocess.run([sys.executable, 'tools/launch.py', 'tests/support/sharing.py', '--nproc', '2',
+                    '--logs', tmp_path / 'launch', '--', tmp_path], cwd=ROOT, check=True,
+                   timeout=200)
+    disagree = ('DisagreementError: the processes disagree: rank 0: epoch 3, step 0; '
+                'rank 1: epoch 3, step 1')
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f'{rank}.json').read_text()) == {
+            'main': ['OSError: rank 0 failed', 'rank 0 succeeded'],
+            'everywhere': ['OSError: rank 0 failed', 'OSError: rank 1 failed',
+                           f'rank {rank} succeeded'],
+            'agree': [None, disagree]}
+
+
+@pytest.mark.parametrize('below_it', [True, False], ids=['output folder', 'temporary folder'])
+def test_several_processes_in_a_checkout_that_is_read_only(tmp_path, below_it):
+    """What they print goes beside TRAIN.OUTPUT_DIR, else to a temporary folder."""
+    checkout, temporary = tmp_path / 'checkout', tmp_path / 'temporary'
+    for folder in ('tools', 'config'):
+        shutil.copytree(ROOT / folder, checkout / folder,
+                        ignore=shutil.ignore_patterns('__pycache__'))
+    (checkout / 'program.py').write_text('print("I was here")\n')
+    temporary.mkdir()
+    for folder in (checkout, checkout / 'tools', checkout / 'config'):
+        folder.chmod(0o555)
+    output = tmp_path / 'run' if below_it else checkout / 'output' / 'run'
+    done = subprocess.run(
+        [sys.executable, 'tools/launch.py', 'program.py', '--nproc', '2', '-o',
+         f'TRAIN.OUTPUT_DIR={output}'], cwd=checkout, capture_output=True, text=True, timeout=60,
+        env={**os.environ, 'TMPDIR': str(temporary)}, preexec_fn=without_roots_rights)
+    assert (done.returncode, done.stdout) == (0, 'I was here\n'), done.stderr
+    (line,) = done.stderr.splitlines()
+    logs = Path(re.match(r'Each process writes to (.*)/workerlog\.N; ', line)[1])
+    assert logs.is_relative_to(tmp_path / 'run.launch' if below_it else temporary)
+    assert (logs / 'workerlog.1').read_text() == 'I was here\n'
 
 
 def test_two_runs_never_share_a_folder(recipe, tmp_path):

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -26,8 +27,8 @@ class UsageError(ValueError):
     exit_code = 2
 
 
-class AskedToStop(BaseException):
-    """SIGTERM or SIGUSR1, as KeyboardInterrupt is SIGINT: no `except Exception` may swallow it."""
+class AskedToStop(KeyboardInterrupt):
+    """SIGTERM, SIGUSR1 or SIGINT; its argument is the signal's number."""
 
 
 def parser(doc):
@@ -52,23 +53,25 @@ def run(main, arguments=None):
         code = main(arguments) or 0
         sys.stdout.flush()
     except SystemExit as error:    # of argparse
-        code = error.code
-    except (KeyboardInterrupt, AskedToStop) as error:
+        code = error.code or 0
+    except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
         line, code = start.reason(number), start.exit_code(number)
     except Exception as error:
-        if not (isinstance(error, BrokenPipeError) and is_unread(sys.stdout)):
-            if '--debug' in arguments:
-                traceback.print_exc()
+        if not (isinstance(error, BrokenPipeError) and has_no_reader(sys.stdout)):
             code = getattr(error, 'exit_code', 1)
             kind = 'error' if code == 2 else getattr(error, 'kind',
                                                      f'failed: {type(error).__name__}')
             line = f'{kind}: {" ".join(str(error).split()) or "no message"}'
+            if '--debug' in arguments:
+                line = traceback.format_exc() + line
     start.on_stop_signals(lambda *_: os._exit(code))    # it leaves already
     if line:
         with contextlib.suppress(OSError, ValueError):    # nobody listens
             print(line, file=sys.stderr, flush=True)
-    if is_unread(sys.stdout):    # Python would complain as it ends
+    try:
+        sys.stdout.flush()
+    except OSError:    # Python would complain as it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if code and 'PADDLE_TRAINER_ID' in os.environ:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)    # which kills
@@ -76,15 +79,13 @@ def run(main, arguments=None):
     sys.exit(code)
 
 
-def is_unread(stream):
-    """Whether what was printed can't be written: the reader has left, or a disk is full."""
-    try:
-        stream.flush()
-    except OSError:
-        return True
-    return False
+def has_no_reader(stream):
+    """Whether a stream is a pipe whose other end is closed."""
+    looking = select.poll()
+    looking.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in looking.poll(0))
 
 
 def _raise(number, _frame):
     start.on_stop_signals(signal.SIG_IGN)    # one is enough, until run() has said so
-    raise KeyboardInterrupt if number == signal.SIGINT else AskedToStop(number)
+    raise AskedToStop(number)

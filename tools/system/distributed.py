@@ -119,6 +119,37 @@ def _broadcast(array):
     return tensor.numpy()
 
 
+def from_main(function, *arguments):
+    """What a function returns in the main process, or the exception that it raises there.
+
+    So only the main process needs the files that it reads.
+    """
+    def call():
+        try:
+            return function(*arguments), None
+        except Exception as error:
+            return None, error
+
+    result, error = share(call() if is_main() else None)
+    if error is not None:
+        raise error
+    return result
+
+
+def everywhere(function, *arguments):
+    """Call a function in every process; where it raises in one of them, it raises in all."""
+    result = error = None
+    try:
+        result = function(*arguments)
+    except Exception as raised:
+        error = raised
+    wait_for_all()
+    for other in [error, *gather_objects(error)]:
+        if other is not None:
+            raise other
+    return result
+
+
 def agree(**values):
     """Check that all processes have the same values, before they work together.
 
@@ -128,6 +159,7 @@ def agree(**values):
     Raises:
         DisagreementError: on every process, with each one's values.
     """
+    wait_for_all()
     found = gather_objects(values)
     if any(other != values for other in found):
         raise DisagreementError('the processes disagree: ' + '; '.join(

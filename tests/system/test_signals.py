@@ -1,0 +1,110 @@
+"""Would catch a command that ends with a traceback, or a wrong exit code, where it is stopped early
+or where nobody reads what it prints.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+TRAIN = [sys.executable, 'tools/train.py', '-c', 'config/lit_data.yaml', '-o']
+
+
+def catches(pid, number):
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f'/proc/{pid}/status').read_text()
+    caught = int(status.partition('SigCgt:')[2].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
+def holds_paddle(pid):
+    return 'libpaddle' in Path(f'/proc/{pid}/maps').read_text()
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+# SIGUSR1's default action ends a process too; Python has a handler for SIGINT from the start.
+@pytest.mark.parametrize('moment', ['before Paddle', 'while Paddle is imported', 'before the run'])
+@pytest.mark.parametrize('number, code, said', [
+    (signal.SIGTERM, 75, 'stopped: SIGTERM'), (signal.SIGUSR1, 75, 'stopped: SIGUSR1'),
+    (signal.SIGINT, 130, 'interrupted')], ids=['SIGTERM', 'SIGUSR1', 'SIGINT'])
+def test_a_signal_before_the_run_is_one_line(tmp_path, number, code, said, moment):
+    process = subprocess.Popen([*TRAIN, f'TRAIN.OUTPUT_DIR={tmp_path}/run'], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: catches(process.pid, signal.SIGUSR1), process)
+    if moment == 'before Paddle':
+        assert not holds_paddle(process.pid)
+    else:
+        wait_until(lambda: holds_paddle(process.pid), process)
+    if moment == 'before the run':    # the claim of its folder is the first thing that it does
+        wait_until(lambda: (tmp_path / '.run.lock').exists(), process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (code, f'{said}\n'), out + err
+
+
+def test_a_signal_to_a_launcher_in_its_first_moment(tmp_path):
+    """Its processes have not begun to listen yet."""
+    program = tmp_path / 'program.py'
+    program.write_text('import time\nprint("ready", flush=True)\ntime.sleep(60)\n')
+    process = subprocess.Popen(
+        [sys.executable, 'tools/launch.py', program, '--nproc', '2', '--logs', tmp_path / 'logs',
+         '--restarts', '3', '--'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True)
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and 'starting again' not in err
+
+
+SAY = '''
+from system import start
+start.prepare_signals()
+import os, sys
+from system import command
+
+def main(arguments):
+    print('x' * 200_000)
+    if arguments:
+        raise ValueError('no good')
+
+command.run(main)
+'''
+
+
+@pytest.mark.parametrize('redirect, code', [('>&-', 0), ('>&- 2>&- <&-', 0), ('| true', 1),
+                                            ('>/dev/full', 1)])
+def test_an_output_that_nobody_reads_is_no_crash(redirect, code):
+    shell = f'set -o pipefail; "{sys.executable}" -c "$0" {redirect}'
+    done = subprocess.run(['bash', '-c', shell, SAY], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT / 'tools')})
+    assert done.returncode == code
+    assert 'Traceback' not in done.stderr and 'Exception ignored' not in done.stderr
+    assert len(done.stderr.splitlines()) == (redirect == '>/dev/full')
+
+
+def test_an_error_is_told_where_stdout_is_closed():
+    done = subprocess.run(['bash', '-c', f'"{sys.executable}" -c "$0" wrong >&-', SAY],
+                          capture_output=True, text=True, timeout=60,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT / 'tools')})
+    assert (done.returncode, done.stderr) == (1, 'failed: ValueError: no good\n')
+
+
+def test_a_closed_stream_is_no_place_for_files(tmp_path):
+    """The system gives the lowest free number to the next file that is opened."""
+    script = ('from system import start; start.prepare_signals(); import os\n'
+              f'file = open({str(tmp_path / "file")!r}, "w"); print("stray")\n'
+              'os.write(1, b"stray"); file.write("meant"); file.close()')
+    subprocess.run(['bash', '-c', f'"{sys.executable}" -c "$0" >&-', script], check=True,
+                   env={**os.environ, 'PYTHONPATH': str(ROOT / 'tools')}, timeout=60)
+    assert (tmp_path / 'file').read_text() == 'meant'
