@@ -52,3 +52,10 @@ def test_freed_memory_is_used_again():
     kept = faults('from system.start import keep_freed_memory; keep_freed_memory()')
     given_back = faults('')
     assert kept < given_back / 20
+
+
+def test_a_transpose_is_copied_at_once():
+    """As a view it would cost every operation behind it more than the copy."""
+    import paddle
+    turned = paddle.arange(6).reshape([2, 3]).transpose([1, 0])
+    assert turned.is_contiguous() and turned.tolist() == [[0, 3], [1, 4], [2, 5]]
