@@ -23,6 +23,7 @@ from support.processes import children_of, gone, state_of_process, wait_until
 from data.decode import ImageError
 from data.loader import Loader, LoaderError
 from data.transforms import EvalTransform, TrainTransform
+from data.workers import Workers
 from dataset import EpochBatchSampler, ImageDataset
 from system import command
 
@@ -361,6 +362,21 @@ def test_a_worker_that_is_stopped_for_a_while_goes_on(loader):
         with subprocess.Popen(['sh', '-c', f'sleep 0.3; kill -CONT {pid}']):
             seen += sum(len(labels) for _, labels in batches)
     assert seen == 40
+
+
+def test_a_worker_that_dies_with_nothing_to_do_is_missed_only_when_it_is_needed(loader):
+    with contextlib.closing(Workers(loader(lambda: None).dataset, 2, 4)) as pool:
+        def read(keys):
+            pool.begin(keys)
+            return pool.wait(0, lambda: None)[2].tolist()
+
+        assert [read([(0, 0)]), read([(0, 1)])] == [[0], [1]]
+        pid = pool.workers[0].pid
+        os.kill(pid, signal.SIGKILL)
+        assert wait_until(lambda: state_of_process(pid) == 'Z')
+        with pytest.raises(LoaderError, match=rf'pid {pid} died \(SIGKILL\) reading .*/2\.jpg'):
+            read([(0, 2), (0, 3)])
+        assert pool.workers[1].alive
 
 
 def test_without_workers_an_error_names_the_image(loader):

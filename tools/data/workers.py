@@ -150,8 +150,8 @@ class Workers:
         self.begun += 1
         try:
             os.write(worker.tasks, slot.to_bytes(4, 'little'))
-        except BrokenPipeError:
-            pass    # it is dead; wait() says so
+        except BrokenPipeError:    # it died when it had nothing to do; wait() says so now
+            self.arrivals.register(worker.reports_from, select.POLLIN)
 
     def wait(self, timeout, poll):
         """Wait for the batch that was begun first of those not waited for.
@@ -190,8 +190,10 @@ class Workers:
 
     def _receive(self, worker):
         data = os.read(worker.reports_from, 1 << 16)
-        if not data:
+        if not data and worker.slots:
             raise LoaderError(self._death(worker))
+        if not data:    # nothing is lost yet, and it may not be needed any more
+            return self.arrivals.unregister(worker.reports_from)
         *lines, worker.rest = (worker.rest + data).split(b'\n')
         for line in lines:
             worker.slots.popleft()
@@ -205,10 +207,9 @@ class Workers:
             cause = f' (exit code {code})'
         else:
             cause = f' ({signal.Signals(-code).name})'
-        path = f' reading {self._path(worker)}' if worker.slots else ''
         hint = ('; memory may have run out: fewer workers take less'
                 if code == -signal.SIGKILL else '')
-        return f'loader worker pid {worker.pid} died{cause}{path}{hint}'
+        return f'loader worker pid {worker.pid} died{cause} reading {self._path(worker)}{hint}'
 
     def _path(self, worker):
         """The image that a worker is reading."""

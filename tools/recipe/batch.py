@@ -1,7 +1,7 @@
 """What happens to a batch of pixels on its way into the network: mix, normalise, erase.
 
 Runs on the device, where a batch arrives as bytes: a quarter of what float32 would take in
-/dev/shm and on the way to a card.
+memory and on the way to a card.
 """
 
 import numpy as np
