@@ -41,7 +41,7 @@ from zoo.macs import count_macs, total_macs
 
 SCHEMA = 2
 PARTS = ('model', 'latency', 'throughput', 'training', 'loader')
-MEASURE = Path(__file__).resolve().with_name('measure.py')
+WORKER = Path(__file__).resolve().with_name('benchmark_worker.py')
 PAUSE = 0.3    # seconds; some engines' idle threads still spin for 0.2 after a call
 ONNX_ENGINES = ('onnxruntime', 'openvino')
 # A training step runs forward, then for each product one for the inputs and one for the weights.
@@ -58,16 +58,16 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """A process of measure.py, which begins to load at once; `answer()` waits until it has.
+    """A process of benchmark_worker.py, which loads at once; `answer()` waits until it has.
 
     Args:
-        request: what it shall load, see measure.RUNNERS.
+        request: what it shall load, see benchmark_worker.RUNNERS.
         threads: threads it computes on.
         timeout: seconds that an answer may take.
         program: the command to start.
     """
 
-    def __init__(self, request, threads, timeout, program=(sys.executable, str(MEASURE))):
+    def __init__(self, request, threads, timeout, program=(sys.executable, str(WORKER))):
         # Every process is alone in its job, also where the benchmark was started by a launcher.
         environment = {name: value for name, value in os.environ.items()
                        if not name.startswith('PADDLE_')}

@@ -104,7 +104,7 @@ def test_linear_macs_are_those_of_paddle_flops():
 # ---- processes
 
 def process(program, timeout=30):
-    """Starts Workers that run a text of Python instead of measure.py."""
+    """Starts Workers that run a text of Python instead of benchmark_worker.py."""
     return lambda request, threads, _: Worker(request, threads, timeout,
                                               (sys.executable, '-c', program))
 

@@ -117,7 +117,7 @@ def armed(marker):
     yield 'dotted name', program(text('shutil'), text('os.system'), b'\x93', text(command),
                                  b'\x85R', protocol=4), 'shutil.os.system'
     yield 'module of ours', program(text('weights.files'), text('os.system'), b'\x93',
-                                    text(command), b'\x85R', protocol=4), 'weights.os.system'
+                                    text(command), b'\x85R', protocol=4), 'weights.files.os.system'
     yield 'INST', program(b'(', text(command), b'ios\nsystem\n'), 'INST'
     yield 'OBJ', program(b'(', named('os', 'system'), text(command), b'o'), 'os.system'
     yield 'EXT1', program(b'\x82', bytes([EXTENSION]), text(command), b'\x85R'), 'EXT1'
