@@ -4,6 +4,7 @@ The only place where keys of the configuration meet the code that they steer; ev
 takes plain arguments.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,8 @@ import paddle
 import config as configuration
 import zoo
 from config import ROOT, ConfigError, Model, project_path
-from data import sources
+from data import DataError, sources
+from data.decode import printable
 from data.loader import Loader
 from data.transforms import EvalTransform, TrainTransform
 from dataset import EpochBatchSampler, ImageDataset
@@ -112,7 +114,7 @@ def open_model(config, weights, engine=None):
     configuration. Where not the fastest engine computes, a line on stderr says which and why.
 
     Returns:
-        (network or Engine, evaluation transform, class names).
+        (network or Engine, evaluation transform, class names, metadata of the weights).
 
     Raises:
         EngineError: where the engine can't run what `weights` names.
@@ -124,12 +126,12 @@ def open_model(config, weights, engine=None):
         about = loaded.description
         config.MODEL.NAME, config.MODEL.IMAGE_SIZE = about.model, about.image_size
         config.MODEL.NUM_CLASSES = about.num_classes
-        return loaded, about.transform(), about.class_names
+        return loaded, about.transform(), about.class_names, dataclasses.asdict(about)
     if engine not in (None, 'paddle'):
         raise EngineError(f'{weights}: --engine {engine} runs exported networks: make one with '
                           'tools/export.py and name it with --weights')
     network, metadata = trained_network(config, weights)
-    return network, eval_transform(config), class_names(config, metadata)
+    return network, eval_transform(config), class_names(config, metadata), metadata
 
 
 def load_weights(config, built, path, adapt=False, new_head=False):
@@ -472,6 +474,32 @@ def class_names(config, metadata=None):
         return [name for _, name in _imagenet_classes()]
     classes = sources.find_classes(project_path(config.DATA_PATH.TRAIN_DATASET_PATH))
     return list(classes) if len(classes) == count else []
+
+
+def training_data(config, samples):
+    """The training data in a few words, such as `lit_data/train, 16 classes`."""
+    folder = '/'.join(Path(config.DATA_PATH.TRAIN_DATASET_PATH).parts[-2:])
+    return f'{folder}, {len({label for _, label in samples})} classes'
+
+
+def trained_on(config, weights, metadata):
+    """What weights were trained on, in a few words; empty where nothing tells.
+
+    Their file's metadata say it, else a configuration that names these weights as its own.
+    """
+    said = metadata.get('trained_on')
+    if isinstance(said, str) and said:
+        return printable(said)[:200]
+    own, paths = config.MODEL_PATH, config.DATA_PATH
+    if not own or os.path.abspath(weights) != os.path.abspath(project_path(own)):
+        return ''
+    list_file = paths.TRAIN_DATASET_LABEL_PATH
+    try:
+        found = sources.find_images(project_path(paths.TRAIN_DATASET_PATH),
+                                    project_path(list_file) if list_file else None)
+    except DataError:    # weights and data need not be on one machine
+        return ''
+    return training_data(config, found.samples)
 
 
 def training_classes(config):

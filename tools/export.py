@@ -353,10 +353,11 @@ def main(arguments):
     sizes = ([f'MODEL.IMAGE_SIZE={options.image_size}', 'MODEL.ADAPT=true']
              if options.image_size is not None else [])
     config = build.load_config(options.config, options.override + sizes)
-    network, metadata = build.trained_network(
-        config, build.weights_path(config, options.weights))
-    difference, same, note = export(network, describe(config, metadata, options), options.out,
-                                    options.fast, options.opset)
+    weights = build.weights_path(config, options.weights)
+    network, metadata = build.trained_network(config, weights)
+    description = describe(config, metadata, options)
+    description.trained_on = build.trained_on(config, weights, metadata)
+    difference, same, note = export(network, description, options.out, options.fast, options.opset)
     print(f'{options.out}: {config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
           f'{options.format}, {options.precision}; on {sum(CHECK_BATCHES)} images in batches of '
           f'{" and ".join(map(str, CHECK_BATCHES))} it differs from the network by at most '

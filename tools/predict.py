@@ -64,7 +64,7 @@ def main(arguments):
     paths = image_files(options.images)
     if not paths:
         raise command.UsageError(f'{" ".join(options.images)}: no images in there')
-    network, transform, names = build.open_model(
+    network, transform, names, _ = build.open_model(
         config, build.weights_path(config, options.weights), options.engine)
 
     failed = 0

@@ -5,6 +5,7 @@
     curl -F image=@a.jpg -F image=@b.png http://127.0.0.1:8000/predict/batch
 
 GET  /               the page
+GET  /example        an image to try it with
 GET  /health         what runs, how many images wait, and the limits
 POST /predict        one image, the body itself
 POST /predict/batch  several images, a form as above
@@ -49,6 +50,7 @@ from system import command
 from training.signals import StopRequest
 
 PAGE = Path(__file__).parent / 'deploy' / 'page.html'
+EXAMPLE = configuration.ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'
 LARGEST_PART_HEADER = 4096    # bytes
 SAFETY = [
     ('X-Content-Type-Options', 'nosniff'), ('Referrer-Policy', 'no-referrer'),
@@ -153,6 +155,7 @@ class Application:
         self.page_headers = [('Content-Type', 'text/html; charset=utf-8'),
                              ('Content-Security-Policy', content_security_policy(self.page))]
         self.routes = {'/': ('GET', self.show_page), '/health': ('GET', self.health),
+                       '/example': ('GET', self.show_example),
                        '/predict': ('POST', self.predict_one),
                        '/predict/batch': ('POST', self.predict_batch)}
 
@@ -197,6 +200,13 @@ class Application:
 
     def show_page(self, environ):
         return '200 OK', list(self.page_headers), self.page
+
+    def show_example(self, environ):
+        """An image for who has none at hand; 404 where the data set is not shipped along."""
+        try:
+            return '200 OK', [('Content-Type', 'image/jpeg')], EXAMPLE.read_bytes()
+        except OSError:
+            raise Refusal('404 Not Found', 'this service has no example image') from None
 
     def health(self, environ):
         working = self.batcher.is_alive()
@@ -433,11 +443,13 @@ def main(arguments):
             raise command.UsageError(f'cannot listen on --host {options.host} --port '
                                      f'{options.port}: {reason}') from error
         weights = build.weights_path(config, options.weights)
-        network, transform, names = build.open_model(config, weights, options.engine)
+        network, transform, names, metadata = build.open_model(config, weights, options.engine)
         classifier = Classifier(network, transform, names, options.top_k)
         batcher = Batcher(classifier.run, options.batch_size, options.queue, classifier.warm_up)
         about = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
-                     num_classes=config.MODEL.NUM_CLASSES, engine=engine_name(weights, options))
+                     num_classes=config.MODEL.NUM_CLASSES,
+                     trained_on=build.trained_on(config, weights, metadata),
+                     engine=engine_name(weights, options))
         host, port = listener.getsockname()[:2]
         print(f'{about["model"]} at {about["image_size"]} pixels, engine {about["engine"]}: '
               f'http://{f"[{host}]" if ":" in host else host}:{port}', flush=True)

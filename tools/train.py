@@ -379,7 +379,9 @@ class Run:
         """Validate where it is due, write weights, move on to the next epoch."""
         config, epoch, scores = self.config, self.position.epoch, None
         metadata = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
-                        class_names=self.class_names, epoch=epoch)
+                        class_names=self.class_names, epoch=epoch,
+                        trained_on=build.training_data(
+                            config, self.train_loader.dataset.samples))
         if config.MODEL.NORM_EPSILON:
             metadata['norm_epsilon'] = config.MODEL.NORM_EPSILON
         # Written first: validation may find a bad image, and end the run.

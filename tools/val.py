@@ -103,7 +103,7 @@ def main(arguments):
     weights = build.weights_path(config, options.weights)
 
     distributed.init()
-    network, transform, _ = build.open_model(config, weights, options.engine)
+    network, transform, *_ = build.open_model(config, weights, options.engine)
     loader = build.eval_loader(config, transform)
     say(f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, {len(loader.dataset)} images '
         f'of {config.DATA_PATH.VAL_DATASET_PATH}, {distributed.world_size()} process(es)')

@@ -385,7 +385,7 @@ def test_a_network_without_the_older_form_says_so(trained, tmp_path, monkeypatch
 def test_evaluate_scores_an_export_as_its_network(trained, tmp_path):
     config, network, _ = trained
     out = exported(trained, tmp_path, softmax=True)
-    engine, transform, names = build.open_model(load_config('config/lit_data.yaml'), out)
+    engine, transform, names, _ = build.open_model(load_config('config/lit_data.yaml'), out)
     scores = [val.evaluate(each, build.eval_loader(config, transform)) for each in
               (network, engine)]
     assert scores[0]['top1'] == scores[1]['top1'] and scores[0]['top5'] == scores[1]['top5']

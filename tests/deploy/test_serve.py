@@ -12,7 +12,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import zlib
@@ -25,6 +24,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from support.service import Service
 
 from deploy.batcher import Batcher, Full
 from weights.files import read_weights, write_weights
@@ -37,85 +37,6 @@ JPEG = IMAGES[0].read_bytes()
 READ_TIMEOUT = 2.0
 SMALL = ('--max-bytes', 100_000, '--max-pixels', 250_000, '--max-images', 3, '--read-timeout',
          READ_TIMEOUT, '--allow-host', 'demo.test')
-
-
-class Service:
-    """A process of tools/serve.py on a free port."""
-
-    def __init__(self, *arguments):
-        self.output = tempfile.TemporaryFile('w+')
-        self.process = subprocess.Popen(
-            [sys.executable, 'tools/serve.py', '--port', '0', *map(str, arguments)],
-            stdout=self.output, stderr=subprocess.STDOUT, cwd=ROOT)
-
-    def said(self):
-        # A descriptor of its own: seeking in ours would move where the process writes.
-        with open(f'/proc/self/fd/{self.output.fileno()}') as file:
-            return file.read()
-
-    @property
-    def port(self):
-        end = time.monotonic() + 60
-        while time.monotonic() < end and self.process.poll() is None:
-            match = re.search(r'http://127\.0\.0\.1:(\d+)\n', self.said())
-            if match:
-                return int(match[1])
-            time.sleep(0.05)
-        raise AssertionError(self.said())
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        code = self.process.wait(60)
-        assert code == 0, self.said()
-        assert self.said().splitlines()[1:] == [f'stopped: {signal.Signals(number).name}']
-
-    def ask(self, method, path, body=None, **headers):
-        """(status, headers, JSON object or page) of a request."""
-        connection = HTTPConnection('127.0.0.1', self.port, timeout=60)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, {
-                name.replace('_', '-'): value for name, value in headers.items()})
-            answer = connection.getresponse()
-            content = answer.read()
-            if answer.headers['Content-Type'] == 'application/json':
-                content = json.loads(content)
-            return answer.status, answer.headers, content
-
-    def predict(self, data, path='/predict'):
-        return self.ask('POST', path, data, Content_Type='image/jpeg')
-
-    def batch(self, files, path='/predict/batch'):
-        kind, body = form(files)
-        return self.ask('POST', path, body, Content_Type=kind)
-
-    def send(self, *parts, pause=0.0):
-        """Send bytes as they are and return the status of the answer, or None without one."""
-        with socket.create_connection(('127.0.0.1', self.port), timeout=30) as connection:
-            with contextlib.suppress(ConnectionError):
-                for part in parts:
-                    connection.sendall(part)
-                    time.sleep(pause)
-            return status_of(connection)
-
-
-def status_of(connection):
-    answer = b''
-    with contextlib.suppress(ConnectionError):
-        while data := connection.recv(1 << 16):
-            answer += data
-    if not answer:
-        return None
-    head, _, body = answer.partition(b'\r\n\r\n')
-    assert isinstance(json.loads(body)['error'], str)
-    return int(head.split()[1])
-
-
-def form(files, boundary='a-boundary'):
-    body = b''.join(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
-        'Content-Type: application/octet-stream\r\n\r\n'.encode() + data + b'\r\n'
-        for name, data in files)
-    return f'multipart/form-data; boundary={boundary}', body + f'--{boundary}--\r\n'.encode()
 
 
 @pytest.fixture(scope='module')
@@ -240,14 +161,15 @@ def test_health_tells_what_runs(service):
     status, headers, answer = service.ask('GET', '/health')
     assert status == 200 and headers['Cache-Control'] == 'no-store'
     assert answer == dict(
-        status='ok', model='t2t_vit_7', image_size=48, num_classes=1000, engine='paddle',
+        status='ok', model='t2t_vit_7', image_size=48, num_classes=1000,
+        trained_on='lit_data/train, 16 classes', engine='paddle',
         attention=dict(available=True, reason=''), waiting=0, capacity=256,
         limits=dict(bytes=16 << 20, pixels=40_000_000, images=32))
 
 
 def test_the_page_may_load_nothing_from_elsewhere(service):
     status, headers, page = service.ask('GET', '/')
-    assert status == 200 and page == (ROOT / 'tools' / 'serve.html').read_bytes()
+    assert status == 200 and page == (ROOT / 'tools' / 'deploy' / 'page.html').read_bytes()
     policy = dict(part.split(' ', 1) for part in headers['Content-Security-Policy'].split('; '))
     assert policy['default-src'] == policy['base-uri'] == policy['frame-ancestors'] == "'none'"
     assert re.fullmatch(r"'sha256-[\w+/]{43}='", policy['script-src'])

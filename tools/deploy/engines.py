@@ -70,6 +70,7 @@ class Description:
     std: list
     class_names: list
     paddle: str               # version that wrote it
+    trained_on: str = ''      # in a few words; earlier exports don't say
 
     def transform(self):
         """From a PIL image to what the graph takes: float32 `[3, image_size, image_size]`."""
@@ -104,6 +105,7 @@ def parse_description(text, where):
     if not isinstance(content, dict):
         refuse('must hold `key: value` lines')
     fields = {field.name: field.type for field in dataclasses.fields(Description)}
+    content.setdefault('trained_on', '')
     for name, wanted in fields.items():
         if name not in content:
             refuse(f'lacks {name}')
