@@ -46,7 +46,7 @@ import config as configuration
 from data.decode import ImageError, decode_bytes, printable
 from deploy import engines, rollout
 from deploy.batcher import Batcher, Full
-from system import command
+from system import command, paddle_private
 from training.signals import StopRequest
 
 PAGE = Path(__file__).parent / 'deploy' / 'page.html'
@@ -86,7 +86,7 @@ class Classifier:
     def warm_up(self):
         """Run once, so that the first request need not wait, and see whether attention shows."""
         # Paddle's number of threads is one of the calling thread, and this is a new one.
-        paddle.base.core.set_num_threads(start.threads())
+        paddle_private.set_num_threads(start.threads())
         self.network.eval()
         size = self.transform.image_size
         blank = np.zeros((1, 3, size, size), dtype='float32')

@@ -368,6 +368,26 @@ def test_the_commands_say_why_openvino_does_not_compute(export_of, tmp_path):
         assert 'there is no inference.pdmodel' in note
 
 
+def test_private_functions_of_paddle_that_are_gone_cost_the_older_form_only(
+        trained, pictures, tmp_path, monkeypatch, capsys):
+    if paddle.__version__.startswith('2.'):
+        pytest.skip('Paddle 2 writes the older form only')
+    image = np.stack([build.eval_transform(trained[0])(pictures[0])])
+    whole = exported(trained, tmp_path, name='whole')
+    for name in ('layer_helper', 'core'):
+        monkeypatch.setitem(sys.modules, f'paddle.base.{name}', None)
+    engine = engines.load_engine(whole, threads=start.available_cores())
+    assert engine.backend == 'onednn' and 'this Paddle does not tell' in engine.note
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, 'paddle.base.layer_helper', None)
+    out = exported(trained, tmp_path)
+    assert not (out / 'inference.pdmodel').exists()
+    said = capsys.readouterr().err
+    assert 'has no ProgramDesc: ' in said and 'has no paddle.base.layer_helper, ' in said
+    np.testing.assert_allclose(engines.load_engine(out)(image).numpy(),
+                               logits_of(trained[1], image), rtol=0, atol=3e-5)
+
+
 def test_a_network_without_the_older_form_says_so(trained, tmp_path, monkeypatch, capsys):
     if paddle.__version__.startswith('2.'):
         pytest.skip('Paddle 2 writes the older form only')

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 import paddle
-from paddle.base.framework import Variable
-from paddle.base.layer_helper import LayerHelper
 from paddle.nn import functional as F
+
+from system import paddle_private
 
 
 def needed():
@@ -33,9 +33,13 @@ def add_graph(layer, folder, input_spec):
     Returns:
         Why nothing was written, as half a sentence; empty where the graph was written.
     """
+    parts = paddle_private.older_form()
+    if not parts:
+        return 'this Paddle does not write the older form'
+    variable, _, guard = parts
     with tempfile.TemporaryDirectory(dir=folder) as work:
         try:
-            with _older_functions(), paddle.pir_utils.OldIrGuard():
+            with _older_functions(variable), guard():
                 paddle.jit.save(layer, str(Path(work, 'inference')), input_spec=input_spec)
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             return f'the network cannot be written in the older form ({reason_of(error)})'
@@ -81,7 +85,9 @@ def with_batch_size(content, name, batch_size):
 
 def program_of(content):
     """The graph that the bytes of a file of the older form hold."""
-    program = paddle.base.core.ProgramDesc(content)
+    program = paddle_private.read_program(content)
+    if program is None:
+        raise ValueError('this Paddle does not tell what is in the older form')
     if not program.num_blocks() or not program.block(0).op_size():
         raise ValueError('a graph without operations')    # where Paddle would end the process
     return program
@@ -94,12 +100,12 @@ def reason_of(error):
 
 
 @contextlib.contextmanager
-def _older_functions():
+def _older_functions(variable):
     """Within, the functions of WRITERS take variables of the older form, too."""
     originals = [(place, name, getattr(place, name)) for name in WRITERS
-                 for place in (paddle, paddle.tensor, F, Variable) if hasattr(place, name)]
+                 for place in (paddle, paddle.tensor, F, variable) if hasattr(place, name)]
     for place, name, original in originals:
-        setattr(place, name, _either(WRITERS[name], original))
+        setattr(place, name, _either(variable, WRITERS[name], original))
     try:
         yield
     finally:
@@ -107,15 +113,16 @@ def _older_functions():
             setattr(place, name, original)
 
 
-def _either(write, original):
+def _either(variable, write, original):
     def function(x, *others, **options):
-        return (write if isinstance(x, Variable) else original)(x, *others, **options)
+        return (write if isinstance(x, variable) else original)(x, *others, **options)
     return function
 
 
 def _append(operator, inputs, **attributes):
     """Add an operator of the older form to the graph; returns its output."""
-    helper = LayerHelper(operator)
+    _, layer_helper, _ = paddle_private.older_form()
+    helper = layer_helper(operator)
     output = helper.create_variable_for_type_inference(dtype=inputs['X'].dtype)
     helper.append_op(type=operator, inputs=inputs, outputs=dict(Out=output), attrs=attributes)
     return output

@@ -36,3 +36,32 @@ def global_store():
         return _gone('create_or_get_global_tcp_store',
                      'saving a checkpoint may not take longer than 30 seconds')
     return create_or_get_global_tcp_store()
+
+
+def older_form():
+    """(Variable, LayerHelper, OldIrGuard), with which Paddle 3 writes graphs in Paddle 2's form, or
+    None. Tried on 3.3.1 only: Paddle 2.6.2 has no other form, and nothing to guard.
+
+    Without them an export has no inference.pdmodel, the only form that OpenVINO in Paddle reads.
+    """
+    try:
+        from paddle.base.framework import Variable
+        from paddle.base.layer_helper import LayerHelper
+        from paddle.pir_utils import OldIrGuard
+    except ImportError as error:
+        return _gone(f'{error.name}, with which older graphs are written',
+                     'exports are written without inference.pdmodel, and oneDNN computes them')
+    return Variable, LayerHelper, OldIrGuard
+
+
+def read_program(content):
+    """The graph (ProgramDesc) that the bytes of an inference.pdmodel hold, or None.
+
+    Without it the graph is not compared with inference.yml, and oneDNN computes it, not OpenVINO.
+    """
+    try:
+        from paddle.base.core import ProgramDesc
+    except ImportError:
+        return _gone('ProgramDesc', 'an inference.pdmodel is not compared with inference.yml, and '
+                     'oneDNN computes it')
+    return ProgramDesc(content)
