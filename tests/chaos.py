@@ -917,6 +917,7 @@ def main(arguments=None):
         results = [json.loads(line) for path in options.table for line in open(path)]
         print('\n'.join(table(results)))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))    # with all that was started
     end, results = time.monotonic() + 60 * options.minutes, []
     with tempfile.TemporaryDirectory() as folder:
         world = World(folder)
