@@ -226,9 +226,8 @@ class Started:
         while left := self.family():
             require(time.monotonic() < end, f'processes left behind: {self.describe(left)}')
             time.sleep(0.2)
-        shared = [path.name for path in Path('/dev/shm').glob('paddle_*')
-                  if re.match(r'paddle_(\d+)_', path.name)
-                  and int(path.name.split('_')[1]) in self.seen]
+        shared = [path.name for path in Path('/dev/shm').glob('*')
+                  if self.seen & set(map(int, re.findall(r'\d+', path.name)))]
         require(not shared, f'files left in /dev/shm: {shared[:5]}')
 
     def describe(self, pids):

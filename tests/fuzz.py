@@ -259,11 +259,11 @@ class Lists:
         return pick(rng, [text, text.replace(b'\n', b'\r\n'), b'\xef\xbb\xbf' + text])
 
     def read(self, case):
-        from data.sources import read_image_list
+        from data.sources import find_images
 
         path = self.folder / 'list.txt'
         path.write_bytes(case)
-        samples = read_image_list(str(path), str(self.folder), 3)
+        samples = find_images(str(self.folder), str(path), num_classes=3).samples
         if not all(type(path) is str and type(label) is int and 0 <= label < 3
                    for path, label in samples):
             raise Finding('what was read is no list of (path, label)')

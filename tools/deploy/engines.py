@@ -366,9 +366,9 @@ def _load_onnxruntime(path, threads):
     try:
         session = onnxruntime.InferenceSession(str(path), options,
                                                providers=['CPUExecutionProvider'])
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, '')
     except Exception as error:    # it has its own class for every kind of fault
         raise EngineError(f'{path}: ONNX Runtime cannot load it: {error}') from error
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, '')
     description = parse_description(text, path)
     # By their places, not their names: what was renamed by hand still runs.
     (image, *_), (output, *_) = session.get_inputs(), session.get_outputs()
