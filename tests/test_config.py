@@ -276,6 +276,17 @@ class TestResuming:
             self.compare(before, now)
 
 
+def test_files_of_earlier_versions_may_name_removed_keys_as_their_defaults(tmp_path):
+    """Such as the configuration of the shipped weights, which an earlier version resolved."""
+    assert configuration.REMOVED and not set(configuration.REMOVED) & set(KEYS)
+    shipped = yaml.safe_load((ROOT / 'output/t2t_vit_7_lit_data.yaml').read_text())
+    for name, value in configuration.REMOVED.items():
+        section, key = name.split('.')
+        assert shipped[section][key] == value
+        assert refusal(write(tmp_path, f'{section}: {{{key}: [7]}}')).startswith(
+            f'{tmp_path}/recipe.yaml:1: {name} was removed')
+
+
 def test_a_removed_key_may_stay_at_what_is_left_of_it(tmp_path, monkeypatch):
     monkeypatch.setitem(configuration.REMOVED, 'TRAIN.GONE', [0.9, 0.99])
     path = write(tmp_path, 'TRAIN: {GONE: [0.9, 0.99], SEED: 4}\n')

@@ -37,8 +37,8 @@ from weights.files import WeightsError
 from zoo.names import shapes_of, unfilled, weights_for
 
 # Keys of MODEL that are options of a network, in lower case; FROZEN does no harm where it is none.
-NETWORK_KEYS = ('DROP_RATE', 'ATTN_DROP_RATE', 'DROP_PATH_RATE', 'FROZEN', 'TOKENS_TYPE',
-                'TOKEN_DIM', 'SOFT_SPLITS')
+NETWORK_KEYS = ('DROP_RATE', 'DROP_PATH_RATE', 'FROZEN', 'TOKENS_TYPE', 'TOKEN_DIM',
+                'SOFT_SPLITS')
 EXAMPLE_IMAGE = ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'    # a plate
 IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
 
@@ -221,7 +221,7 @@ def eval_transform(config):
 def train_transform(config):
     data, operations = config.DATA, []
     if data.AUTO_AUGMENT:
-        operations.append(auto_augment(data.AUTO_AUGMENT, config.MODEL.IMAGE_SIZE, data.MEAN,
+        operations.append(auto_augment(data.AUTO_AUGMENT, data.MEAN,
                                        data.TRAIN_INTERPOLATION))
     elif data.COLOR_JITTER:
         operations.append(ColorJitter(data.COLOR_JITTER))
@@ -235,7 +235,7 @@ def random_erasing(config):
     data = config.DATA
     if not data.ERASE_PROBABILITY:
         return None
-    return RandomErasing(data.ERASE_PROBABILITY, data.ERASE_MODE, count=data.ERASE_COUNT)
+    return RandomErasing(data.ERASE_PROBABILITY)
 
 
 def train_loader(config):
@@ -278,17 +278,16 @@ def batch_transform(config):
     """From the training loader's pixels to the network's input: mixes, normalises, erases."""
     data = config.DATA
     return BatchTransform(data.MEAN, data.STD, config.TRAIN.SEED, distributed.rank(),
-                          mixup(config), config.MIXUP.OFF_EPOCH, random_erasing(config))
+                          mixup(config), random_erasing(config))
 
 
 def mixup(config):
     """The mixing of MIXUP, or None where it is off."""
     keys = config.MIXUP
-    if not (keys.MIXUP_ALPHA or keys.CUTMIX_ALPHA or keys.CUTMIX_MINMAX):
+    if not (keys.MIXUP_ALPHA or keys.CUTMIX_ALPHA):
         return None
-    return Mixup(keys.MIXUP_ALPHA, keys.CUTMIX_ALPHA, keys.CUTMIX_MINMAX, keys.PROBABILITY,
-                 keys.SWITCH_PROBABILITY, keys.MODE, smoothing=config.TRAIN.LABEL_SMOOTHING,
-                 num_classes=config.MODEL.NUM_CLASSES)
+    return Mixup(keys.MIXUP_ALPHA, keys.CUTMIX_ALPHA, keys.PROBABILITY,
+                 config.TRAIN.LABEL_SMOOTHING, config.MODEL.NUM_CLASSES)
 
 
 def loss(config):
@@ -415,8 +414,8 @@ def optimizer(config, bare_network, rate):
     """The optimizer of TRAIN and SCHEDULER; `rate` is a number or what `schedule` returns."""
     train, keys = config.TRAIN, config.SCHEDULER
     built = build_optimizer(bare_network, rate, keys.WEIGHT_DECAY, train.DECAY_ALL,
-                            train.OPTIMIZER, train.MOMENTUM, train.NESTEROV, train.BETAS,
-                            train.EPSILON, keys.BACKBONE_LR_SCALE, keys.LAYER_DECAY)
+                            train.OPTIMIZER, train.MOMENTUM, keys.BACKBONE_LR_SCALE,
+                            keys.LAYER_DECAY)
     if not keys.SCALE_END_LR and isinstance(rate, Schedule):
         rate.follow([p for p in bare_network.parameters() if not p.stop_gradient],
                     rate_function(config))
@@ -424,7 +423,7 @@ def optimizer(config, bare_network, rate):
 
 
 def precision(config, bare_network, built_optimizer):
-    """How to compute; returns (Precision, lines for the person where AMP is ignored).
+    """How to compute, a Precision.
 
     Raises:
         ConfigError: where this device has no mixed precision. Paddle itself would go on in
@@ -432,21 +431,17 @@ def precision(config, bare_network, built_optimizer):
     """
     train = config.TRAIN
     if train.AMP == 'none':
-        return Precision(bare_network, built_optimizer), []
+        return Precision(bare_network, built_optimizer)
     device = paddle.device.get_device()
     if device == 'cpu':
-        if train.AMP_ON_CPU == 'refuse':
-            raise ConfigError(f'TRAIN.AMP is {train.AMP}, but this is a CPU, where Paddle has no '
-                              'mixed precision: use a GPU, TRAIN.AMP=none, or '
-                              'TRAIN.AMP_ON_CPU=ignore to train in float32')
-        return (Precision(bare_network, built_optimizer),
-                [f'TRAIN.AMP {train.AMP} is ignored on this CPU: training in float32'])
+        raise ConfigError(f'TRAIN.AMP is {train.AMP}, but this is a CPU, where Paddle has no mixed '
+                          'precision: use a GPU, or TRAIN.AMP=none to train in float32')
     supported = (paddle.amp.is_float16_supported if train.AMP_DTYPE == 'float16'
                  else paddle.amp.is_bfloat16_supported)
     if not supported():
         raise ConfigError(f'TRAIN.AMP_DTYPE is {train.AMP_DTYPE}, which {device} does not compute '
                           'in: use the other one, or TRAIN.AMP=none')
-    return Precision(bare_network, built_optimizer, train.AMP, train.AMP_DTYPE), []
+    return Precision(bare_network, built_optimizer, train.AMP, train.AMP_DTYPE)
 
 
 def class_names(config, metadata=None):

@@ -70,8 +70,6 @@ class Model:
         '1e-6 for ViT and PiT. T2T-ViT weights that were trained in PaddleViT need 1e-6',
         low=0, below=1, used='build.network')
     DROP_RATE: float = option(0.0, 'dropout of tokens', low=0, below=1, used='build.network')
-    ATTN_DROP_RATE: float = option(
-        0.0, 'dropout of attention maps', low=0, below=1, used='build.network')
     DROP_PATH_RATE: float = option(
         0.0, 'stochastic depth of the last block', low=0, below=1, used='build.network')
     ADAPT: bool = option(
@@ -114,22 +112,13 @@ class Train:
         1, 'differently augmented copies of each image, side by side over the cards; an epoch '
         'keeps its length and sees fewer images. DeiT has 3', low=1, used='build.train_loader')
     CLIP_NORM: float = option(
-        1.0, 'largest global norm of the gradient (CLIP_MODE norm) or largest size of each of its '
-        'numbers (value); 0: no clipping', low=0, used='train')
-    CLIP_MODE: str = option(
-        'norm', 'what CLIP_NORM limits', choices=('norm', 'value'), used='train')
+        1.0, 'largest global norm of the gradient; 0: no clipping', low=0, used='train')
     DECAY_ALL: bool = option(
         True, 'decay every parameter; false leaves out 1-D parameters, biases, class tokens and '
         'position tables, as the official recipes do', used='build.optimizer')
     OPTIMIZER: str = option(
-        'adamw', 'sgd: with MOMENTUM; lamb: for large batches',
-        choices=('adamw', 'sgd', 'lamb'), used='build.optimizer')
+        'adamw', 'sgd: with MOMENTUM', choices=('adamw', 'sgd'), used='build.optimizer')
     MOMENTUM: float = option(0.9, 'momentum of sgd', low=0, below=1, used='build.optimizer')
-    NESTEROV: bool = option(False, 'Nesterov\'s momentum in sgd', used='build.optimizer')
-    BETAS: tuple = option(
-        (0.9, 0.999), 'running means of adamw and lamb', low=0, below=1, used='build.optimizer')
-    EPSILON: float = option(
-        1e-8, 'what adamw and lamb add to the denominator', above=0, used='build.optimizer')
     AMP: str = option(
         'none', 'mixed precision, on GPUs: O1 computes matrix products in AMP_DTYPE; O2 nearly '
         'all, with AMP_DTYPE weights and float32 copies of them; not run here',
@@ -137,9 +126,6 @@ class Train:
     AMP_DTYPE: str = option(
         'float16', 'half precision of AMP; float16 comes with a dynamic loss scale',
         choices=('float16', 'bfloat16'), used='build.precision')
-    AMP_ON_CPU: str = option(
-        'refuse', 'what AMP does on a CPU, where Paddle has none; ignore: train in float32',
-        choices=('refuse', 'ignore'), used='build.precision')
     ACCUMULATE: int = option(
         1, 'batches whose gradients make up one optimizer step, as if they were one batch; the '
         'last group of an epoch may have fewer. Steps of the log, LOG_EVERY and SAVE_STEPS count '
@@ -203,19 +189,14 @@ class Data:
         0.0, 'probability of a horizontal flip in training',
         low=0, high=1, used='build.train_transform')
     AUTO_AUGMENT: str = option(
-        '', 'RandAugment or AutoAugment in timm\'s language: rand-m9-mstd0.5-inc1 is the official '
-        'recipe\'s; or original, originalr, v0, v0r; empty: none', used='build.train_transform')
+        '', 'RandAugment in timm\'s language, rand-m9-mstd0.5-inc1 in the official recipe; or '
+        'original, the policy of AutoAugment; empty: none', used='build.train_transform')
     COLOR_JITTER: float = option(
         0.0, 'largest change of brightness, contrast and saturation, 0.4 in timm; inactive while '
         'AUTO_AUGMENT is on, as in the official recipe', low=0, used='build.train_transform')
     ERASE_PROBABILITY: float = option(
         0.0, 'share of training images that random erasing changes',
         low=0, high=1, used='build.random_erasing')
-    ERASE_MODE: str = option(
-        'pixel', 'what an erased box shows: const, the mean colour; rand, one random colour; '
-        'pixel, noise', choices=('const', 'rand', 'pixel'), used='build.random_erasing')
-    ERASE_COUNT: int = option(
-        1, 'most boxes erased in an image', low=1, used='build.random_erasing')
     MEAN: tuple = option(
         (0.485, 0.456, 0.406), 'mean of the channels, of values in 0 to 1',
         used='build.eval_transform')
@@ -234,7 +215,7 @@ class Scheduler:
         -1, 'epoch of the schedule before the first one: -1 starts the schedule at 0; 0 starts it '
         'at 1, as the Paddle repository does', low=-1, used='build.schedule')
     WEIGHT_DECAY: float = option(
-        0.3, 'weight decay: decoupled in adamw and lamb, coupled (L2) in sgd',
+        0.3, 'weight decay: decoupled in adamw, coupled (L2) in sgd',
         low=0, used='build.optimizer')
     BASE_LR: float = option(0.003, 'highest learning rate', above=0, used='build.schedule')
     LR_BATCH: int = option(
@@ -281,18 +262,8 @@ class Mixup:
     CUTMIX_ALPHA: float = option(
         0.0, 'alpha of CutMix\'s Beta distribution, 1.0 in the official recipe; 0: no CutMix',
         low=0, used='build.mixup')
-    CUTMIX_MINMAX: tuple = option(
-        (), 'least and largest share of a side for CutMix\'s boxes, in place of CUTMIX_ALPHA; '
-        'empty: CUTMIX_ALPHA', above=0, high=1, of='pair', used='build.mixup')
     PROBABILITY: float = option(
         1.0, 'probability of mixing at all', low=0, high=1, used='build.mixup')
-    SWITCH_PROBABILITY: float = option(
-        0.5, 'probability of CutMix, where both are on', low=0, high=1, used='build.mixup')
-    MODE: str = option(
-        'batch', 'what shares one draw: the batch; a pair of images, each other\'s partner; elem: '
-        'no two images', choices=('batch', 'pair', 'elem'), used='build.mixup')
-    OFF_EPOCH: int = option(
-        0, 'epoch from which on nothing is mixed; 0: never', low=0, used='build.batch_transform')
 
 
 @dataclass
@@ -340,10 +311,16 @@ class Config(Settings):
 
 # Keys of earlier versions, and what the program does now: files and checkpoints that say so may
 # go on naming them.
-REMOVED = {'DATA.SHARED_MEMORY': True}
+REMOVED = {
+    'MODEL.ATTN_DROP_RATE': 0.0, 'TRAIN.CLIP_MODE': 'norm', 'TRAIN.NESTEROV': False,
+    'TRAIN.BETAS': [0.9, 0.999], 'TRAIN.EPSILON': 1e-8, 'TRAIN.AMP_ON_CPU': 'refuse',
+    'DATA.ERASE_MODE': 'pixel', 'DATA.ERASE_COUNT': 1, 'MIXUP.CUTMIX_MINMAX': [],
+    'MIXUP.SWITCH_PROBABILITY': 0.5, 'MIXUP.MODE': 'batch', 'MIXUP.OFF_EPOCH': 0,
+    'DATA.SHARED_MEMORY': True,
+}
 KEYS = keys_of(Config)
 DEFAULTS = {**REMOVED, **{name: default_of(key) for name, key in KEYS.items()}}
-FREE_KEYS = {name for name, key in KEYS.items() if key.metadata['free']}
+FREE_KEYS = {name for name, key in KEYS.items() if key.metadata['free']} | {'DATA.SHARED_MEMORY'}
 
 PAGE = """# Configuration
 
@@ -422,22 +399,14 @@ def _check_together(config):
     if config.TRAIN.PRE_TRAIN and config.MODEL.PRETRAINED:
         refuse('MODEL.PRETRAINED', 'and TRAIN.PRE_TRAIN (with MODEL_PATH) both name weights to '
                'start from: keep one of the two')
-    if config.TRAIN.AMP == 'O2' and config.TRAIN.OPTIMIZER == 'lamb':
-        refuse('TRAIN.OPTIMIZER', 'is lamb, which takes no float32 gradients of half-precision '
-               'weights in Paddle: use TRAIN.AMP O1, or adamw')
     if config.TRAIN.PRE_TRAIN and not config.MODEL_PATH:
         refuse('TRAIN.PRE_TRAIN', 'is true, but MODEL_PATH names no weights: set it')
     mixup, distill = config.MIXUP, config.DISTILL
-    if ((mixup.MIXUP_ALPHA or mixup.CUTMIX_ALPHA or mixup.CUTMIX_MINMAX)
+    if ((mixup.MIXUP_ALPHA or mixup.CUTMIX_ALPHA)
             and config.TRAIN.TRAIN_BATCH_SIZE % 2):
         refuse('TRAIN.TRAIN_BATCH_SIZE', f'is {config.TRAIN.TRAIN_BATCH_SIZE}, an odd number, and '
                'MIXUP is on, which mixes each image with one from the other end of the batch: make '
                'it even')
-    if mixup.CUTMIX_MINMAX:
-        low, high = (int(config.MODEL.IMAGE_SIZE * share) for share in mixup.CUTMIX_MINMAX)
-        if low >= high:
-            refuse('MIXUP.CUTMIX_MINMAX', f'allows sides from {low} to below {high} pixels, which '
-                   'are none: put the smaller number first, and the two further apart')
     if distill.TYPE != 'none' and not distill.WEIGHTS:
         refuse('DISTILL.TYPE', f'is {distill.TYPE}, but DISTILL.WEIGHTS names no teacher: set it '
                'to the weights of DISTILL.TEACHER, or to an export')

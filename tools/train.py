@@ -115,7 +115,7 @@ class Run:
         self.trainable = [p for p in self.network.parameters() if not p.stop_gradient]
         self.schedule = build.schedule(config)
         self.optimizer = build.optimizer(config, self.network, self.schedule)
-        self.precision, self.warnings = build.precision(config, self.network, self.optimizer)
+        self.precision = build.precision(config, self.network, self.optimizer)
         self.precise = self.precision.wrap(self.network)    # as it is called
         # Gives every process the weights of the first, so before the averages begin with them.
         self.model = (paddle.DataParallel(self.precise) if distributed.world_size() > 1
@@ -131,7 +131,7 @@ class Run:
                 prepare_folder(self.folder)
             configuration.save_config(self.config, self.folder / 'config.yaml')
         self.log = RunLog(self.folder, self.config.TRAIN.VISUALDL, position)
-        for note in notes + self.warnings:
+        for note in notes:
             self.log.warn(note)
         if position is None:
             for line in self.describe():
@@ -313,7 +313,7 @@ class Run:
         # all of them come to the same decision. The norm is the one number a step that the host
         # waits for.
         train, loss_scale = self.config.TRAIN, self.precision.loss_scale
-        norm = clip_gradients(self.trainable, train.CLIP_NORM, train.CLIP_MODE, loss_scale.value)
+        norm = clip_gradients(self.trainable, train.CLIP_NORM, loss_scale.value)
         if math.isfinite(norm):
             self.optimizer.step()
             self.restored = None

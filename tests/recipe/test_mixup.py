@@ -12,7 +12,7 @@ import build
 from config import ConfigError, load_config
 from data.transforms import normalise
 from recipe.batch import BatchTransform
-from recipe.mixup import MODES, Mixup
+from recipe.mixup import Mixup
 
 ON = ('MIXUP.MIXUP_ALPHA=0.8', 'MIXUP.CUTMIX_ALPHA=1.0')
 
@@ -30,17 +30,18 @@ def mixed(mixup, images, labels, seed=0):
     return found.numpy(), targets.numpy()
 
 
-def one_by_one(images, labels, draws, classes, smoothing):
+def one_by_one(images, labels, share, box, classes, smoothing):
     """The same mixing, image by image, with loops, slices and NumPy's rounding."""
     results, targets = [], []
-    for index, (share, is_cutmix, (top, bottom, left, right)) in enumerate(zip(*draws)):
+    for index, image in enumerate(images):
         partner = len(images) - 1 - index
-        if is_cutmix:
-            result = images[index].copy()
+        if box:
+            top, bottom, left, right = box
+            result = image.copy()
             result[:, top:bottom, left:right] = images[partner][:, top:bottom, left:right]
         else:
-            result = np.rint(images[index] * share
-                             + images[partner].astype('float32') * (np.float32(1) - share))
+            result = np.rint(image * share + images[partner].astype('float32')
+                             * (np.float32(1) - share))
         target = np.full(classes, smoothing / classes)
         target[labels[index]] += (1 - smoothing) * share
         target[labels[partner]] += (1 - smoothing) * (1 - share)
@@ -50,44 +51,39 @@ def one_by_one(images, labels, draws, classes, smoothing):
 
 
 @pytest.mark.parametrize('size', [1, 7, 8])
-@pytest.mark.parametrize('mode', MODES)
-def test_every_mode_equals_a_computation_image_by_image(mode, size):
+def test_a_mixed_batch_equals_a_computation_image_by_image(size):
     kinds = set()
-    for seed in range(12):
-        mixup = Mixup(mode=mode, probability=0.8, smoothing=0.1, num_classes=10)
+    for seed in range(24):
+        mixup = Mixup(probability=0.8, smoothing=0.1, num_classes=10)
         images, labels = batch(size, seed=seed)
-        draws = mixup.draw(size, images.shape[2:], np.random.default_rng(seed))
+        share, box = mixup.draw(images.shape[2:], np.random.default_rng(seed))
         found, targets = mixed(mixup, images, labels, seed)
-        expected, expected_targets = one_by_one(images, labels, draws, 10, 0.1)
+        expected, expected_targets = one_by_one(images, labels, share, box, 10, 0.1)
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_allclose(targets, expected_targets, atol=2e-7)
         np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
-        kinds |= {'cutmix' if is_cutmix else 'none' if share == 1 else 'mixup'
-                  for share, is_cutmix in zip(*draws[:2])}
+        kinds.add('cutmix' if box else 'none' if share == 1 else 'mixup')
     assert kinds == {'cutmix', 'none', 'mixup'}
 
 
-@pytest.mark.parametrize('options', [{}, {'cutmix_minmax': (0.2, 0.8)}])
-@pytest.mark.parametrize('mode', MODES)
-def test_what_is_left_of_an_image_is_its_labels_share(mode, options):
+def test_what_is_left_of_an_image_is_its_labels_share():
     """Counted in pixels: every image has a colour of its own."""
     images = np.broadcast_to(np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1), (6, 3, 20, 30))
     partly = 0
-    for seed in range(20):
-        mixup = Mixup(0, 1.0, mode=mode, smoothing=0, num_classes=6, **options)
+    for seed in range(40):
+        mixup = Mixup(0, 1.0, smoothing=0, num_classes=6)
         found, targets = mixed(mixup, np.ascontiguousarray(images), np.arange(6), seed)
         own = (found == images).mean(axis=(1, 2, 3))
         theirs = (found == images[::-1]).mean(axis=(1, 2, 3))
         np.testing.assert_allclose(own + theirs, 1, atol=1e-12)
         np.testing.assert_allclose(targets[range(6), range(6)], own, atol=1e-6)
         partly += ((own > 0) & (own < 1)).sum()
-    assert partly > 60
+    assert partly > 120
 
 
 def test_halves_are_rounded_to_the_even_neighbour(monkeypatch):
     mixup = Mixup(num_classes=2)
-    monkeypatch.setattr(Mixup, 'draw', lambda *_: (
-        np.full(2, 0.5, 'float32'), np.zeros(2, bool), np.zeros((2, 4), int)))
+    monkeypatch.setattr(Mixup, 'draw', lambda *_: (np.float32(0.5), None))
     first = np.arange(0, 255, dtype=np.uint8)
     images = np.zeros((2, 3, 1, 255), np.uint8)
     images[0], images[1] = first, first + 1
@@ -95,9 +91,13 @@ def test_halves_are_rounded_to_the_even_neighbour(monkeypatch):
     assert found[0, 0, 0].tolist() == [round(value + 0.5) for value in first.tolist()]
 
 
-def draws_of(mode='elem', count=4000, side=1000, **options):
-    mixup = Mixup(mode=mode, num_classes=2, **options)
-    return mixup.draw(count, (side, side), np.random.default_rng(3))
+def draws_of(count=4000, side=1000, **options):
+    """Lambdas and whether it is CutMix, both `[count]`, and the boxes of CutMix, `[n, 4]`."""
+    mixup, rng = Mixup(num_classes=2, **options), np.random.default_rng(3)
+    draws = [mixup.draw((side, side), rng) for _ in range(count)]
+    shares, boxes = zip(*draws)
+    return (np.array(shares), np.array([box is not None for box in boxes]),
+            np.array([box for box in boxes if box]))
 
 
 CRITICAL_GAP = 1.95 / math.sqrt(4000)    # exceeded by chance once in a thousand seeds
@@ -107,65 +107,38 @@ def test_lambda_follows_its_beta_distribution():
     shares, is_cutmix, _ = draws_of(mixup_alpha=0.5, cutmix_alpha=0)
     assert not is_cutmix.any()
     assert largest_gap(shares, lambda x: 2 / np.pi * np.arcsin(np.sqrt(x))) < CRITICAL_GAP
-    shares, is_cutmix, _ = draws_of(mixup_alpha=0, cutmix_alpha=1, correct_lambda=False)
-    assert is_cutmix.all() and largest_gap(shares, lambda x: x) < CRITICAL_GAP
-    shares, is_cutmix, _ = draws_of(mixup_alpha=0.5, cutmix_alpha=1.0, correct_lambda=False)
-    gap = 1.95 / math.sqrt(1800)
-    assert largest_gap(shares[is_cutmix], lambda x: x) < gap
-    assert largest_gap(shares[~is_cutmix], lambda x: 2 / np.pi * np.arcsin(np.sqrt(x))) < gap
+    shares, is_cutmix, _ = draws_of(mixup_alpha=0.5, cutmix_alpha=1.0)
+    assert largest_gap(shares[~is_cutmix],
+                       lambda x: 2 / np.pi * np.arcsin(np.sqrt(x))) < 1.95 / math.sqrt(1800)
 
 
-@pytest.mark.parametrize('switch', [0.5, 0.2])
 @pytest.mark.parametrize('probability', [1.0, 0.7])
-def test_how_often_it_is_what(switch, probability):
-    shares, is_cutmix, _ = draws_of(probability=probability, switch_probability=switch)
+def test_how_often_it_is_what(probability):
+    shares, is_cutmix, _ = draws_of(probability=probability)
     is_mixup = ~is_cutmix & (shares < 1)
-    for found, expected in ((is_cutmix.mean(), probability * switch),
-                            (is_mixup.mean(), probability * (1 - switch))):
+    for found in is_cutmix.mean(), is_mixup.mean():
+        expected = probability / 2
         assert abs(found - expected) < 3.3 * math.sqrt(expected * (1 - expected) / 4000)
 
 
 def test_boxes_are_uniform_and_as_large_as_lambda_says():
-    shares, _, boxes = draws_of(mixup_alpha=0, cutmix_alpha=1, correct_lambda=False)
-    corrected, _, same_boxes = draws_of(mixup_alpha=0, cutmix_alpha=1)
-    np.testing.assert_array_equal(boxes, same_boxes)
+    shares, is_cutmix, boxes = draws_of(mixup_alpha=0, cutmix_alpha=1)
+    assert is_cutmix.all() and (boxes >= 0).all() and (boxes <= 1000).all()
     top, bottom, left, right = boxes.T
-    assert (boxes >= 0).all() and (boxes <= 1000).all()
-    np.testing.assert_allclose(corrected, 1 - (bottom - top) * (right - left) / 1e6, atol=1e-7)
-    assert (corrected >= shares - 1e-6).all() and (corrected > shares + 0.01).any()
-    for low, high in ((top, bottom), (left, right)):
-        whole = (low > 0) & (high < 1000)
-        side = 1000 * np.sqrt(1 - shares.astype('float64'))
-        assert (abs((high - low) - side)[whole] < 2).all() and whole.sum() > 1000
-        half = side.astype(int) // 2
-        centre = np.where(low == 0, high - half, low + half) / 1000
-        assert largest_gap(centre, lambda x: x) < CRITICAL_GAP
-
-
-def test_boxes_between_two_sizes_lie_inside():
-    shares, is_cutmix, boxes = draws_of(mixup_alpha=0, cutmix_minmax=(0.2, 0.8), side=50)
-    top, bottom, left, right = boxes.T
-    assert is_cutmix.all() and (boxes >= 0).all() and (boxes <= 50).all()
-    for length in (bottom - top, right - left):
-        assert set(length) == set(range(10, 40))
-    np.testing.assert_allclose(shares, 1 - (bottom - top) * (right - left) / 2500, atol=1e-7)
-
-
-@pytest.mark.parametrize('mode, different', [('batch', 1), ('pair', 500), ('elem', 1000)])
-def test_what_shares_a_draw(mode, different):
-    shares, is_cutmix, boxes = draws_of(mode, count=1000)
-    assert len({(share, *box) for share, box in zip(shares.tolist(), boxes.tolist())}) == different
-    if mode == 'pair':
-        np.testing.assert_array_equal(shares, shares[::-1])
-        np.testing.assert_array_equal(boxes, boxes[::-1])
-        np.testing.assert_array_equal(is_cutmix, is_cutmix[::-1])
+    np.testing.assert_allclose(shares, 1 - (bottom - top) * (right - left) / 1e6, atol=1e-7)
+    axes = (top, bottom), (left, right)
+    for (low, high), (other_low, other_high) in (axes, axes[::-1]):
+        # Where the other axis was not cut off, it shows the box's size, and that the centre.
+        whole = (other_low > 0) & (other_high < 1000)
+        half = ((other_high - other_low) // 2)[whole]
+        centre = np.where(low[whole] == 0, high[whole] - half, low[whole] + half) / 1000
+        assert largest_gap(centre, lambda x: x) < 1.95 / math.sqrt(whole.sum())
+        assert whole.sum() > 1000 and (low[whole] == 0).any() and (high[whole] == 1000).any()
 
 
 def test_nothing_to_mix_with_is_refused():
     with pytest.raises(ValueError, match='both 0'):
         Mixup(0, 0)
-    with pytest.raises(ValueError, match='batch, pair, elem'):
-        Mixup(mode='half')
 
 
 # ---- the way of a batch
@@ -197,12 +170,6 @@ def test_place_in_the_run_process_and_seed_decide_on_the_mixing():
     assert len({images.tobytes() for images, _ in others}) == 5
 
 
-def test_mixing_ends_with_its_epoch():
-    for epoch, ndim in ((0, 2), (2, 2), (3, 1), (9, 1)):
-        assert prepared(epoch, mixup_off_epoch=3)[1].ndim == ndim
-    assert prepared(10 ** 6)[1].ndim == 2
-
-
 def test_images_are_mixed_then_normalised_then_erased():
     def erase(images, rng):
         seen.append(images.numpy())
@@ -224,14 +191,9 @@ def test_images_are_mixed_then_normalised_then_erased():
 
 @pytest.mark.parametrize('overrides, said', [
     (('MIXUP.PROBABILITY=1.5',), 'MIXUP.PROBABILITY must be at most 1'),
-    (('MIXUP.SWITCH_PROBABILITY=-0.1',), 'MIXUP.SWITCH_PROBABILITY must be at least 0'),
     (('MIXUP.MIXUP_ALPHA=-1',), 'MIXUP.MIXUP_ALPHA must be at least 0'),
-    (('MIXUP.MODE=half',), 'MIXUP.MODE must be one of batch, pair, elem'),
-    (('MIXUP.CUTMIX_MINMAX=[0.3]',), 'CUTMIX_MINMAX must be a list of 2 numbers, or an empty one'),
-    (('MIXUP.CUTMIX_MINMAX=[0.3, 1.1]',), 'MIXUP.CUTMIX_MINMAX must be at most 1'),
-    (('MIXUP.CUTMIX_MINMAX=[0.5, 0.3]',), 'smaller number first'),
-    ((*ON, 'MIXUP.MODE=pair', 'TRAIN.TRAIN_BATCH_SIZE=15'), 'TRAIN.TRAIN_BATCH_SIZE is 15, an odd'),
-    ((*ON, 'TRAIN.TRAIN_BATCH_SIZE=15'), 'make it even'),
+    (('MIXUP.MODE=pair',), 'MIXUP.MODE was removed'),
+    ((*ON, 'TRAIN.TRAIN_BATCH_SIZE=15'), 'TRAIN.TRAIN_BATCH_SIZE is 15, an odd number'),
     (('TRAIN.ACCUMULATE=0',), 'TRAIN.ACCUMULATE must be at least 1'),
 ])
 def test_wrong_values_are_one_line(overrides, said):
@@ -244,6 +206,6 @@ def test_what_the_configuration_builds():
     assert build.mixup(load_config('config/lit_data.yaml')) is None
     assert load_config('config/lit_data.yaml', ['TRAIN.TRAIN_BATCH_SIZE=15'])
     mixup = build.mixup(load_config('config/lit_data.yaml', [
-        *ON, 'MIXUP.CUTMIX_MINMAX=[0.2, 0.4]', 'TRAIN.LABEL_SMOOTHING=0.1', 'MIXUP.MODE=elem']))
-    assert (mixup.mixup_alpha, mixup.cutmix_minmax) == (0.8, (0.2, 0.4))
-    assert (mixup.mode, mixup.smoothing, mixup.num_classes) == ('elem', 0.1, 1000)
+        *ON, 'MIXUP.PROBABILITY=0.6', 'TRAIN.LABEL_SMOOTHING=0.1', 'MIXUP.MODE=batch']))
+    assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.cutmix_share) == (0.8, 1.0, 0.5)
+    assert (mixup.probability, mixup.smoothing, mixup.num_classes) == (0.6, 0.1, 1000)

@@ -41,22 +41,20 @@ TONES = {
     'Posterize': lambda image, strength: _posterize(image, int(strength * 4)),
     'PosterizeIncreasing': lambda image, strength: _posterize(image, 4 - int(strength * 4)),
     'PosterizeOriginal': lambda image, strength: _posterize(image, 4 + int(strength * 4)),
-    'Solarize': lambda image, strength: ImageOps.solarize(image, min(256, int(strength * 256))),
+    'Solarize': lambda image, strength: ImageOps.solarize(image, int(strength * 256)),
     'SolarizeIncreasing': lambda image, strength: ImageOps.solarize(
-        image, 256 - min(256, int(strength * 256))),
-    'SolarizeAdd': lambda image, strength: _solarize_add(image, min(128, int(strength * 110))),
+        image, 256 - int(strength * 256)),
+    'SolarizeAdd': lambda image, strength: _solarize_add(image, int(strength * 110)),
 }
 # Each also exists as Increasing. The names are those of Pillow's classes.
 ENHANCEMENTS = ('Color', 'Contrast', 'Brightness', 'Sharpness')
 # Where a pixel comes from: x' = ax + by + c, y' = dx + ey + f as (a, b, c, d, e, f), of a strength
-# with a sign, the image's size, and the canvas' translate.
+# with a sign and the image's size.
 MOVES = {
-    'ShearX': lambda amount, size, translate: (1, amount * 0.3, 0, 0, 1, 0),
-    'ShearY': lambda amount, size, translate: (1, 0, 0, amount * 0.3, 1, 0),
-    'TranslateX': lambda amount, size, translate: (1, 0, amount * translate, 0, 1, 0),
-    'TranslateY': lambda amount, size, translate: (1, 0, 0, 0, 1, amount * translate),
-    'TranslateXRel': lambda amount, size, translate: (1, 0, amount * 0.45 * size[0], 0, 1, 0),
-    'TranslateYRel': lambda amount, size, translate: (1, 0, 0, 0, 1, amount * 0.45 * size[1]),
+    'ShearX': lambda amount, size: (1, amount * 0.3, 0, 0, 1, 0),
+    'ShearY': lambda amount, size: (1, 0, 0, amount * 0.3, 1, 0),
+    'TranslateXRel': lambda amount, size: (1, 0, amount * 0.45 * size[0], 0, 1, 0),
+    'TranslateYRel': lambda amount, size: (1, 0, 0, 0, 1, amount * 0.45 * size[1]),
 }
 OPERATIONS = (*TONES, *ENHANCEMENTS, *(f'{name}Increasing' for name in ENHANCEMENTS), *MOVES,
               'Rotate')
@@ -66,12 +64,10 @@ class Canvas(NamedTuple):
     """How operations move pixels.
 
     fill: RGB colour of what comes in from outside the image. resampling: Pillow's filter.
-    translate: pixels that TranslateX and TranslateY move at magnitude 10.
     """
 
     fill: tuple = (124, 116, 104)    # ImageNet's mean
     resampling: Image.Resampling = Image.Resampling.BICUBIC
-    translate: float = 100
 
 
 CANVAS = Canvas()
@@ -82,7 +78,7 @@ def apply_operation(image, name, magnitude, sign=1, canvas=CANVAS):
 
     Args:
         name: one of OPERATIONS.
-        magnitude: at least 0; 10 is full strength.
+        magnitude: 0 to 10, full strength.
         sign: 1 or -1, the direction of what moves, turns, or has a neutral middle (Increasing
             enhancements); of no consequence elsewhere.
         canvas: a Canvas, of consequence to Rotate, Shear and Translate.
@@ -94,7 +90,7 @@ def apply_operation(image, name, magnitude, sign=1, canvas=CANVAS):
     if name in TONES:
         return TONES[name](image, strength)
     if name in MOVES:
-        matrix = MOVES[name](sign * strength, image.size, canvas.translate)
+        matrix = MOVES[name](sign * strength, image.size)
         return image.transform(image.size, Image.Transform.AFFINE, matrix, canvas.resampling,
                                fillcolor=canvas.fill)
     if name == 'Rotate':
@@ -117,31 +113,24 @@ class AutoAugment:
 
     Args:
         choices: the sequences.
-        count: how many of them to draw.
-        weights: a probability for each, then none is drawn twice; None: all the same, with
-            replacement.
-        noise: standard deviation of a magnitude; inf makes it uniform from 0 to what it says.
-        largest: magnitudes are cut off at 0 and here.
+        count: how many of them to draw, with replacement.
+        noise: standard deviation of a magnitude, which is cut off at 0 and 10.
         canvas: the Canvas of all operations, apart from its resampling.
         resamplings: Pillow's filters, one of which is drawn for each operation.
     """
 
-    def __init__(self, choices, count=1, weights=None, noise=0.0, largest=FULL_MAGNITUDE,
-                 canvas=CANVAS, resamplings=(Image.Resampling.BICUBIC,)):
+    def __init__(self, choices, count=1, noise=0.0, canvas=CANVAS,
+                 resamplings=(Image.Resampling.BICUBIC,)):
         self.choices = choices
         self.count = count
-        self.weights = weights
         self.noise = noise
-        self.largest = largest
         self.canvas = canvas
         self.resamplings = resamplings
 
     def plan(self, rng):
         """Draw what to do to an image: a list of apply_operation's arguments after the image."""
         plan = []
-        drawn = rng.choice(len(self.choices), self.count, replace=self.weights is None,
-                           p=self.weights)
-        for number in drawn:
+        for number in rng.choice(len(self.choices), self.count):
             for name, probability, magnitude in self.choices[number]:
                 if rng.random() < probability:
                     resampling = self.resamplings[rng.integers(len(self.resamplings))]
@@ -150,11 +139,9 @@ class AutoAugment:
         return plan
 
     def vary(self, magnitude, rng):
-        if self.noise == math.inf:
-            magnitude = rng.uniform(0, magnitude)
-        elif self.noise:
+        if self.noise:
             magnitude = rng.normal(magnitude, self.noise)
-        return min(max(magnitude, 0), self.largest)
+        return min(max(magnitude, 0), FULL_MAGNITUDE)
 
     def __call__(self, image, rng):
         """Augment a PIL RGB image with random numbers of a numpy Generator."""
@@ -166,11 +153,6 @@ class AutoAugment:
 RAND_OPERATIONS = ('AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize',
                    'SolarizeAdd', 'Color', 'Contrast', 'Brightness', 'Sharpness', 'ShearX',
                    'ShearY', 'TranslateXRel', 'TranslateYRel')
-# Shares of RAND_OPERATIONS in their order: timm 0.3's w0 and timm 1.0's tweights.
-RAND_WEIGHTS = {
-    'w0': (0.025, 0.005, 0, 0.3, 0, 0.005, 0.005, 0.025, 0.005, 0.005, 0.025, 0.2, 0.2, 0.1, 0.1),
-    'tweights': (0.25, 0.05, 0.05, 3, 0.05, 0.05, 0.05, 0.25, 0.05, 0.05, 0.25, 2, 2, 1, 1),
-}
 ORIGINAL = (    # the paper's ImageNet policy (arXiv 1805.09501)
     (('PosterizeOriginal', 0.4, 8), ('Rotate', 0.6, 9)),
     (('Solarize', 0.6, 5), ('AutoContrast', 0.6, 5)),
@@ -198,62 +180,22 @@ ORIGINAL = (    # the paper's ImageNet policy (arXiv 1805.09501)
     (('Color', 0.6, 4), ('Contrast', 1.0, 8)),
     (('Equalize', 0.8, 8), ('Equalize', 0.6, 3)),
 )
-V0 = (    # the policy of TensorFlow's EfficientNet
-    (('Equalize', 0.8, 1), ('ShearY', 0.8, 4)),
-    (('Color', 0.4, 9), ('Equalize', 0.6, 3)),
-    (('Color', 0.4, 1), ('Rotate', 0.6, 8)),
-    (('Solarize', 0.8, 3), ('Equalize', 0.4, 7)),
-    (('Solarize', 0.4, 2), ('Solarize', 0.6, 2)),
-    (('Color', 0.2, 0), ('Equalize', 0.8, 8)),
-    (('Equalize', 0.4, 8), ('SolarizeAdd', 0.8, 3)),
-    (('ShearX', 0.2, 9), ('Rotate', 0.6, 8)),
-    (('Color', 0.6, 1), ('Equalize', 1.0, 2)),
-    (('Invert', 0.4, 9), ('Rotate', 0.6, 0)),
-    (('Equalize', 1.0, 9), ('ShearY', 0.6, 3)),
-    (('Color', 0.4, 7), ('Equalize', 0.6, 0)),
-    (('Posterize', 0.4, 6), ('AutoContrast', 0.4, 7)),
-    (('Solarize', 0.6, 8), ('Color', 0.6, 9)),
-    (('Solarize', 0.2, 4), ('Rotate', 0.8, 9)),
-    (('Rotate', 1.0, 7), ('TranslateYRel', 0.8, 9)),
-    (('ShearX', 0.0, 0), ('Solarize', 0.8, 4)),
-    (('ShearY', 0.8, 0), ('Color', 0.6, 4)),
-    (('Color', 1.0, 0), ('Rotate', 0.6, 2)),
-    (('Equalize', 0.8, 4), ('Equalize', 0.0, 8)),
-    (('Equalize', 1.0, 4), ('AutoContrast', 0.6, 2)),
-    (('ShearY', 0.4, 7), ('SolarizeAdd', 0.6, 7)),
-    (('Posterize', 0.8, 2), ('Solarize', 0.6, 10)),
-    (('Solarize', 0.6, 8), ('Equalize', 0.6, 1)),
-    (('Color', 0.8, 6), ('Rotate', 0.4, 5)),
-)
-
-
-def _with_research_posterize(policy):
-    """A policy whose Posterize grows stronger with the magnitude, as in Google's research code."""
-    return tuple(tuple(('PosterizeIncreasing', *step[1:]) if step[0].startswith('Posterize')
-                       else step for step in pair) for pair in policy)
-
-
-POLICIES = {'original': ORIGINAL, 'originalr': _with_research_posterize(ORIGINAL),
-            'v0': V0, 'v0r': _with_research_posterize(V0)}
 # The parts of a text after its name: type, smallest and largest value.
-PARTS = {'m': (int, 0, 30), 'n': (int, 1, 100), 'p': (float, 0, 1),
-         'mstd': (float, 0, math.inf), 'mmax': (int, 1, math.inf), 'inc': (int, 0, 1)}
+PARTS = {'m': (int, 0, FULL_MAGNITUDE), 'n': (int, 1, 100), 'mstd': (float, 0, 100),
+         'inc': (int, 0, 1)}
+PROBABILITY = 0.5    # of each operation that RandAugment draws
 
 
-def auto_augment(text, image_size=224, mean=(0.485, 0.456, 0.406), interpolation='random'):
+def auto_augment(text, mean=(0.485, 0.456, 0.406), interpolation='random'):
     """Build an AutoAugment from a text in timm's language.
 
     `rand`, RandAugment, may be followed by these parts, in any order, each after a dash:
-    m9: magnitude (default 10; above mmax it counts as mmax); n2: operations an image (2); p0.5:
-    probability of each (0.5); mstd0.5: standard deviation of the magnitude (0), above 100 or
-    `inf`: uniform from 0 to m; mmax15: largest magnitude (10); inc1: operations that grow stronger
-    with the magnitude (inc0);
-    w0 or tweights: operations of unequal probability, none twice (tweights includes inc1).
-    `original`, `originalr`, `v0`, `v0r`, policies of AutoAugment, may be followed by mstd.
+    m9: magnitude (default 10); n2: operations an image (2), each applied with probability 0.5;
+    mstd0.5: standard deviation of the magnitude (0); inc1: operations that grow stronger with the
+    magnitude (inc0). `original`, AutoAugment's policy for ImageNet, may be followed by mstd.
 
     Args:
-        text: such as `rand-m9-mstd0.5-inc1` or `original-mstd0.5`.
-        image_size: side of the image in pixels.
+        text: such as `rand-m9-mstd0.5-inc1` or `original`.
         mean: of the channels, of values in 0 to 1; the colour of what comes in from outside.
         interpolation: 'bilinear', 'bicubic', or 'random': one of the two for each operation.
 
@@ -264,56 +206,33 @@ def auto_augment(text, image_size=224, mean=(0.485, 0.456, 0.406), interpolation
         ValueError: naming the part of the text that is wrong.
     """
     policy, *parts = text.split('-')
-    if policy not in (*POLICIES, 'rand'):
-        known = (*POLICIES, 'rand')
-        raise ValueError(f'{text!r}: {policy!r} is unknown{_hint(policy, known)}: a text begins '
-                         f'with {", ".join(known)}')
-    weightings = [part for part in parts if policy == 'rand' and part in RAND_WEIGHTS]
-    if len(weightings) > 1:
-        raise ValueError(f'{text!r}: it has {" and ".join(weightings)}: keep one of them')
-    weighting = weightings[0] if weightings else None
-    said = _read_parts(text, [part for part in parts if part != weighting],
-                       tuple(PARTS) if policy == 'rand' else ('mstd',))
-    noise = said.get('mstd', 0.0)
+    if policy not in ('rand', 'original'):
+        hint = _hint(policy, ('rand', 'original'))
+        raise ValueError(f'{text!r}: {policy!r} is unknown{hint}: a text begins with rand or '
+                         'original')
+    said = _read_parts(text, parts, tuple(PARTS) if policy == 'rand' else ('mstd',))
     names = ('bilinear', 'bicubic') if interpolation == 'random' else (interpolation,)
     options = dict(
-        noise=math.inf if noise > 100 else noise, largest=said.get('mmax', FULL_MAGNITUDE),
-        canvas=Canvas(fill=tuple(min(max(round(255 * channel), 0), 255) for channel in mean),
-                      translate=int(image_size * 0.45)),
+        noise=said.get('mstd', 0.0),
+        canvas=Canvas(fill=tuple(min(max(round(255 * channel), 0), 255) for channel in mean)),
         resamplings=[Image.Resampling[name.upper()] for name in names])
-    if policy == 'rand':
-        return AutoAugment(*_rand_augment(text, said, weighting), **options)
-    return AutoAugment(POLICIES[policy], **options)
-
-
-def _rand_augment(text, said, weighting):
-    """RandAugment as the arguments (choices, count, weights) of AutoAugment."""
-    magnitude = said.get('m', FULL_MAGNITUDE)
-    names = RAND_OPERATIONS
-    if said.get('inc') or weighting == 'tweights':
-        names = [f'{name}Increasing' if f'{name}Increasing' in OPERATIONS else name
-                 for name in names]
-    choices = [[(name, said.get('p', 0.5), magnitude)] for name in names]
-    count = said.get('n', 2)
-    if weighting is None:
-        return choices, count, None
-    weights = np.array(RAND_WEIGHTS[weighting], dtype=float)
-    if count > (weights > 0).sum():
-        raise ValueError(f'{text!r}: n is {count}, but {weighting} draws none of its '
-                         f'{(weights > 0).sum()} operations twice: lower n')
-    return choices, count, weights / weights.sum()
+    if policy == 'original':
+        return AutoAugment(ORIGINAL, **options)
+    operations = [f'{name}Increasing' if said.get('inc') and f'{name}Increasing' in OPERATIONS
+                  else name for name in RAND_OPERATIONS]
+    choices = [[(name, PROBABILITY, said.get('m', FULL_MAGNITUDE))] for name in operations]
+    return AutoAugment(choices, said.get('n', 2), **options)
 
 
 def _read_parts(text, parts, known):
     """Read parts such as ['m9', 'mstd0.5'] as {'m': 9, 'mstd': 0.5}."""
     said = {}
     for part in parts:
-        match = re.fullmatch(r'([a-z]+?)([0-9.]{1,9}|inf)', part)
+        match = re.fullmatch(r'([a-z]+?)([0-9.]{1,9})', part)
         name = match[1] if match else part
         if name not in known:
-            extra = ', w0 or tweights' if 'm' in known else ''
             raise ValueError(f'{text!r}: {part!r} is an unknown part: after a dash may stand '
-                             f'{", ".join(known)} and a number{extra}')
+                             f'{", ".join(known)} and a number')
         if name in said:
             raise ValueError(f'{text!r}: {part!r} says {name} once more: keep one of the two')
         kind, low, high = PARTS[name]
@@ -323,8 +242,8 @@ def _read_parts(text, parts, known):
             said[name] = math.nan
         if not low <= said[name] <= high:
             raise ValueError(f'{text!r}: {part!r} must be {name} and a '
-                             f'{"whole " if kind is int else ""}number of at least {low}'
-                             + (f' and at most {high}' if high < math.inf else ''))
+                             f'{"whole " if kind is int else ""}number of at least {low} '
+                             f'and at most {high}')
     return said
 
 
@@ -356,51 +275,37 @@ class ColorJitter:
 class RandomErasing:
     """Random erasing (Zhong et al., AAAI 2020) of a normalised batch, with timm's distributions.
 
-    Args:
-        probability: of an image to be erased at all.
-        mode: what comes into a box. 'const': zeros, which is the mean colour; 'rand': one colour,
-            'pixel': a colour for every pixel, both of the normal distribution.
-        min_area, max_area: range of a box's area as a part of the image's, before it is divided
-            by the image's number of boxes.
-        min_aspect: smallest height / width of a box; the largest is 1 / min_aspect.
-        count: most boxes in an image; their number is drawn from 1 to count.
+    A box is filled with a colour for every pixel, of the normal distribution.
 
-    Raises:
-        ValueError: if there is no such mode.
+    Args:
+        probability: of an image to have a box.
+        min_area, max_area: range of the box's area as a part of the image's.
+        min_aspect: smallest height / width of the box; the largest is 1 / min_aspect.
     """
 
-    def __init__(self, probability, mode='pixel', min_area=0.02, max_area=1 / 3, min_aspect=0.3,
-                 count=1):
-        if mode not in ('const', 'rand', 'pixel'):
-            raise ValueError(f"mode must be 'const', 'rand' or 'pixel', not {mode!r}")
+    def __init__(self, probability, min_area=0.02, max_area=1 / 3, min_aspect=0.3):
         self.probability = probability
-        self.mode = mode
         self.min_area, self.max_area = min_area, max_area
         self.min_aspect = min_aspect
-        self.count = count
 
-    def boxes(self, height, width, rng):
-        """Draw the boxes of one image, none for most: a list of (top, left, height, width).
+    def box(self, height, width, rng):
+        """Draw the box of one image: (top, left, height, width), or None, as for most.
 
         The area is uniform, the logarithm of height / width too. A box that is as high or as wide
         as the image is drawn again, at most ten times.
         """
         if rng.random() >= self.probability:
-            return []
-        found = []
-        count = int(rng.integers(1, self.count + 1))
-        for _ in range(count):
-            for _ in range(10):
-                area = rng.uniform(self.min_area, self.max_area) * height * width / count
-                limit = -math.log(self.min_aspect)
-                aspect = math.exp(rng.uniform(-limit, limit))
-                box_height = round(math.sqrt(area * aspect))
-                box_width = round(math.sqrt(area / aspect))
-                if box_height < height and box_width < width:
-                    found.append((int(rng.integers(height - box_height + 1)),
-                                  int(rng.integers(width - box_width + 1)), box_height, box_width))
-                    break
-        return found
+            return None
+        for _ in range(10):
+            area = rng.uniform(self.min_area, self.max_area) * height * width
+            limit = -math.log(self.min_aspect)
+            aspect = math.exp(rng.uniform(-limit, limit))
+            box_height = round(math.sqrt(area * aspect))
+            box_width = round(math.sqrt(area / aspect))
+            if box_height < height and box_width < width:
+                return (int(rng.integers(height - box_height + 1)),
+                        int(rng.integers(width - box_width + 1)), box_height, box_width)
+        return None
 
     def __call__(self, images, rng):
         """Erase boxes of a batch.
@@ -417,25 +322,18 @@ class RandomErasing:
             A tensor like images.
         """
         batch, channels, height, width = images.shape
-        drawn = [self.boxes(height, width, rng) for _ in range(batch)]
-        erased = [number for number, boxes in enumerate(drawn) if boxes]
+        drawn = [self.box(height, width, rng) for _ in range(batch)]
+        erased = [number for number, box in enumerate(drawn) if box]
         if not erased:
             return images
         mask = np.zeros((len(erased), 1, height, width), dtype=bool)
         noise = np.zeros((len(erased), channels, height, width), dtype=np.float32)
         for row, number in enumerate(erased):
-            for top, left, box_height, box_width in drawn[number]:
-                box = np.s_[row, :, top:top + box_height, left:left + box_width]
-                mask[box] = True
-                noise[box] = self.colours((channels, box_height, box_width), rng)
+            top, left, box_height, box_width = drawn[number]
+            box = np.s_[row, :, top:top + box_height, left:left + box_width]
+            mask[box] = True
+            noise[box] = rng.standard_normal((channels, box_height, box_width), dtype=np.float32)
         rows = paddle.to_tensor(erased)
         noise = paddle.to_tensor(noise).astype(images.dtype)     # (erased, 3, H, W)
         kept = paddle.gather(images, rows)                       # (erased, 3, H, W)
         return paddle.scatter(images, rows, paddle.where(paddle.to_tensor(mask), noise, kept))
-
-    def colours(self, shape, rng):
-        """Draw what fills a box: an array that fits the shape (3, height, width)."""
-        if self.mode == 'const':
-            return 0
-        return rng.standard_normal(shape if self.mode == 'pixel' else (shape[0], 1, 1),
-                                   dtype=np.float32)

@@ -21,16 +21,14 @@ class BatchTransform:
         seed, rank: of the run and of this process.
         mixup: called with (images uint8, labels, rng) and returns (images, targets); None: no
             mixing.
-        mixup_off_epoch: the epoch from which on nothing is mixed any more; 0: never.
         erase: called with (normalised images, rng) and returns images; None: no erasing.
     """
 
-    def __init__(self, mean, std, seed=0, rank=0, mixup=None, mixup_off_epoch=0, erase=None):
+    def __init__(self, mean, std, seed=0, rank=0, mixup=None, erase=None):
         mean, std = np.float32(mean).reshape(3, 1, 1), np.float32(std).reshape(3, 1, 1)
         self.scale, self.shift = paddle.to_tensor(1 / (255 * std)), paddle.to_tensor(mean / std)
         self.seed, self.rank = seed, rank
         self.mixup = mixup
-        self.mixup_off_epoch = mixup_off_epoch
         self.erase = erase
 
     @paddle.no_grad()
@@ -47,7 +45,7 @@ class BatchTransform:
         """
         # Never shorter: NumPy pads seeds with zeros, so (seed, epoch, 5) is (seed, epoch, 5, 0).
         rng = np.random.default_rng((self.seed, epoch, step, self.rank, STREAM))
-        if self.mixup and not 0 < self.mixup_off_epoch <= epoch:
+        if self.mixup:
             images, labels = self.mixup(images, labels, rng)
         # The same two float32 operations as data.transforms.normalise, so the same bits.
         images = images.astype('float32') * self.scale - self.shift

@@ -42,21 +42,18 @@ def rate_scales(network, backbone_scale=1.0, layer_decay=1.0):
 
 
 def build_optimizer(network, learning_rate, weight_decay, decay_all=True, kind='adamw',
-                    momentum=0.9, nesterov=False, betas=(0.9, 0.999), epsilon=1e-8,
-                    backbone_scale=1.0, layer_decay=1.0):
+                    momentum=0.9, backbone_scale=1.0, layer_decay=1.0):
     """An optimizer over what is trainable.
 
     Args:
         network: the bare network; names are its structured ones.
         learning_rate: a number or a Paddle LRScheduler.
         weight_decay: for 'adamw' (Loshchilov and Hutter, ICLR 2019) multiplied by the rate and
-            taken from the parameter; for 'sgd' added to the gradient, as PyTorch's does; for
-            'lamb' (You et al., ICLR 2020) added to the update whose norm is set.
+            taken from the parameter; for 'sgd' added to the gradient, as PyTorch's does.
         decay_all: True decays every parameter, as the Paddle repository does; False only those
             of `decays`, as the official recipes do.
-        kind: 'adamw', 'sgd' or 'lamb'.
-        momentum, nesterov: of 'sgd'.
-        betas, epsilon: of the other two.
+        kind: 'adamw' or 'sgd'.
+        momentum: of 'sgd'.
         backbone_scale, layer_decay: see `rate_scales`.
     """
     trainable = [(name, p) for name, p in network.named_parameters() if not p.stop_gradient]
@@ -70,18 +67,13 @@ def build_optimizer(network, learning_rate, weight_decay, decay_all=True, kind='
                                  if kind == 'sgd' and parameter.name in decayed else None)
     common = dict(learning_rate=learning_rate, parameters=[p for _, p in trainable])
     if kind == 'sgd':
-        return paddle.optimizer.Momentum(momentum=momentum, use_nesterov=nesterov, **common)
-    common.update(beta1=betas[0], beta2=betas[1], epsilon=epsilon)
-    if kind == 'lamb':
-        return paddle.optimizer.Lamb(
-            lamb_weight_decay=float(weight_decay),
-            exclude_from_weight_decay_fn=lambda p: p.name not in decayed, **common)
+        return paddle.optimizer.Momentum(momentum=momentum, **common)
     return paddle.optimizer.AdamW(weight_decay=float(weight_decay),
                                   apply_decay_param_fun=decayed.__contains__, **common)
 
 
 @paddle.no_grad()
-def clip_gradients(parameters, limit=0.0, mode='norm', loss_scale=1.0):
+def clip_gradients(parameters, limit=0.0, loss_scale=1.0):
     """Take the loss scale out of all gradients and clip them, in place.
 
     Gradients that are not finite are left as they are: their step is to be skipped, and that
@@ -89,9 +81,7 @@ def clip_gradients(parameters, limit=0.0, mode='norm', loss_scale=1.0):
 
     Args:
         parameters: those without a gradient are passed over.
-        limit: 0 clips nothing.
-        mode: 'norm' scales all gradients so that their common norm is at most `limit`; 'value'
-            cuts each of their numbers off at -limit and limit.
+        limit: the largest norm of all gradients together; 0 clips nothing.
         loss_scale: what the loss was multiplied by before its gradients were computed.
 
     Returns:
@@ -106,11 +96,9 @@ def clip_gradients(parameters, limit=0.0, mode='norm', loss_scale=1.0):
     if not math.isfinite(norm):
         return norm
     factor = 1 / loss_scale
-    if mode == 'norm' and 0 < limit < norm:
+    if 0 < limit < norm:
         factor *= limit / norm
     for gradient in gradients:
         if factor != 1:
             gradient.scale_(factor)
-        if mode == 'value' and limit:
-            gradient.clip_(-limit, limit)
     return norm

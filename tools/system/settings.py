@@ -49,9 +49,9 @@ def option(default, help, used, free=False, choices=None, low=None, high=None, a
         free: whether a resumed run may have another value, as it does not change the result.
         choices: the values that it may have.
         low, high, above, below: limits of numbers; the first two are included.
-        of: what a tuple holds: 'numbers', as many as its default has; a 'pair' of numbers, or
-            nothing; 'names', any number of texts; 'triples', any number of rows of three whole
-            numbers; 'pairs', any number of rows of two numbers.
+        of: what a tuple holds: 'numbers', as many as its default has; 'names', any number of
+            texts; 'triples', any number of rows of three whole numbers; 'pairs', any number of
+            rows of two numbers.
     """
     about = dict(help=help, used=used, free=free, choices=choices, of=of,
                  limits=dict(low=low, high=high, above=above, below=below))
@@ -398,11 +398,6 @@ def _list_reader(key):
             raise TypeError
         return tuple(_number(item) for item in value)
 
-    def pair(value):
-        if len(_instance((list, tuple), value)) not in (0, 2):
-            raise TypeError
-        return tuple(_number(item) for item in value)
-
     def names(value):
         if value is None or isinstance(value, str):
             value = [value] if value else []
@@ -415,7 +410,6 @@ def _list_reader(key):
         return tuple(tuple(read(item) for item in row) for row in value)
 
     return {'numbers': (f'a list of {length} numbers', numbers),
-            'pair': ('a list of 2 numbers, or an empty one', pair),
             'names': ('a list of names', names),
             'triples': ('a list of rows of 3 whole numbers',
                         lambda value: rows(value, 3, _whole_number)),
