@@ -456,7 +456,7 @@ class Case:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        request = name in ('TERM', 'INT', 'USR1')
+        request = name in ('TERM', 'INT', 'USR1', 'HUP')
         if not pids:
             codes = {0}
         elif role == 'worker':    # it ignores requests, and a dead one is named
@@ -464,7 +464,7 @@ class Case:
         elif request:
             codes = {0, 75, 130}
         else:
-            codes = {'KILL': {0, 1, -number}, 'STOP': {0, 1}, 'HUP': {0, 1, 75, -number}}[name]
+            codes = {'KILL': {0, 1, -number}, 'STOP': {0, 1}}[name]
         if early:
             codes = codes | {-number, 1}
         if early and name == 'INT':

@@ -37,7 +37,8 @@ def wait_until(condition, process):
 @pytest.mark.parametrize('moment', ['before Paddle', 'while Paddle is imported', 'before the run'])
 @pytest.mark.parametrize('number, code, said', [
     (signal.SIGTERM, 75, 'stopped: SIGTERM'), (signal.SIGUSR1, 75, 'stopped: SIGUSR1'),
-    (signal.SIGINT, 130, 'interrupted')], ids=['SIGTERM', 'SIGUSR1', 'SIGINT'])
+    (signal.SIGHUP, 75, 'stopped: SIGHUP'), (signal.SIGINT, 130, 'interrupted')],
+    ids=['SIGTERM', 'SIGUSR1', 'SIGHUP', 'SIGINT'])
 def test_a_signal_before_the_run_is_one_line(tmp_path, number, code, said, moment):
     process = subprocess.Popen([*TRAIN, f'TRAIN.OUTPUT_DIR={tmp_path}/run'], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -51,6 +52,15 @@ def test_a_signal_before_the_run_is_one_line(tmp_path, number, code, said, momen
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (code, f'{said}\n'), out + err
+
+
+def test_nohup_outlives_its_terminal():
+    program = ('import signal; from system import start; start.prepare_signals(); '
+               'signal.raise_signal(signal.SIGHUP); print("went on")')
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=ROOT / 'tools', capture_output=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert (done.returncode, done.stdout) == (0, 'went on\n')
 
 
 def test_a_signal_to_a_launcher_in_its_first_moment(tmp_path):

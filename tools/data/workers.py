@@ -19,12 +19,10 @@ from collections import deque
 import numpy as np
 
 from data.decode import ImageError
-from system.start import follow_parent
+from system.start import STOP_SIGNALS, follow_parent
 
 BATCHES_AHEAD = 2    # that each worker has in memory, finished or in work
 SLICE = 0.1          # seconds between two calls of poll while a batch is waited for
-IGNORED = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1')
-           if hasattr(signal, name)]
 STATES = {'T': 'the process is stopped', 'D': 'it waits for a disk'}    # of proc_pid_stat(5)
 
 
@@ -112,7 +110,7 @@ class Workers:
         pid = os.fork()
         if pid == 0:
             try:
-                for number in IGNORED:    # sent to all processes of a job, they are for the parent
+                for number in STOP_SIGNALS:    # sent to all processes of a job, they are for the parent
                     signal.signal(number, signal.SIG_IGN)
                 follow_parent(signal.SIGKILL)
                 if os.getppid() == parent:

@@ -8,9 +8,10 @@ takes a slow path unless MKL_DEBUG_CPU_TYPE names a better one: AVX-512, where t
 twice as fast as AVX2. A variable that is set already is left alone. And every operation allocates
 its result anew: memory that glibc gives back to the system comes back page by page, cleared.
 
-A signal to stop ends a command in one line, with exit code 75 (SIGTERM, SIGUSR1) or 130 (SIGINT),
-also in the seconds that Paddle's import takes: until command.run() nothing has begun, and the
-process ends at once; then an exception ends it (or, in training, a step and a checkpoint).
+A signal to stop ends a command in one line, with exit code 130 (SIGINT) or 75 (SIGTERM, SIGUSR1,
+and SIGHUP, which comes from a closed terminal, unless nohup has set it to be ignored). This holds in
+the seconds that Paddle's import takes, too: until command.run() nothing has begun, and the process
+ends at once; then an exception ends it (or, in training, a step and a checkpoint).
 """
 
 import contextlib
@@ -24,7 +25,8 @@ from system import paddle_private
 
 PR_SET_PDEATHSIG = 1    # linux/prctl.h
 LAUNCHER = 'T2T_LAUNCHER_PID'
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGHUP')
+                     if hasattr(signal, name))
 MKL_AVX2, MKL_AVX512 = '5', '7'
 AVX512 = {'avx512f', 'avx512dq', 'avx512bw', 'avx512vl'}    # what MKL's code for it uses
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                  # of malloc.h
@@ -87,9 +89,10 @@ def prepare_signals():
 
 
 def on_stop_signals(handler):
-    """Give SIGTERM, SIGINT and SIGUSR1 a handler."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, handler)
+    """Give the signals to stop a handler; returns {number: the one before}."""
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS
+            if signal.Signals(number).name != 'SIGHUP'
+            or signal.getsignal(number) != signal.SIG_IGN}    # as nohup sets it
 
 
 def exit_code(number):

@@ -3,8 +3,7 @@
 import signal
 import time
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT) + (
-    (signal.SIGUSR1,) if hasattr(signal, 'SIGUSR1') else ())
+from system.start import on_stop_signals
 
 
 class Stopped(RuntimeError):
@@ -15,7 +14,7 @@ class Stopped(RuntimeError):
 
 
 class StopRequest:
-    """Listens for SIGTERM, SIGINT and SIGUSR1, and watches a time limit.
+    """Listens for the signals to stop (system.start), and watches a time limit.
 
     The first signal is only noted, so that a step can be finished; a second SIGINT ends the
     process at once.
@@ -31,7 +30,7 @@ class StopRequest:
         self.signal_name = None
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self.before = on_stop_signals(self._note)
         return self
 
     def __exit__(self, *_):
