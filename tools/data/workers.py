@@ -110,7 +110,7 @@ class Workers:
         pid = os.fork()
         if pid == 0:
             try:
-                for number in STOP_SIGNALS:    # sent to all processes of a job, they are for the parent
+                for number in STOP_SIGNALS:    # sent to all of a job, they are for the parent
                     signal.signal(number, signal.SIG_IGN)
                 follow_parent(signal.SIGKILL)
                 if os.getppid() == parent:

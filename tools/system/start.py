@@ -9,9 +9,9 @@ twice as fast as AVX2. A variable that is set already is left alone. And every o
 its result anew: memory that glibc gives back to the system comes back page by page, cleared.
 
 A signal to stop ends a command in one line, with exit code 130 (SIGINT) or 75 (SIGTERM, SIGUSR1,
-and SIGHUP, which comes from a closed terminal, unless nohup has set it to be ignored). This holds in
-the seconds that Paddle's import takes, too: until command.run() nothing has begun, and the process
-ends at once; then an exception ends it (or, in training, a step and a checkpoint).
+and SIGHUP, which comes from a closed terminal, unless nohup has set it to be ignored). This holds
+in the seconds that Paddle's import takes, too: until command.run() nothing has begun, and the
+process ends at once; then an exception ends it (or, in training, a step and a checkpoint).
 """
 
 import contextlib
