@@ -42,7 +42,7 @@ import numpy as np
 from support.runs import figures, without_roots_rights
 
 import config as configuration
-from training.checkpoint import Checkpoints
+from training.folder import Checkpoints
 from weights.container import CheckpointError, read_checkpoint
 
 ROOT = conftest.ROOT
@@ -252,8 +252,9 @@ def differences(first, second, logs=True):
             found.append(f'{path.name} is missing')
         elif other.read_bytes() != path.read_bytes():
             found.append(f'{path.name} differs')
-    (_, one, one_state, _), (_, two, two_state, _) = (
-        Checkpoints(folder / 'checkpoints').latest()[:4] for folder in (first, second))
+    (one, one_state), (two, two_state) = (
+        read_checkpoint(Checkpoints(folder / 'checkpoints').paths()[0])
+        for folder in (first, second))
     if set(one) != set(two) or not two:
         found.append('the newest checkpoints hold other arrays')
     else:

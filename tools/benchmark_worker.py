@@ -25,7 +25,6 @@ from paddle.nn import functional as F
 
 import build
 import export
-import train
 from deploy import engines
 from deploy.simplify import simplified
 
@@ -132,18 +131,19 @@ def run_limit(request):
 
 
 def run_training(request):
-    """Time of a training step: train.py's own, on one batch of the configured images."""
+    """Time of a training step, as tools/train.py makes it, on one batch of its images."""
     config = build.load_config(request['config'], request['override'] + [
         f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', 'TRAIN.TRAIN_NUM_WORKS=0',
-        'TRAIN.VISUALDL=false', 'TRAIN.RESUME=false', f'TRAIN.OUTPUT_DIR={request["out"]}',
         'TRAIN.PRE_TRAIN=false'])
-    run = train.Run(config)
-    run.model.train()
-    images, labels = next(iter(run.train_loader))
+    loader, prepare = build.train_loader(config), build.batch_transform(config)
+    stepper, *_ = build.stepper(config, build.groups(config, loader))
+    stepper.begin_epoch(0)
+    images, labels = next(iter(loader))
+    steps = itertools.cycle(range(len(loader)))
 
     def step():
-        run.step(images, labels)
-        run.position.step = (run.position.step + 1) % run.steps
+        number = next(steps)
+        stepper.step(*prepare(images, labels, 0, number), 0, number)
         if paddle.device.is_compiled_with_cuda():
             paddle.device.cuda.synchronize()
 

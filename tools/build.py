@@ -5,6 +5,7 @@ takes plain arguments.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -26,13 +27,14 @@ from recipe.augment import ColorJitter, RandomErasing, auto_augment
 from recipe.batch import BatchTransform
 from recipe.ema import Ema
 from recipe.freeze import freeze
-from recipe.loss import CrossEntropy, DistillationLoss
+from recipe.loss import CrossEntropy, DistillationLoss, hits
 from recipe.mixup import Mixup
-from recipe.optimizer import build_optimizer
+from recipe.optimizer import build_optimizer, clip_gradients
 from recipe.precision import Precision
 from recipe.teacher import ExportedTeacher
 from scheduler import Schedule, constant_rates, format_rate, learning_rate
 from system import distributed
+from training.stepper import Groups, Stepper
 from weights.files import WeightsError
 from zoo.names import shapes_of, unfilled, weights_for
 
@@ -442,6 +444,38 @@ def precision(config, bare_network, built_optimizer):
         raise ConfigError(f'TRAIN.AMP_DTYPE is {train.AMP_DTYPE}, which {device} does not compute '
                           'in: use the other one, or TRAIN.AMP=none')
     return Precision(bare_network, built_optimizer, train.AMP, train.AMP_DTYPE)
+
+
+def groups(config, loader):
+    """How the batches of a training loader are grouped into steps of the optimizer."""
+    batch_length = loader.batch_sampler.batch_length
+    return Groups(map(batch_length, range(len(loader))), config.TRAIN.ACCUMULATE)
+
+
+def stepper(config, batch_groups, fresh=True):
+    """What trains: the network, and all that is made from its weights.
+
+    Args:
+        batch_groups: of `groups`.
+        fresh: begin with the weights that the configuration names. A checkpoint has its own, and
+            those that its run once began with may be gone.
+
+    Returns:
+        (Stepper, zoo.Loaded or None, names of frozen parameters).
+    """
+    train = config.TRAIN
+    paddle.seed(train.SEED)
+    built = network(config)
+    loaded = load_start(config, built) if fresh else None
+    frozen = freeze_parts(config, built)
+    rate = schedule(config)
+    built_optimizer = optimizer(config, built, rate)
+    how = precision(config, built, built_optimizer)
+    clip = functools.partial(clip_gradients, limit=train.CLIP_NORM, mode=train.CLIP_MODE)
+    return Stepper(
+        built, loss(config), hits, built_optimizer, rate, how, clip, batch_groups,
+        ema(config, built), train.SEED, config.SCHEDULER.LAST_EPOCHS + 1, config.SCHEDULER.UPDATE,
+        train.MAX_BAD_STEPS), loaded, frozen
 
 
 def class_names(config, metadata=None):

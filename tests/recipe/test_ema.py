@@ -8,12 +8,12 @@ import paddle
 import pytest
 from conftest import ROOT
 from paddle import nn
-from support.runs import launch
+from support.runs import launch, learn
 
 import zoo
 from config import ConfigError, load_config
 from recipe.ema import Ema
-from train import Run
+from train import Training
 from training.checkpoint import capture, restore
 from weights.container import CheckpointError, read_checkpoint, write_checkpoint
 
@@ -157,7 +157,7 @@ def start(tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.MODELS, 'plain', (Plain, {}))
     lines = (ROOT / 'lit_data' / 'train.txt').read_text().splitlines()
     (tmp_path / 'train.txt').write_text('\n'.join(lines[::len(lines) // 38][:38]) + '\n')
-    return lambda *overrides: Run(load_config('config/lit_data.yaml', [
+    return lambda *overrides: Training(load_config('config/lit_data.yaml', [
         'MODEL.NAME=plain', 'MODEL.IMAGE_SIZE=16', 'TRAIN.TRAIN_NUM_WORKS=0', 'EMA.DECAY=0.99',
         f'TRAIN.OUTPUT_DIR={tmp_path}/run', 'TRAIN.VISUALDL=false', 'TRAIN.LABEL_SMOOTHING=0.1',
         'SCHEDULER.WARMUP_START_LR=1e-4',
@@ -168,15 +168,14 @@ def steps_of(run):
     """The gradients and the rate of every optimizer step of an epoch in which nothing is learnt."""
     steps = []
 
-    def optimizer_step():
-        steps.append(([p.grad.numpy() for p in run.trainable], run.optimizer.get_lr()))
-        run.group = []
-        run.optimizer.clear_grad()
+    def move(epoch, step):
+        steps.append(([p.grad.numpy() for p in run.stepper.trainable], run.stepper.rate))
+        run.stepper.optimizer.clear_grad()
+        return []
 
-    run.optimizer_step = optimizer_step
+    run.stepper.move = move
     for images, labels in run.train_loader:
-        run.step(images, labels)
-        run.position.step += 1
+        learn(run, images, labels)
     return steps
 
 
@@ -192,39 +191,40 @@ def test_gradients_of_a_group_are_those_of_one_batch(start, batch_size, accumula
         for one, other in zip(gradients, expected_gradients):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * abs(other).max())
         # The rate of a group is that of its first batch.
-        assert rate == run.schedule.rate(number * accumulate / run.steps)
+        assert rate == run.stepper.schedule.rate(number * accumulate / run.steps)
 
 
 def test_a_skipped_step_leaves_weights_averages_and_log_alone(start):
     run = start('TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.ACCUMULATE=3')
-    plain_loss = run.loss
+    stepper = run.stepper
+    plain_loss, head, ema = stepper.loss, stepper.network.head, stepper.ema
     for bad_batch, updates in ((None, 1), (1, 1), (None, 2)):
-        before = run.network.head.weight.numpy(), run.ema.average['head.weight'].numpy()
+        before = head.weight.numpy(), ema.average['head.weight'].numpy()
         for number, (images, labels) in zip(range(3), run.train_loader):
             factor = np.inf if number == bad_batch else 1.0
-            run.loss = lambda *arguments, factor=factor: plain_loss(*arguments) * factor
-            run.step(images, labels)
-            run.position.step += 1
-        assert run.ema.updates == updates
+            stepper.loss = lambda *arguments, factor=factor: plain_loss(*arguments) * factor
+            learn(run, images, labels)
+        assert ema.updates == updates
         same = [np.array_equal(one, other) for one, other in zip(
-            before, (run.network.head.weight.numpy(), run.ema.average['head.weight'].numpy()))]
+            before, (head.weight.numpy(), ema.average['head.weight'].numpy()))]
         assert same == [bad_batch is not None] * 2
-    assert run.position.skipped_steps == 1
-    run.add_pending()
-    assert run.position.seen == 2 * 3 * 4 and np.isfinite(run.position.loss_sum)
+    assert stepper.skipped_steps == 1
+    sums = run.meter.state()
+    assert sums['seen'] == 2 * 3 * 4 and np.isfinite(sums['loss_sum'])
 
 
 def test_lines_and_checkpoints_wait_for_the_optimizer(start, tmp_path):
     run = start('TRAIN.TRAIN_BATCH_SIZE=2', 'TRAIN.ACCUMULATE=4', 'TRAIN.LOG_EVERY=3',
                 'TRAIN.SAVE_STEPS=5', 'TRAIN.KEEP_CHECKPOINTS=99', 'SCHEDULER.NUM_EPOCHS=1',
                 'TRAIN.VAL_BATCH_SIZE=16')
-    run.train()
+    run.run()
     log = (tmp_path / 'run' / 'train.log').read_text()
     # 19 batches, optimizer steps after 4, 8, 12, 16 and 19, which pass 3, 6, 9 and 12, 15, 18.
     assert [int(line.split('/')[1].split('[')[1]) for line in log.splitlines()
             if 'Step [' in line] == [4, 8, 12, 16, 19]
-    assert sorted(int(path.stem[5:]) for path in run.checkpoints.paths()) == [8, 12, 16, 19]
-    assert run.ema.updates == 5
+    assert sorted(int(path.stem[5:]) for path in (
+        tmp_path / 'run' / 'checkpoints').iterdir()) == [8, 12, 16, 19]
+    assert run.stepper.ema.updates == 5
 
 
 def test_two_processes_share_gradients_once_a_step_and_average_alike(tmp_path):

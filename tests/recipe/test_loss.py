@@ -13,7 +13,7 @@ import zoo
 from config import ConfigError, load_config
 from recipe.loss import CrossEntropy, DistillationLoss, labels_of, logits_of
 from recipe.teacher import ExportedTeacher
-from train import Run
+from train import Training
 from weights.files import read_weights, write_weights
 
 DRAWN = np.random.default_rng(0)
@@ -214,12 +214,12 @@ def test_a_student_with_two_heads_follows_its_teacher(teacher_file, tmp_path, mo
                         f'TRAIN.OUTPUT_DIR={tmp_path}/run', 'SCHEDULER.NUM_EPOCHS=4',
                         f'DATA_PATH.VAL_DATASET_PATH={ROOT}/lit_data/train',
                         f'DATA_PATH.VAL_DATASET_LABEL_PATH={tmp_path}/train.txt', kind='hard')
-    run = Run(config)
-    before = {name: value.numpy() for name, value in run.network.state_dict().items()}
-    run.train()
+    run = Training(config)
+    before = {name: value.numpy() for name, value in run.stepper.network.state_dict().items()}
+    run.run()
     records = (tmp_path / 'run' / 'log.jsonl').read_text()
     losses = [float(loss) for loss in re.findall(r'"event": "epoch".*?"loss": ([\d.]+)', records)]
     assert len(losses) == 4 and losses[-1] < losses[0] - 1.5
-    assert (run.network.head_dist.weight.numpy() != before['head_dist.weight']).any()
-    decay = run.network.head.weight.numpy() / before['head.weight']
+    assert (run.stepper.network.head_dist.weight.numpy() != before['head_dist.weight']).any()
+    decay = run.stepper.network.head.weight.numpy() / before['head.weight']
     assert decay.std() < 1e-4, 'the labels weigh nothing: only decay moves their head'

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from paddle import nn
 from paddle.nn import functional as F
+from support.runs import newest
 
 import build
 import common
@@ -21,8 +22,8 @@ from config import ConfigError, load_config
 from recipe.optimizer import build_optimizer, clip_gradients
 from recipe.precision import InMixedPrecision, LossScale, LossScaleError, Precision
 from t2t import Token_performer, soft_split
-from training.checkpoint import Checkpoints, capture, restore
-from weights.container import CheckpointError
+from training.checkpoint import capture, restore
+from weights.container import CheckpointError, read_checkpoint
 
 RECIPE = '''
 BASE: {root}/config/lit_data.yaml
@@ -100,29 +101,30 @@ def test_a_run_with_a_loss_scale_is_the_run_without_one(recipe, tmp_path, monkey
     def folder(name, *more):
         return load_config(recipe, [f'TRAIN.OUTPUT_DIR={tmp_path}/{name}', *more])
 
-    train.Run(folder('plain')).train()
+    train.Training(folder('plain')).run()
     use_scale(monkeypatch)
-    train.Run(folder('scaled')).train()
+    train.Training(folder('scaled')).run()
     weights = [(tmp_path / name / 'last.pdparams').read_bytes() for name in ('plain', 'scaled')]
     assert weights[0] == weights[1]
-    _, _, state, _ = Checkpoints(tmp_path / 'scaled' / 'checkpoints').latest()
+    _, state = read_checkpoint(newest(tmp_path / 'scaled'))
     assert state['loss_scale'] == dict(value=2.0 ** 17, good_steps=1)    # after four good steps
-    again = train.Run(folder('scaled', 'TRAIN.RESUME=auto'))
-    assert again.precision.loss_scale.state() == state['loss_scale']
-    again.log.close()
+    again = train.Training(folder('scaled', 'TRAIN.RESUME=auto'))
+    assert again.stepper.precision.loss_scale.state() == state['loss_scale']
+    again.folder.close()
 
 
 def test_bad_steps_lower_the_scale_and_the_last_line_names_it(recipe, tmp_path, monkeypatch):
     use_scale(monkeypatch, value=64.0)
-    run = train.Run(load_config(recipe, [f'TRAIN.OUTPUT_DIR={tmp_path}/run',
-                                         'TRAIN.MAX_BAD_STEPS=3', 'TRAIN.RESUME=false']))
-    before = run.network.norm.weight.numpy()
-    run.network.norm.bias.set_value(np.full(256, np.nan, 'float32'))
+    run = train.Training(load_config(recipe, [
+        f'TRAIN.OUTPUT_DIR={tmp_path}/run', 'TRAIN.MAX_BAD_STEPS=3', 'TRAIN.RESUME=false']))
+    network = run.stepper.network
+    before = network.norm.weight.numpy()
+    network.norm.bias.set_value(np.full(256, np.nan, 'float32'))
     with pytest.raises(train.TrainingError, match='3 steps in a row .* loss scale 16; the last'):
-        run.train()
-    assert run.position.skipped_steps == 3
-    np.testing.assert_array_equal(run.network.norm.weight.numpy(), before)
-    run.log.close()
+        run.run()
+    assert run.stepper.skipped_steps == 3
+    np.testing.assert_array_equal(network.norm.weight.numpy(), before)
+    run.folder.close()
 
 
 def test_float16_gradients_keep_their_norm():

@@ -8,10 +8,11 @@ import paddle
 import pytest
 from conftest import ROOT
 from PIL import Image
+from support.runs import learn
 
 import build
 from config import load_config
-from train import Run
+from train import Training
 
 GOLDEN = ROOT / 'tests' / 'golden'
 RECIPES = sorted(path.stem for path in (ROOT / 'config').glob('*.yaml'))
@@ -37,24 +38,25 @@ def test_two_steps(name, images, tmp_path):
         'MODEL.IMAGE_SIZE=32', 'MODEL.PRETRAINED=', 'TRAIN.PRE_TRAIN=false',
         'TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.TRAIN_NUM_WORKS=0', 'TRAIN.VAL_NUM_WORKS=0',
         'TRAIN.VISUALDL=false', f'TRAIN.OUTPUT_DIR={tmp_path}/run'])
-    run = Run(config)
-    before = {name: value.numpy() for name, value in run.network.state_dict().items()}
-    run.schedule.step(1.0)    # past a warm-up that begins at 0
-    run.model.train()
+    run = Training(config)
+    stepper = run.stepper
+    network, ema = stepper.network, stepper.ema
+    before = {name: value.numpy() for name, value in network.state_dict().items()}
+    stepper.begin_epoch(0)
+    stepper.schedule.step(1.0)    # past a warm-up that begins at 0
     for pixels, labels in islice(run.train_loader, 2):
-        run.step(pixels, labels)
-        run.position.step += 1
-    assert run.position.skipped_steps == 0
-    loss, accuracy = run.means()
+        learn(run, pixels, labels)
+    assert stepper.skipped_steps == 0
+    loss, accuracy = run.meter.means()
     assert np.isfinite(loss) and 0 <= accuracy <= 1
-    trained = {name for name, p in run.network.named_parameters() if not p.stop_gradient}
-    moved = {name for name, value in run.network.state_dict().items()
+    trained = {name for name, p in network.named_parameters() if not p.stop_gradient}
+    moved = {name for name, value in network.state_dict().items()
              if (value.numpy() != before[name]).any()}
     # A gradient may be exactly 0; what is frozen may not move at all.
     assert moved <= trained and len(moved) > 0.9 * len(trained)
-    if run.ema:
-        assert run.ema.updates == 2
-        assert any((run.ema.average[name].numpy() != before[name]).any() for name in moved)
+    if ema:
+        assert ema.updates == 2
+        assert any((ema.average[name].numpy() != before[name]).any() for name in moved)
 
 
 @pytest.mark.parametrize('kind, student', [
@@ -67,17 +69,17 @@ def test_a_t2t_vit_teaches(kind, student, images, tmp_path):
         'DISTILL.TEACHER=t2t_vit_7', 'DISTILL.WEIGHTS=output/t2t_vit_7_lit_data.pdparams',
         'TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.TRAIN_NUM_WORKS=0', 'TRAIN.VAL_NUM_WORKS=0',
         'TRAIN.VISUALDL=false', f'TRAIN.OUTPUT_DIR={tmp_path}/run'])
-    run = Run(config)
-    run.schedule.step(20.0)
-    run.model.train()
-    before = {name: value.numpy() for name, value in run.network.state_dict().items()}
-    pixels, labels = next(iter(run.train_loader))
-    run.step(pixels, labels)
-    after = {name: value.numpy() for name, value in run.network.state_dict().items()}
+    run = Training(config)
+    network = run.stepper.network
+    run.stepper.begin_epoch(0)
+    run.stepper.schedule.step(20.0)
+    before = {name: value.numpy() for name, value in network.state_dict().items()}
+    learn(run, *next(iter(run.train_loader)))
+    after = {name: value.numpy() for name, value in network.state_dict().items()}
     # With all of the loss the teacher's, the labels' own head learns nothing but from it.
-    taught = run.network.heads[-1] + '.bias'
+    taught = network.heads[-1] + '.bias'
     assert (after[taught] != before[taught]).any()
-    if len(run.network.heads) == 2:
+    if len(network.heads) == 2:
         assert (after['head.bias'] == before['head.bias']).all()
 
 
@@ -94,7 +96,7 @@ def test_labels_that_are_all_the_same_are_named_before_the_first_step(images, tm
     listed = tmp_path / 'train.txt'
     listed.write_text(''.join(f'class{label}/{number}.jpg 0\n'
                               for label in range(10) for number in range(2)))
-    Run(load_config('config/t2t_vit_7.yaml', [
+    Training(load_config('config/t2t_vit_7.yaml', [
         f'DATA_PATH.TRAIN_DATASET_PATH={images}', f'DATA_PATH.TRAIN_DATASET_LABEL_PATH={listed}',
         f'DATA_PATH.VAL_DATASET_PATH={images}', 'DATA_PATH.VAL_DATASET_LABEL_PATH=',
         'MODEL.IMAGE_SIZE=32', 'TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.TRAIN_NUM_WORKS=0',

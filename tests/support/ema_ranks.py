@@ -15,19 +15,20 @@ import conftest  # noqa: E402, F401
 
 # isort: split
 import numpy as np
-import paddle
 from paddle import nn
 
 from config import load_config
+from support.runs import learn
 from system import distributed
-from train import Run
+from train import Training
 
 out = sys.argv[1]
 distributed.init()
-run = Run(load_config('config/lit_data.yaml', [
+run = Training(load_config('config/lit_data.yaml', [
     'MODEL.IMAGE_SIZE=32', 'TRAIN.TRAIN_NUM_WORKS=0', 'TRAIN.VISUALDL=false',
     f'TRAIN.OUTPUT_DIR={out}.run', *sys.argv[2:]]))
-for layer in run.network.sublayers():
+stepper = run.stepper
+for layer in stepper.network.sublayers():
     if isinstance(layer, nn.Dropout):
         layer.p = 0.0
 saved = {}
@@ -35,27 +36,25 @@ saved = {}
 
 def gradients(kind):
     return {f'{kind}/{name}': parameter.grad.numpy()
-            for name, parameter in run.network.named_parameters() if parameter.grad is not None}
+            for name, parameter in stepper.network.named_parameters() if parameter.grad is not None}
 
 
-def optimizer_step(step=run.optimizer_step):
+def move(*place, move=stepper.move):
     for name, gradient in gradients('gradient').items():
         saved.setdefault(name, gradient)
-    step()
+    return move(*place)
 
 
-run.optimizer_step = optimizer_step
-run.schedule.step(1.0)    # at its highest rate, not at a warm-up's first
-run.model.train()
-paddle.seed(0)
+stepper.move = move
+stepper.begin_epoch(0)
+stepper.schedule.step(1.0)    # at its highest rate, not at a warm-up's first
 for images, labels in run.train_loader:
-    run.step(images, labels)
-    run.position.step += 1
-    if run.position.step + 1 == run.config.TRAIN.ACCUMULATE:
+    learn(run, images, labels)
+    if run.at.step + 1 == run.config.TRAIN.ACCUMULATE:
         saved.update(gradients('alone'))
-    if run.ema.updates == 3:
+    if stepper.ema.updates == 3:
         break
-saved.update({f'ema/{name}': array for name, array in run.ema.state_dict().items()})
+saved.update({f'ema/{name}': array for name, array in stepper.ema.state_dict().items()})
 saved.update({f'network/{name}': value.numpy()
-              for name, value in run.network.state_dict().items()})
+              for name, value in stepper.network.state_dict().items()})
 np.savez(f'{out}.{distributed.rank()}.npz', **saved)

@@ -16,21 +16,22 @@ import numpy as np
 
 from config import load_config
 from system import distributed
-from train import Run
+from train import Training
+from training.meter import Meter
 
 recipe, folder = sys.argv[1:]
 counted = []
 
 
-class CountingRun(Run):
-    def add_pending(self):
-        counted.extend([float(loss) * images, float(correct), images]
-                       for loss, correct, images in self.pending)
-        super().add_pending()
+def add(self, batches, add=Meter.add):
+    counted.extend([float(loss) * images, float(correct), images]
+                   for loss, correct, images in batches)
+    add(self, batches)
 
 
+Meter.add = add
 distributed.init()
-CountingRun(load_config(recipe, [
+Training(load_config(recipe, [
     f'TRAIN.OUTPUT_DIR={folder}/run', 'TRAIN.TRAIN_BATCH_SIZE=4',
-    'SCHEDULER.NUM_EPOCHS=1'])).train()
+    'SCHEDULER.NUM_EPOCHS=1'])).run()
 np.save(f'{folder}/{distributed.rank()}.npy', counted)

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from conftest import ROOT
 
-from training.checkpoint import Checkpoints
+from training.folder import Checkpoints
+from weights.container import read_checkpoint
 
 # Dropout (the Performers' own), drop path and random crops are on, in a worker process; so are
 # mixed images, smoothed labels, averaged weights and optimizer steps of two batches.
@@ -70,8 +71,8 @@ def assert_same_run(first, second):
     for name in ('last.pdparams', 'best.pdparams', 'last_ema.pdparams', 'best_ema.pdparams'):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     assert figures(first) == figures(second)
-    (_, one, one_state, _), (_, two, two_state, _) = (
-        Checkpoints(folder / 'checkpoints').latest() for folder in (first, second))
+    (one, one_state), (two, two_state) = (
+        read_checkpoint(newest(folder)) for folder in (first, second))
     assert one_state['position'] == two_state['position'] and set(one) == set(two)
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
@@ -103,6 +104,13 @@ def wait_for(process, pattern):
 
 def newest(folder):
     return Checkpoints(folder / 'checkpoints').paths()[0]
+
+
+def learn(training, images, labels):
+    """One batch of the loop of train.Training.train_epoch."""
+    at = training.at
+    training.meter.add(training.step(*training.prepare(images, labels, at.epoch, at.step)))
+    at.step += 1
 
 
 def without_roots_rights():

@@ -157,7 +157,7 @@ def test_several_processes_in_a_checkout_that_is_read_only(tmp_path, below_it):
 def test_two_runs_never_share_a_folder(recipe, tmp_path):
     process = started(recipe, tmp_path / 'run')
     try:
-        script = ('import conftest, sys; from training.checkpoint import claim; '
+        script = ('import conftest, sys; from training.folder import claim; '
                   'claim(sys.argv[1], patience=1)')
         second = subprocess.run([sys.executable, '-c', script, tmp_path / 'run'],
                                 cwd=ROOT / 'tests', capture_output=True, text=True, timeout=60)

@@ -24,7 +24,8 @@ from support.runs import (
     without_roots_rights,
 )
 
-from training.checkpoint import Checkpoints, capture, restore
+from training.checkpoint import capture, restore
+from training.folder import Checkpoints
 from weights.container import CheckpointError, read_checkpoint, write_checkpoint
 from weights.files import read_weights
 
@@ -102,7 +103,7 @@ def test_both_kinds_of_weights_are_scored_and_kept(recipe, unhurt):
     """Log, checkpoint and files tell the same of them, and so does a validation by itself."""
     log = (unhurt / 'train.log').read_text()
     records = [json.loads(line) for line in (unhurt / 'log.jsonl').read_text().splitlines()]
-    _, arrays, state, _ = Checkpoints(unhurt / 'checkpoints').latest()
+    arrays, state = read_checkpoint(newest(unhurt))
     assert arrays['ema/updates'] == 2 * 7, '13 batches are 7 optimizer steps'
     for part, line, event, suffix in (('network', 'ImageNet', 'validation', ''),
                                       ('ema', 'EMA', 'validation_ema', '_ema')):
@@ -201,7 +202,8 @@ def test_a_checkpoint_before_the_first_step_after_resuming_is_complete(recipe, u
     """Paddle's optimizers show no state between being restored and their first step."""
     folder = tmp_path / 'run'
     shutil.copytree(unhurt, folder)
-    path, arrays, state, _ = Checkpoints(folder / 'checkpoints').latest()
+    path = newest(folder)
+    arrays, state = read_checkpoint(path)
     state['position'].update(epoch=1, step=13)    # all steps are done, the validation is not
     write_checkpoint(path, arrays, state)
     run(recipe, folder)

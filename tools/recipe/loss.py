@@ -19,6 +19,11 @@ def labels_of(targets):
     return targets if targets.ndim == 1 else targets.argmax(axis=1)
 
 
+def hits(outputs, targets):
+    """Whether each image of a batch is classified as its (larger) label says: bool `[B]`."""
+    return logits_of(outputs).detach().argmax(axis=1) == labels_of(targets)
+
+
 class CrossEntropy:
     """Mean cross entropy of a batch.
 

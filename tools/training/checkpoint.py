@@ -1,117 +1,24 @@
-"""Checkpoints: all that the next step of a run depends on, in files that are whole or not there.
+"""What a checkpoint holds: all that the next step of a run depends on.
 
 A checkpoint is a sealed container (see weights/container.py) with weights, averages of weights,
 the optimizer's state by structured parameter names, and one JSON text with everything else.
 
 No random state needs saving: every draw of a run follows from its seed and the number of the
-epoch, step, image or process (see `step_seed` and dataset.ImageDataset), which also holds on
-Paddle 2.6.2, where a saved random state is silently empty.
+epoch, step, image or process (see stepper.step_seed and dataset.ImageDataset), which also holds
+on Paddle 2.6.2, where a saved random state is silently empty.
 """
 
-import errno
-import fcntl
 import json
 import re
-import time
-from pathlib import Path
 
 import numpy as np
 import paddle
 
-from weights.container import CheckpointError, read_checkpoint, write_checkpoint
-
-NAME = re.compile(r'step-(\d+)\.ckpt')
+from weights.container import CheckpointError
 
 
-class Checkpoints:
-    """The checkpoints of one run: `folder/step-000001234.ckpt`, the newest `keep` of them.
-
-    Args:
-        folder: made when the first one is saved.
-        keep: how many of the newest stay; older ones are removed after a new one is safe.
-    """
-
-    def __init__(self, folder, keep=2):
-        self.folder = Path(folder)
-        self.keep = keep
-        self.save_seconds = 0.0
-
-    def save(self, step, arrays, state):
-        """Write the checkpoint of a step; returns its path.
-
-        Raises:
-            OSError: for a full disk or a read-only folder; earlier checkpoints are untouched.
-        """
-        started = time.perf_counter()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f'step-{step:09d}.ckpt'
-        write_checkpoint(path, arrays, state)
-        for older in self.paths()[self.keep:]:
-            older.unlink(missing_ok=True)
-        for left in self.folder.glob('.*.tmp'):    # of a process that was killed while saving
-            left.unlink(missing_ok=True)
-        self.save_seconds = time.perf_counter() - started
-        return path
-
-    def paths(self):
-        """The checkpoints that are there, newest first."""
-        found = [path for path in self.folder.glob('step-*.ckpt') if NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True)
-
-    def latest(self):
-        """The newest checkpoint that is whole.
-
-        Returns:
-            (path, arrays, state, damaged): path is None where there is none; damaged lists what
-            is wrong with those that were passed over.
-        """
-        damaged = []
-        for path in self.paths():
-            try:
-                return (path, *read_checkpoint(path), damaged)
-            except CheckpointError as error:
-                damaged.append(str(error))
-        return None, {}, {}, damaged
-
-
-def claim(folder, patience=30.0):
-    """Keep other processes from training in a run's folder for as long as this one lives.
-
-    Two jobs in one folder would take each other's checkpoints and mix their logs; it happens when
-    a job is started again while the processes of the one before still die.
-
-    Args:
-        folder: the run's; the lock is the file `.NAME.lock` beside it.
-        patience: seconds to wait for another process to end.
-
-    Returns:
-        The open lock file, to be held on to; the system unlocks it when the process ends, even
-        by SIGKILL.
-
-    Raises:
-        CheckpointError: if the other process is still there after that.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(folder.parent / f'.{folder.name}.lock', 'a+b')
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            # A lock of the process, not of the file: loader processes don't inherit it.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return lock    # a file system without locks
-        if time.monotonic() > deadline:
-            raise CheckpointError(f'{folder}: another process trains in this folder: wait for its '
-                                  'end, or choose another TRAIN.OUTPUT_DIR')
-        time.sleep(0.2)
-
-
-def step_seed(seed, rank, step):
-    """The seed of Paddle's generator for one step of one process, below 2 ** 31."""
-    return int(np.random.SeedSequence((seed, rank, step)).generate_state(1)[0] >> 1)
+class OtherRun(CheckpointError):
+    """A checkpoint that is whole, of a run whose result would differ."""
 
 
 def capture(network, optimizer, restored=None, ema=None):
@@ -235,7 +142,7 @@ def compare_runs(before, now, path, force, free_keys=(), defaults=None):
         Lines for the person.
 
     Raises:
-        CheckpointError: where the result would silently be another one, without `force`.
+        OtherRun: where the result would silently be another one, without `force`.
     """
     now, defaults = json.loads(json.dumps((now, defaults or {})))    # tuples become lists
     pairs = {name: (before.get(name), now[name]) for name in now if name != 'config'}
@@ -249,9 +156,9 @@ def compare_runs(before, now, path, force, free_keys=(), defaults=None):
     serious = [line for name, line in differing.items()
                if name not in free_keys and name not in BITS_ONLY]
     if serious and not force:
-        raise CheckpointError(f'{path}: is from a run whose result would differ: '
-                              f'{"; ".join(serious)}; give it back its values, start afresh with '
-                              'TRAIN.RESUME=false, or go on with --force')
+        raise OtherRun(f'{path}: is from a run whose result would differ: {"; ".join(serious)}; '
+                       'give it back its values, start afresh with TRAIN.RESUME=false, or go on '
+                       'with --force')
     return notes + [f'{line}: with --force; the result is no longer that of one run'
                     for line in serious]
 

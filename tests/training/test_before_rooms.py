@@ -1,0 +1,30 @@
+"""Catches a change after which a checkpoint of an earlier version no longer resumes, to the bit."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+from conftest import ROOT
+from fixtures import make_before_rooms as fixture
+
+
+def test_a_checkpoint_from_before_the_rooms_ends_as_its_run_did(tmp_path):
+    """Equal to the bit on the processor and the Paddle version that made it; elsewhere to 1e-5."""
+    (tmp_path / 'run/checkpoints').mkdir(parents=True)
+    shutil.copyfile(fixture.CHECKPOINT, tmp_path / 'run/checkpoints' / fixture.STOPPED_AT)
+    done = subprocess.run(
+        [sys.executable, fixture.__file__, tmp_path], cwd=ROOT, capture_output=True, text=True,
+        timeout=200, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT / 'tools')})
+    assert done.returncode == 0, done.stderr
+    assert 'epoch 0, step 4 of 6' in done.stdout
+    found, wanted = fixture.end_of(tmp_path), dict(np.load(fixture.END))
+    same_machine = str(wanted.pop('machine')) == fixture.machine()
+    wanted['losses'] = wanted['losses'][-len(found['losses']):]
+    assert len(found['losses']) == 4 and found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        if same_machine:
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+        else:
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-5, err_msg=name)
