@@ -471,7 +471,7 @@ def stepper(config, batch_groups, fresh=True):
     rate = schedule(config)
     built_optimizer = optimizer(config, built, rate)
     how = precision(config, built, built_optimizer)
-    clip = functools.partial(clip_gradients, limit=train.CLIP_NORM, mode=train.CLIP_MODE)
+    clip = functools.partial(clip_gradients, limit=train.CLIP_NORM)
     return Stepper(
         built, loss(config), hits, built_optimizer, rate, how, clip, batch_groups,
         ema(config, built), train.SEED, config.SCHEDULER.LAST_EPOCHS + 1, config.SCHEDULER.UPDATE,

@@ -112,7 +112,7 @@ class Train:
         1, 'differently augmented copies of each image, side by side over the cards; an epoch '
         'keeps its length and sees fewer images. DeiT has 3', low=1, used='build.train_loader')
     CLIP_NORM: float = option(
-        1.0, 'largest global norm of the gradient; 0: no clipping', low=0, used='train')
+        1.0, 'largest global norm of the gradient; 0: no clipping', low=0, used='build.stepper')
     DECAY_ALL: bool = option(
         True, 'decay every parameter; false leaves out 1-D parameters, biases, class tokens and '
         'position tables, as the official recipes do', used='build.optimizer')
@@ -153,7 +153,7 @@ class Train:
         low=0, used='train', free=True)
     MAX_BAD_STEPS: int = option(
         10, 'steps in a row with a gradient that is not finite, each of them skipped, before the '
-        'run stops', low=1, used='train', free=True)
+        'run stops', low=1, used='build.stepper', free=True)
     VISUALDL: bool = option(
         True, 'write scalars for VisualDL into OUTPUT_DIR/visualdl', used='train', free=True)
 
@@ -244,7 +244,7 @@ class Scheduler:
     COOLDOWN_EPOCHS: float = option(
         0, 'the last of NUM_EPOCHS, which stay at END_LR', low=0, used='build.schedule')
     UPDATE: str = option(
-        'epoch', 'how often the rate moves', choices=('epoch', 'step'), used='train')
+        'epoch', 'how often the rate moves', choices=('epoch', 'step'), used='build.stepper')
     BACKBONE_LR_SCALE: float = option(
         1.0, 'factor on the rate of all but the heads; the official transfer recipe has 0.01',
         above=0, used='build.optimizer')
