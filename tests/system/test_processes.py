@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,6 @@ import pytest
 from conftest import ROOT
 from support.runs import (
     assert_gone,
-    assert_same_run,
     below,
     launch,
     run,
@@ -188,20 +186,3 @@ def test_a_process_whose_launcher_is_gone_already_leaves_at_once():
         env={**os.environ, 'PADDLE_TRAINER_ID': '0', 'T2T_LAUNCHER_PID': '1'},
         capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and 'went on' not in done.stdout
-
-
-def test_two_nodes_are_two_processes(recipe, tmp_path):
-    """Two launchers, as on two machines, that meet at --master."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    start = ['bash', 'scripts/train.sh', str(recipe), '--nnodes', '2', '--master',
-             f'127.0.0.1:{port}', '--nproc', '1', '-o', f'TRAIN.OUTPUT_DIR={tmp_path}/nodes',
-             'TRAIN.TRAIN_BATCH_SIZE=4', 'SCHEDULER.NUM_EPOCHS=1']
-    nodes = [subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, env={**os.environ, 'PYTHON': sys.executable})
-             for _ in range(2)]
-    said = [node.communicate(timeout=200)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
-    run(recipe, tmp_path / 'one', 'SCHEDULER.NUM_EPOCHS=1', processes=2)
-    assert_same_run(tmp_path / 'one', tmp_path / 'nodes')

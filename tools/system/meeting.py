@@ -29,6 +29,16 @@ class Interrupted(Exception):
     """A signal came while other machines were waited for."""
 
 
+class Hello(NamedTuple):
+    """What a launcher says to join an attempt."""
+
+    name: str
+    machines: int
+    attempt: int
+    restarts: int
+    ports: list      # a free one for where the ranks meet, then one for each process
+
+
 class Place(NamedTuple):
     """Where the processes of this machine stand in the job."""
 
@@ -171,15 +181,15 @@ class Leader(Meeting):
             ports: a free one for where the ranks meet, then one for each process here.
         """
         self.members, self.failures, self.told = [], [], False
-        members = sorted(self.wait(self.look_for_members), key=lambda line: line.hello['name'])
-        self.attempt = max([self.attempt, *(line.hello['attempt'] for line in members)])
-        self.restarts = min([self.restarts, *(line.hello['restarts'] for line in members)])
+        members = sorted(self.wait(self.look_for_members), key=lambda line: line.hello.name)
+        self.attempt = max([self.attempt, *(line.hello.attempt for line in members)])
+        self.restarts = min([self.restarts, *(line.hello.restarts for line in members)])
         host = self.address[0]
         endpoints = [f'{host}:{port}' for port in ports[1:]]
         firsts = []
         for line in members:
             firsts.append(len(endpoints))
-            endpoints += [f'{line.host}:{port}' for port in line.hello['ports'][1:]]
+            endpoints += [f'{line.host}:{port}' for port in line.hello.ports[1:]]
         place = Place(0, endpoints, f'{host}:{ports[0]}', self.attempt, self.restarts)
         for line, first in zip(members, firsts):
             line.hello = line.verdict = None
@@ -199,7 +209,10 @@ class Leader(Meeting):
                 self.lines.append(Line(self.listener.accept()[0]))
         for line in self.lines:
             for message in line.receive():
-                self.hear(line, message)
+                try:
+                    self.hear(line, message)
+                except (TypeError, ValueError):    # not one of ours
+                    line.gone = True
             if line in self.members and line.gone and line.verdict is None:
                 line.verdict = Verdict(1, said=f'failed: the machine at {line.host} is gone')
                 self.failures.append(line)
@@ -209,11 +222,12 @@ class Leader(Meeting):
 
     def hear(self, line, message):
         if 'join' in message:
-            line.hello = message['join']
-            if line.hello['machines'] != self.machines:
-                line.send(refused=f'--nnodes is {self.machines} at --master and '
-                                  f'{line.hello["machines"]} here')
-                line.hello = None
+            name, machines, attempt, restarts, ports = message['join']
+            if machines == self.machines:
+                line.hello = Hello(str(name), int(machines), int(attempt), int(restarts),
+                                   [int(port) for port in ports])
+            else:
+                line.send(refused=f'--nnodes is {self.machines} at --master and {machines} here')
         if 'done' in message:
             line.verdict = Verdict(*message['done'])
         if line in self.members and line not in self.failures and (
@@ -271,8 +285,7 @@ class Member(Meeting):
         return place
 
     def say_hello(self, ports):
-        self.line.send(join=dict(name=self.name, machines=self.machines, attempt=self.attempt,
-                                 restarts=self.restarts, ports=ports))
+        self.line.send(join=Hello(self.name, self.machines, self.attempt, self.restarts, ports))
 
     def look_for_start(self, ports):
         if self.line is None or self.line.gone:
