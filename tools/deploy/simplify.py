@@ -284,7 +284,7 @@ class Normalise(nn.Layer):
 
     def __init__(self, norm):
         super().__init__()
-        self.shape, self.epsilon = list(norm._normalized_shape), norm._epsilon
+        self.shape, self.epsilon = list(norm.weight.shape), norm._epsilon
 
     def forward(self, x):
         return F.layer_norm(x, self.shape, epsilon=self.epsilon)

@@ -154,16 +154,17 @@ def agree(**values):
     """Check that all processes have the same values, before they work together.
 
     Args:
-        **values: numbers or texts, by the name that a message calls them.
+        **values: anything small, by the name that a message calls it.
 
     Raises:
-        DisagreementError: on every process, with each one's values.
+        DisagreementError: in every process, with each one's values of those that differ.
     """
     wait_for_all()
     found = gather_objects(values)
-    if any(other != values for other in found):
+    differing = [name for name in found[0] if any(other[name] != found[0][name] for other in found)]
+    if differing:
         raise DisagreementError('the processes disagree: ' + '; '.join(
-            f'rank {number}: ' + ', '.join(f'{name} {value}' for name, value in other.items())
+            f'rank {number}: ' + ', '.join(f'{name} {other[name]}' for name in differing)
             for number, other in enumerate(found)))
 
 
