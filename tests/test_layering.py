@@ -16,7 +16,7 @@ LAYERS = (
     {'zoo', 'recipe', 'training', 'deploy', 'dataset'},
     {'build'},
     {'train', 'val', 'predict', 'benchmark', 'benchmark_worker', 'check', 'convert', 'export',
-     'launch', 'plot', 'prepare', 'serve', 'visualize'},
+     'launch', 'prepare', 'serve', 'visualize'},
 )
 COMMANDS = LAYERS[-1]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

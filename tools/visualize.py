@@ -1,9 +1,7 @@
-"""Show where a network looks: attention rollout over images, as PNG files.
+"""Figures of networks and of runs.
 
-    python tools/visualize.py photo.jpg holiday/ --out output/attention
-
-For each image NAME it writes NAME.attention.png, and with --feature-maps one picture for each step
-of the Tokens-to-Token module: the mean strength of its channels, over the image.
+    python tools/visualize.py attention photo.jpg holiday/ --out output/attention
+    python tools/visualize.py curves output/lit_data/log.jsonl --out curves.svg
 """
 
 import os
@@ -20,6 +18,7 @@ import config as configuration
 from data.decode import ImageError, decode_image, image_files
 from deploy import engines, rollout
 from system import command
+from training import curves
 
 
 def free_names(paths):
@@ -46,18 +45,12 @@ def pictures(network, transform, image, feature_maps):
             yield layer.rpartition('.')[2], rollout.overlay(image, strength, box)
 
 
-def main(arguments):
-    parser = command.parser(__doc__)
-    configuration.add_arguments(parser)
-    parser.add_argument('images', nargs='*', metavar='IMAGE',
-                        default=[os.path.relpath(build.EXAMPLE_IMAGE)],
-                        help='file, folder or glob (default: a plate of lit_data)')
-    parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
-    parser.add_argument('--out', default='output/attention', metavar='FOLDER',
-                        help='where the pictures go (default: output/attention)')
-    parser.add_argument('--feature-maps', action='store_true',
-                        help='also the steps of the Tokens-to-Token module')
-    options = parser.parse_args(arguments)
+def attention(options):
+    """Show where a network looks: attention rollout over images, as PNG files.
+
+    For each image NAME it writes NAME.attention.png, and with --feature-maps one picture for each
+    step of the Tokens-to-Token module: the mean strength of its channels, over the image.
+    """
     config = build.load_config(options.config, options.override)
     weights = build.weights_path(config, options.weights)
     if engines.is_export(weights):
@@ -91,6 +84,48 @@ def main(arguments):
         except ValueError as error:
             raise command.UsageError(f'{config.MODEL.NAME}: {error}') from error
     return 1 if failed else 0
+
+
+def draw_curves(options):
+    """Draw loss and top-1 of runs over their epochs, from their logs, as .svg or .png.
+
+    A log is a run's log.jsonl, or text with the lines of the Paddle repositories. Lines are named
+    after files, with the last figure; dashed is the average of the weights (EMA), dotted training.
+    """
+    if not options.out.endswith(('.svg', '.png')):
+        raise command.UsageError(f'--out {options.out}: end it in .svg or .png')
+    if len(options.logs) > curves.MOST_RUNS:
+        raise command.UsageError(f'{len(options.logs)} logs: draw {curves.MOST_RUNS} at most')
+    paths = [path.parent if path.name in ('log.jsonl', 'train.log') else path
+             for path in map(Path, options.logs)]
+    figure = curves.draw({name: curves.read_log(path)
+                          for name, path in zip(free_names(paths), options.logs)})
+    try:
+        curves.save(figure, options.out)
+    except OSError as error:
+        raise command.UsageError(f'--out {options.out}: cannot be written '
+                                 f'({error.strerror})') from error
+    print(options.out)
+
+
+def main(arguments):
+    parser = command.parser(__doc__)
+    commands = parser.add_subparsers(required=True, metavar='attention | curves')
+    sub = command.sub_command(commands, 'attention', attention, 'where a network looks')
+    configuration.add_arguments(sub)
+    sub.add_argument('images', nargs='*', metavar='IMAGE',
+                     default=[os.path.relpath(build.EXAMPLE_IMAGE)],
+                     help='file, folder or glob (default: a plate of lit_data)')
+    sub.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
+    sub.add_argument('--out', default='output/attention', metavar='FOLDER',
+                     help='where the pictures go (default: output/attention)')
+    sub.add_argument('--feature-maps', action='store_true',
+                     help='also the steps of the Tokens-to-Token module')
+    sub = command.sub_command(commands, 'curves', draw_curves, 'loss and accuracy of runs')
+    sub.add_argument('logs', nargs='+', metavar='LOG', help='log.jsonl or train.log of a run')
+    sub.add_argument('--out', required=True, metavar='FILE', help='the figure, .svg or .png')
+    options = parser.parse_args(arguments)
+    return options.run(options)
 
 
 if __name__ == '__main__':

@@ -119,10 +119,10 @@ def test_heat_colours_grow_lighter():
     assert (np.diff(ramp[::20]) > 0).all() and ramp[-1] - ramp[0] > 180
 
 
-# ---- tools/visualize.py
+# ---- tools/visualize.py attention
 
 def visualize(*arguments, code=0):
-    done = subprocess.run([sys.executable, 'tools/visualize.py', *map(str, arguments)],
+    done = subprocess.run([sys.executable, 'tools/visualize.py', 'attention', *map(str, arguments)],
                           capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == code, done.stdout + done.stderr
     return done

@@ -39,6 +39,16 @@ def parser(doc):
     return result
 
 
+def sub_command(commands, name, run, help):
+    """A parser for one of a command's sub-commands; its options have `run` as an attribute."""
+    result = commands.add_parser(name, help=help, description=run.__doc__, allow_abbrev=False,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument('--debug', action='store_true', default=argparse.SUPPRESS,
+                        help='show the traceback of an error')
+    result.set_defaults(run=run)
+    return result
+
+
 def run(main, arguments=None):
     """Run `main(arguments)` and leave the process with its exit code.
 
