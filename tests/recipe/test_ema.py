@@ -11,6 +11,7 @@ from paddle import nn
 from support.runs import launch, learn
 
 import zoo
+from common import ImageClassifier
 from config import ConfigError, load_config
 from recipe.ema import Ema
 from train import Training
@@ -139,7 +140,7 @@ def test_an_impossible_decay_is_refused(decay):
 
 # ---- optimizer steps of several batches
 
-class Plain(nn.Layer):
+class Plain(ImageClassifier):
     """A small network without dropout."""
 
     def __init__(self, num_classes, img_size, **_):

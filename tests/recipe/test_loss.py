@@ -10,6 +10,7 @@ from paddle import nn
 
 import build
 import zoo
+from common import ImageClassifier
 from config import ConfigError, load_config
 from recipe.loss import CrossEntropy, DistillationLoss, labels_of, logits_of
 from recipe.teacher import ExportedTeacher
@@ -189,10 +190,12 @@ def test_a_program_that_gives_no_fitting_logits_is_refused(program, tmp_path):
 
 # ---- a run
 
-class TwoHeads(nn.Layer):
+class TwoHeads(ImageClassifier):
     """A student as DeiT's are: both logits in training, their mean in evaluation."""
 
-    def __init__(self, num_classes, **_):
+    heads = ('head', 'head_dist')
+
+    def __init__(self, num_classes=1000, **_):
         super().__init__()
         self.head = nn.Linear(3 * 4 * 4, num_classes)
         self.head_dist = nn.Linear(3 * 4 * 4, num_classes)
