@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -273,7 +274,8 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, split
     sampler = EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         seed=config.TRAIN.SEED, **order)
-    return Loader(images, sampler, num_workers, config.TRAIN.LOADER_TIMEOUT)
+    timeout = min(config.TRAIN.LOADER_TIMEOUT or math.inf, distributed.longest_wait())
+    return Loader(images, sampler, num_workers, timeout)
 
 
 def batch_transform(config):

@@ -25,6 +25,7 @@ import build
 import config as configuration
 from data import DataError
 from data.decode import name_bad_images
+from data.loader import LoaderError
 from data.sources import label_warnings
 from scheduler import format_rate
 from system import command, distributed
@@ -38,6 +39,7 @@ from val import evaluate
 
 STARTED = time.monotonic()    # of the job, for TRAIN.TIME_LIMIT_HOURS
 STEPS_BETWEEN_AGREEMENTS = 10    # with several processes, which must stop at the same step
+PATIENCE = 5.0    # seconds without an image before one of several processes stops by itself
 
 
 class TrainingError(RuntimeError):
@@ -100,10 +102,15 @@ class Training:
             LoaderError, TrainingError, DataError: what ended the run.
         """
         scores, limit = None, self.config.TRAIN.TIME_LIMIT_HOURS
+        self.train_loader.poll = self.eval_loader.poll = self.leave_while_waiting
         with StopRequest(limit, STARTED) as self.stop:
             while self.at.epoch < self.epochs:
                 if self.at.step < self.steps:
-                    self.train_epoch()
+                    try:
+                        self.train_epoch()
+                    except LoaderError:
+                        self.save_alone()
+                        raise
                     self.save()    # so that a signal during validation costs no step
                 scores = self.validate_if_due() or scores
                 self.at.epoch, self.at.step, self.meter = self.at.epoch + 1, 0, Meter()
@@ -268,9 +275,22 @@ class Training:
                     validation_images=build.fingerprint(self.eval_loader),
                     **environment())
 
-    def save(self):
-        """Write a checkpoint; called between two steps of the optimizer, without gradients."""
-        sums = self.meter.state()
+    def save_alone(self):
+        """Save, in the middle of an epoch, what this process has; others may be gone."""
+        if self.at.step == self.steps:
+            return    # the checkpoint of the epoch's end is there, or there will be none
+        if self.stepper.in_group:    # back to the last step of the optimizer
+            self.at.step, _ = self.groups.bounds(self.at.step)
+        self.save(alone=distributed.world_size() > 1)
+
+    def save(self, alone=False):
+        """Write a checkpoint; called between two steps of the optimizer, without gradients.
+
+        Args:
+            alone: by one of several processes; the sums then lack the batches since the last line
+                of the log.
+        """
+        sums = self.meter.sums() if alone else self.meter.state()
         if distributed.is_main():
             arrays, learnt = self.stepper.capture()
             position = dict(dataclasses.asdict(self.at), **sums,
@@ -278,7 +298,8 @@ class Training:
             self.folder.save(self.steps_done, arrays, dict(
                 position=position, loss_scale=learnt['loss_scale'], steps=self.steps,
                 identity=self.identity))
-        distributed.wait_for_all()
+        if not alone:
+            distributed.wait_for_all()
         self.saved_at = time.monotonic()
 
     def go_on_from(self, path, arrays, state, force):
@@ -312,6 +333,17 @@ class Training:
         if leave or late or (train.SAVE_STEPS and self.has_passed(train.SAVE_STEPS)):
             self.save()
         if leave:
+            self.leave(reason)
+
+    def leave_while_waiting(self, seconds):
+        """Save and leave, while a batch is waited for, where that was asked for.
+
+        One of several processes does so only if the batch may never come: the others are in the
+        middle of a step, and end when they miss it.
+        """
+        reason = self.stop_reason()
+        if reason and (distributed.world_size() == 1 or seconds > PATIENCE):
+            self.save_alone()
             self.leave(reason)
 
     def leave_if_asked(self):

@@ -1,6 +1,7 @@
 """Processes: the same calls work with one process and with many (one a card)."""
 
 import itertools
+import math
 import pickle
 import signal
 
@@ -10,6 +11,7 @@ import paddle.distributed as dist
 
 from system import paddle_private
 
+GLOO_SECONDS = 30     # Paddle's limit for a collective on CPUs, whatever it is told
 PIECE = 16 << 20    # bytes that a collective moves at most; gloo allows each 30 seconds
 
 
@@ -166,6 +168,11 @@ def agree(**values):
         raise DisagreementError('the processes disagree: ' + '; '.join(
             f'rank {number}: ' + ', '.join(f'{name} {other[name]}' for name in differing)
             for number, other in enumerate(found)))
+
+
+def longest_wait():
+    """Seconds that one process may keep the others waiting in a collective, with a reserve."""
+    return GLOO_SECONDS * 2 / 3 if world_size() > 1 and dist.get_backend() == 'GLOO' else math.inf
 
 
 _meetings = itertools.count()
