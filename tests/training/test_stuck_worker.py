@@ -68,18 +68,10 @@ def test_a_signal_is_heard_while_a_batch_is_waited_for(recipe, unhurt, tmp_path)
     assert_same_run(unhurt, folder)
 
 
-@pytest.mark.parametrize('rank, asked', [(1, False), (0, False), (1, True)])
-def test_one_of_two_processes_is_named_and_no_step_is_lost(recipe, tmp_path, rank, asked):
-    folder = tmp_path / 'run'
+def test_one_of_two_processes_is_named(recipe, tmp_path):
     process, ranks, workers = start_and_stop_a_worker(
-        recipe, folder, f'TRAIN.LOADER_TIMEOUT={0 if asked else 2}', processes=2, rank=rank)
-    if asked:
-        time.sleep(2)
-        process.terminate()
+        recipe, tmp_path / 'run', 'TRAIN.LOADER_TIMEOUT=2', processes=2, rank=1)
     *_, last = process.communicate(timeout=90)[1].strip().splitlines()
-    assert process.returncode == (75 if asked else 1), last
-    assert asked or re.search(
-        rf'rank {rank} .*loader worker pid {workers[rank][0]} has not read', last), last
+    assert process.returncode == 1
+    assert re.search(rf'rank 1 .*loader worker pid {workers[1][0]} has not read', last), last
     assert gone([process.pid, *ranks, *sum(workers, [])])
-    epoch, step = saved_position(folder)    # there was no checkpoint before
-    assert epoch == 0 and step >= 4
