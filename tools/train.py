@@ -29,7 +29,7 @@ from data.loader import LoaderError
 from data.sources import label_warnings
 from scheduler import format_rate
 from system import command, distributed
-from training.checkpoint import compare_runs
+from training.checkpoint import compare_runs, flat_keys
 from training.folder import RunFolder
 from training.log import progress
 from training.meter import Clock, Meter
@@ -83,7 +83,7 @@ class Training:
             wanted if wanted in ('auto', 'false') else configuration.project_path(wanted),
             functools.partial(self.go_on_from, force=force))
         if checkpoint is None:
-            self.build_stepper(fresh=True)
+            self.build_stepper()
         self.folder.open(functools.partial(configuration.save_config, config),
                          config.TRAIN.VISUALDL, self.log_position)
         for note in notes:
@@ -91,7 +91,12 @@ class Training:
         if self.log_position is None:
             self.describe()
 
-    def build_stepper(self, fresh):
+    def build_stepper(self, epoch=0, step=0, fresh=True):
+        # Before the first collective, in which processes of different runs would hang.
+        distributed.agree(epoch=epoch, step=step, **{
+            'training images': build.fingerprint(self.train_loader),
+            **{name: value for name, value in flat_keys(dataclasses.asdict(self.config)).items()
+               if name not in configuration.FREE_KEYS}})
         self.stepper, self.loaded, self.frozen = build.stepper(self.config, self.groups, fresh)
 
     def run(self):
@@ -304,10 +309,10 @@ class Training:
 
     def go_on_from(self, path, arrays, state, force):
         """Go to where a checkpoint says; returns lines for people. See RunFolder.resume."""
-        notes = compare_runs(state['identity'], self.identity, path, force,
-                             configuration.FREE_KEYS, configuration.DEFAULTS)
-        self.build_stepper(fresh=False)
+        notes = distributed.everywhere(compare_runs, state['identity'], self.identity, path, force,
+                                       configuration.FREE_KEYS, configuration.DEFAULTS)
         position = dict(state['position'])
+        self.build_stepper(position['epoch'], position['step'], fresh=False)
         self.stepper.restore(arrays, position.pop('skipped_steps'), state.get('loss_scale'), path)
         self.meter = Meter(*(position.pop(name) for name in ('loss_sum', 'correct', 'seen')))
         self.at = Progress(**position)

@@ -5,6 +5,7 @@ Two launchers stand for two machines: each has a folder of its own.
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
-from support.runs import below
+from support.runs import assert_gone, assert_same_run, below, run
 
 from system.command import UsageError
 from system.job import Verdict
@@ -66,12 +67,42 @@ def machines(recipe, tmp_path):
         machine.process.wait()
 
 
+def test_machines_that_share_no_disk_come_back_from_any_loss(machines, recipe, tmp_path):
+    """A process of the second one is killed, then the second one as a whole."""
+    first, second = machines('first', '--restarts', '2'), machines('second', '--restarts', '2')
+    first.wait_for(lambda: list((first.run / 'checkpoints').glob('*.ckpt')))
+    victim = below(second.process.pid)[0]    # the launcher's only child
+    os.kill(victim, signal.SIGKILL)
+    first.wait_for(lambda: 'going on from' in first.said())
+    second.process.kill()
+    family = below(second.process.pid)
+    second.process.wait()
+    assert_gone(family)
+    again = machines('second', '--restarts', '2')
+    assert (first.process.wait(timeout=200), again.process.wait(timeout=60)) == (0, 0), first.said()
+    for attempt, why in ((1, f'rank 1 (pid {victim}) was killed by SIGKILL'),
+                         (2, 'the machine at 127.0.0.1 is gone')):
+        assert re.search(re.escape(f'failed: {why}') + '.*\n.*'
+                         f'starting again from the last checkpoint, {attempt} of 2', first.said())
+    assert '1 of 2' in second.said() and first.said().count('going on from') == 2
+    assert not second.run.exists(), 'the main process alone writes'
+    run(recipe, tmp_path / 'one', 'TRAIN.SEED=1', processes=2)
+    assert_same_run(tmp_path / 'one', first.run)
+
+
 def test_a_signal_to_one_machine_stops_all_of_them(machines):
     first, second = machines('first', '--restarts', '2'), machines('second', '--restarts', '2')
     first.wait_for(lambda: list((first.run / 'checkpoints').glob('*.ckpt')))
     second.process.send_signal(signal.SIGTERM)
     assert [machine.process.wait(timeout=60) for machine in (first, second)] == [75, 75]
     assert 'starting again' not in first.said() + second.said()
+
+
+def test_machines_with_different_configurations_say_so(machines):
+    first, second = machines('first'), machines('second', override='TRAIN.SEED=2')
+    assert [machine.process.wait(timeout=60) for machine in (first, second)] == [1, 1]
+    for machine in (first, second):
+        assert 'disagree: rank 0: TRAIN.SEED 1; rank 1: TRAIN.SEED 2\n' in machine.said()
 
 
 def test_a_signal_ends_waiting_for_the_other_machine(machines):

@@ -46,7 +46,7 @@ class RunFolder:
     # ---- before training
 
     def resume(self, wanted, accept):
-        """Go on from a checkpoint.
+        """Go on from a checkpoint, which the main process alone needs to see.
 
         Args:
             wanted: 'auto', the newest one here that can be used; a checkpoint's path; 'false'.
@@ -59,10 +59,11 @@ class RunFolder:
         """
         notes = []
         if wanted not in ('auto', 'false'):
-            return wanted, accept(wanted, *read_checkpoint(wanted))
-        for path in self.checkpoints.paths() if wanted == 'auto' else ():
+            return wanted, accept(wanted, *distributed.from_main(read_checkpoint, wanted))
+        paths = self.checkpoints.paths() if wanted == 'auto' else ()
+        for path in distributed.share(paths):
             try:
-                return path, notes + accept(path, *read_checkpoint(path))
+                return path, notes + accept(path, *distributed.from_main(read_checkpoint, path))
             except OtherRun:
                 raise
             except CheckpointError as error:
