@@ -44,6 +44,7 @@ from support.runs import figures, without_roots_rights
 import config as configuration
 from training.folder import Checkpoints
 from weights.container import CheckpointError, read_checkpoint
+from weights.files import read_weights
 
 ROOT = conftest.ROOT
 SECONDS_TO_END = 240
@@ -243,18 +244,28 @@ class Started:
 
 # ---- what must be equal
 
-def differences(first, second, logs=True):
-    """What differs between the folders of two finished runs, as texts."""
+def differences(first, second, logs=True, metadata=True):
+    """What differs between the folders of two finished runs, as texts.
+
+    Args:
+        logs: compare them, too.
+        metadata: compare what stands beside the weights, such as the folder of the images.
+    """
     found = []
     for path in sorted(first.glob('*.pdparams')):
         other = second / path.name
         if not other.exists():
             found.append(f'{path.name} is missing')
-        elif other.read_bytes() != path.read_bytes():
+        elif metadata and other.read_bytes() != path.read_bytes():
             found.append(f'{path.name} differs')
-    (one, one_state), (two, two_state) = (
-        read_checkpoint(Checkpoints(folder / 'checkpoints').paths()[0])
-        for folder in (first, second))
+        else:
+            one, two = read_weights(path)[0], read_weights(other)[0]
+            found += [f'{name} of {path.name} differs' for name in one
+                      if one[name].tobytes() != two[name].tobytes()]
+    newest = [Checkpoints(folder / 'checkpoints').paths()[:1] for folder in (first, second)]
+    if not all(newest):
+        return [*found, 'a checkpoint is missing']
+    (one, one_state), (two, two_state) = (read_checkpoint(path) for path, in newest)
     if set(one) != set(two) or not two:
         found.append('the newest checkpoints hold other arrays')
     else:
@@ -419,7 +430,8 @@ class Case:
         check_checkpoints(self.run)
         left = [path.name for path in self.run.rglob('.*.tmp')]
         require(not left, f'temporary files left: {left}')
-        found = differences(self.world.undisturbed(self.kind), self.run, self.logs)
+        found = differences(self.world.undisturbed(self.kind), self.run, self.logs,
+                            metadata=not self.data_changed)
         if found and self.data_changed:
             found = [] if any('skipped image' in run.said() for run in self.started) else found
         require(not found, f'not the same as a run that was left alone: {found}')
@@ -580,15 +592,16 @@ class Case:
                      f'{"to the end" if lasting is None else f"for {lasting} s"}')
         run = self.start(env=self.with_faults())
         self.reach_moment()
+        begun = (self.run / 'train.log').exists()    # without a folder there is no run
         self.control.set(self.run, what=Control.WRITES, error=error, left=left)
-        self.logs = False
         if lasting:
             self.sleep(lasting)
             self.control.set()
-        self.finish({0}, said=None)
-        self.what += f' ({self.control.hits} calls)'
-        if self.control.hits:
-            require(WARNED.search(run.said()), f'nothing was said: {run.said()[-800:]}')
+        code = self.finish({0} if begun else {0, 1, 2})
+        hits = self.control.hits
+        self.what += f' ({hits} calls)'
+        self.logs = not hits
+        require(not hits or code or WARNED.search(run.said()), f'not said: {run.said()[-800:]}')
         self.control.set()
         self.go_on()
 
@@ -609,6 +622,24 @@ class Case:
             require('.JPEG' in run.said(1), f'no image is named: {run.said(1)[-500:]}')
         self.control.set()
         self.logs = False
+
+    def fault_failing_resume(self):
+        """Checkpoints that can't be read for a while cost no step once they can."""
+        if self.stop_first() == 0:
+            return
+        left = int(2 ** self.some(0, 26))
+        self.what = f'EIO from checkpoints after {left} bytes, on going on'
+        env = self.with_faults()
+        self.control.set(self.run, what=Control.READS, error=errno.EIO, left=left)
+        run = self.start(env=env)
+        while run.process.poll() is None and '.ckpt' not in run.said():
+            time.sleep(0.05)
+        self.control.set()
+        code = self.finish({0, 2})
+        self.what += f' ({self.control.hits} calls)'
+        require('.ckpt' in run.said(), f'no checkpoint is named: {run.said()[-500:]}')
+        if code == 0:    # it went on from one before, or from the same
+            require('going on from' in run.said(0), 'it started afresh')
 
     def fault_slow_disk(self):
         which, delay = self.draw('READS', 'WRITES'), int(2 ** self.some(10, 17))
@@ -708,6 +739,20 @@ class Case:
             require('.JPEG' in self.current.said(1), 'no image is named')
             shutil.rmtree(self.folder / 'images')
             write_data(self.folder)    # repaired
+        self.logs = False
+
+    def fault_images_moved(self):
+        self.own_data()
+        seconds = self.some(0.2, 3)
+        self.what = f'all images elsewhere for {seconds:.1f} s'
+        self.start()
+        self.reach_moment()
+        images, elsewhere = self.folder / 'images', self.folder / 'elsewhere'
+        images.rename(elsewhere)
+        self.sleep(seconds)
+        elsewhere.rename(images)
+        if self.finish({0, 2}) == 2:
+            require(str(images) in self.current.said(1), 'no image is named')
         self.logs = False
 
     def fault_list(self):
@@ -822,7 +867,8 @@ def remove(path):
 
 
 FAULTS = [name[len('fault_'):] for name in vars(Case) if name.startswith('fault_')]
-NEED_LIBRARY = {'full_disk', 'failing_writes', 'failing_reads', 'slow_disk', 'clock'}
+NEED_LIBRARY = {'full_disk', 'failing_writes', 'failing_reads', 'failing_resume',
+                'slow_disk', 'clock'}
 
 
 class World:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from support import mutate
 
+from weights.files import write_weights
+
 
 def test_five_hundred_changed_files_and_requests_are_read_or_refused(capsys):
     found = fuzz.main(['--seed', '5', '--cases', '500'])
@@ -64,7 +66,7 @@ def test_changes_do_change(change, whole):
 def finished(folder, weights, step):
     """A run's folder as `differences` looks at it."""
     folder.mkdir()
-    (folder / 'last.pdparams').write_bytes(weights)
+    write_weights(folder / 'last.pdparams', {'a': np.full(2, weights)}, {'data': str(folder)})
     chaos.Checkpoints(folder / 'checkpoints').save(step, {'network/a': np.zeros(2)},
                                                    {'position': {'epoch': 0, 'step': step}})
     (folder / 'train.log').write_text('Epoch [0/2]')
@@ -73,16 +75,19 @@ def finished(folder, weights, step):
 
 
 def test_runs_that_differ_are_found_to_differ(tmp_path):
-    one, same = (finished(tmp_path / name, b'a', 3) for name in ('one', 'same'))
-    assert chaos.differences(one, same) == []
+    one, same = (finished(tmp_path / name, 1.0, 3) for name in ('one', 'same'))
+    assert chaos.differences(one, same, metadata=False) == []
+    assert chaos.differences(one, same) == ['last.pdparams differs']
     (same / 'train.log').write_text('Epoch [1/2]')
-    assert chaos.differences(one, same) == ['train.log differs']
-    assert chaos.differences(one, same, logs=False) == []
-    assert len(chaos.differences(one, finished(tmp_path / 'other', b'b', 4))) == 2
+    assert chaos.differences(one, same, metadata=False) == ['train.log differs']
+    assert chaos.differences(one, same, logs=False, metadata=False) == []
+    other = finished(tmp_path / 'other', 2.0, 4)
+    assert chaos.differences(one, other, metadata=False) == [
+        'a of last.pdparams differs', 'the newest checkpoints have other positions']
 
 
 def test_a_checkpoint_that_is_older_than_it_says_is_found(tmp_path):
-    folder = finished(tmp_path / 'run', b'a', 9)
+    folder = finished(tmp_path / 'run', 1.0, 9)
     chaos.check_checkpoints(folder)
     chaos.Checkpoints(folder / 'checkpoints').save(5, {'network/a': np.zeros(2)},
                                                    {'position': {'epoch': 0, 'step': 5}})
