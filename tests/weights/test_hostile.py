@@ -397,6 +397,7 @@ def checkpoints(marker):
     yield 'deep state', file(two, b'[' * 10 ** 6), 'no checkpoint'
     yield 'identity of another kind', file(two, b'{"identity": {"config": 3}}'), 'damaged'
     yield 'no state', signed(b'PK\5\6' + bytes(18)), 'no checkpoint'
+    yield 'texts', file([('network/a', np.array([b'']))]), 'type |S1'
     yield 'no network', file([('optimizer/a', np.zeros(2))]), 'no weights'
     yield 'other checksum', file(two)[:-1] + b'?', 'damaged'
     yield 'footer alone', signed(b''), 'no checkpoint'

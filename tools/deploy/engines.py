@@ -263,9 +263,8 @@ def _load_inference(folder, threads):
     try:
         return description, *predictor(folder, threads, description.precision)
     except Exception as error:    # whatever Paddle throws at a graph it can't read
-        reason = str(error).strip().splitlines()[-1:] or ['no reason given']
         raise EngineError(f'{folder}: Paddle {paddle.__version__} cannot load it, written by '
-                          f'Paddle {description.paddle}: {reason[0]}') from error
+                          f'Paddle {description.paddle}: {old_graph.reason_of(error)}') from error
 
 
 def predictor(folder, threads, precision='float32'):
@@ -368,7 +367,8 @@ def _load_onnxruntime(path, threads):
                                                providers=['CPUExecutionProvider'])
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, '')
     except Exception as error:    # it has its own class for every kind of fault
-        raise EngineError(f'{path}: ONNX Runtime cannot load it: {error}') from error
+        raise EngineError(f'{path}: ONNX Runtime cannot load it: '
+                          f'{old_graph.reason_of(error)}') from error
     description = parse_description(text, path)
     # By their places, not their names: what was renamed by hand still runs.
     (image, *_), (output, *_) = session.get_inputs(), session.get_outputs()

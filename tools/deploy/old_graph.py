@@ -96,7 +96,7 @@ def program_of(content):
 def reason_of(error):
     """The sentence in an exception of Paddle, without code, hints and places in the source."""
     text = re.sub(r'\s*\[Hint:.*|\(at /paddle.*?\)', '', str(error), flags=re.DOTALL).strip()
-    return text.splitlines()[-1].strip().rstrip('.') if text else type(error).__name__
+    return text.splitlines()[-1].strip()[:300].rstrip('.') if text else type(error).__name__
 
 
 @contextlib.contextmanager

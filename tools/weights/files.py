@@ -287,6 +287,8 @@ def _state_of(entries, most_bytes):
             value = value[1]
         if not isinstance(value, (StoredArray, Tensor, np.ndarray, np.generic)):
             raise WeightsError(f'{shown(name)} is a {type(value).__name__}, not an array')
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in 'fiub':
+            raise Refused(f'{shown(name)} holds values of type {value.dtype}')
         found[name] = value
     # All sizes are known before the first array comes into memory.
     if sum(value.nbytes for value in found.values()) > most_bytes:
