@@ -264,21 +264,18 @@ def _check_packages(precision):
         installed = importlib.metadata.version('paddle2onnx')
         if not wanted or not installed.startswith(wanted):    # importing it may end the process
             raise engines.EngineError(
-                f'--format onnx does not work with Paddle {paddle.__version__} and paddle2onnx '
+                f'ONNX does not work with Paddle {paddle.__version__} and paddle2onnx '
                 f'{installed}; these work together: {pairs}')
         for name in needed:
             importlib.import_module(name)
     except ImportError as error:
         raise engines.EngineError(
-            f'--format onnx --precision {precision} needs {error.name}: pip install -r '
+            f'ONNX in {precision} needs {error.name}: pip install -r '
             f'requirements-deploy.txt (these work together: {pairs})') from error
 
 
 def _check_place(out, format):
     """Raise EngineError where something else than an earlier export is in the way."""
-    if (out.suffix == '.onnx') != (format == 'onnx'):
-        raise engines.EngineError(f'{out}: an ONNX file ends in .onnx, and a folder of Paddle '
-                                  f'Inference does not (--format {format})')
     if not os.path.lexists(out):
         return
     earlier = out.is_file() if format == 'onnx' else (out / engines.DESCRIPTION).is_file()
@@ -322,10 +319,9 @@ def describe(config, metadata, options):
 def main(arguments):
     parser = command.parser(__doc__)
     configuration.add_arguments(parser)
-    parser.add_argument('out', metavar='OUT', help='folder, or file that ends in .onnx')
+    parser.add_argument('out', metavar='OUT', help='folder for Paddle Inference, or an ONNX file, '
+                        'which ends in .onnx')
     parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
-    parser.add_argument('--format', choices=engines.FORMATS,
-                        help='default: onnx where OUT ends in .onnx, else paddle')
     parser.add_argument('--normalise', action='store_true',
                         help='the export takes pixels of 0 to 255 and normalises them itself')
     parser.add_argument('--softmax', action='store_true', help='the export gives probabilities')
@@ -334,25 +330,20 @@ def main(arguments):
                         'runs, the inputs of matrix products (default: float32)')
     parser.add_argument('--opset', type=int, default=17, metavar='N',
                         help=f'ONNX operator set, {OPSETS[0]} to {OPSETS[-1]} (default: 17)')
-    parser.add_argument('--image-size', type=int, metavar='S',
-                        help='another size than the weights were trained at; pos_embed is '
-                        'interpolated')
     parser.add_argument('--plain', dest='fast', action='store_false',
                         help='export the layers as they are, unmerged')
     options = parser.parse_args(arguments)
-    options.format = options.format or ('onnx' if options.out.endswith('.onnx') else 'paddle')
+    options.format = 'onnx' if options.out.endswith('.onnx') else 'paddle'
     if options.opset not in OPSETS:
         raise command.UsageError(f'--opset {options.opset}: use {OPSETS[0]} to {OPSETS[-1]}')
     if options.precision == dict(onnx='bfloat16', paddle='int8')[options.format]:
-        raise command.UsageError(f'--precision {options.precision} does not go with --format '
-                                 f'{options.format}: Paddle Inference computes in float32 or '
+        raise command.UsageError(f'--precision {options.precision} does not go with '
+                                 f'{options.out}: Paddle Inference computes in float32 or '
                                  'bfloat16, ONNX Runtime in float32 or int8')
     if options.format == 'onnx' and not options.fast and paddle.__version__.startswith('2.'):
         raise command.UsageError('--plain does not work with ONNX and Paddle 2: paddle2onnx 1.3 '
                                  'leaves out the small epsilon of the Performer')
-    sizes = ([f'MODEL.IMAGE_SIZE={options.image_size}', 'MODEL.ADAPT=true']
-             if options.image_size is not None else [])
-    config = build.load_config(options.config, options.override + sizes)
+    config = build.load_config(options.config, options.override)
     weights = build.weights_path(config, options.weights)
     network, metadata = build.trained_network(config, weights)
     description = describe(config, metadata, options)

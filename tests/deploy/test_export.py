@@ -314,6 +314,15 @@ def test_a_package_that_int8_lacks_is_named_with_the_file_that_lists_it(monkeypa
     export._check_packages('float32')
 
 
+def test_a_description_of_few_lines_that_stands_for_millions_is_refused():
+    names = 'abcdefgh'
+    text = 'a: &a {x: 1}\n' + ''.join(
+        f'{new}: &{new} {{<<: [{", ".join([f"*{old}"] * 9)}]}}\n'
+        for old, new in zip(names, names[1:]))
+    with pytest.raises(engines.EngineError, match='inference.yml: is no valid YAML .aliases'):
+        engines.parse_description(text, 'inference.yml')
+
+
 @pytest.mark.parametrize('format', ['paddle', 'onnx'])
 @pytest.mark.parametrize('key, value', [('image_size', 64), ('image_size', 96),
                                         ('num_classes', 10)])

@@ -25,6 +25,7 @@ import yaml
 from data.transforms import INTERPOLATIONS, EvalTransform
 from deploy import old_graph
 from system import start
+from system.settings import parse_yaml
 
 ENGINES = ('paddle', 'inference', 'onnxruntime', 'openvino')
 FORMATS = ('paddle', 'onnx')
@@ -99,7 +100,8 @@ def parse_description(text, where):
     if len(text) > LARGEST_DESCRIPTION:
         refuse(f'larger than {LARGEST_DESCRIPTION} bytes')
     try:
-        content = json.loads(text) if text.startswith('{') else yaml.safe_load(text)
+        content = json.loads(text) if text.startswith('{') else parse_yaml(
+            text, LARGEST_DESCRIPTION)
     except Exception as error:    # PyYAML's constructors raise whatever Python's own do
         refuse(f'is no valid YAML ({getattr(error, "problem", None) or "unreadable"})')
     if not isinstance(content, dict):

@@ -176,6 +176,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader for files of anybody: it builds nothing deep, long or repeated."""
 
     depth = count = 0
+    most_values = MOST_VALUES
 
     def compose_node(self, parent, index):
         event = self.peek_event()
@@ -186,8 +187,8 @@ class _Loader(yaml.SafeLoader):
             self.refuse(event, f'a text of more than {LONGEST_TEXT} characters')
         if self.depth == DEEPEST:
             self.refuse(event, f'nested more than {DEEPEST} deep')
-        if self.count == MOST_VALUES:
-            self.refuse(event, f'more than {MOST_VALUES} values')
+        if self.count == self.most_values:
+            self.refuse(event, f'more than {self.most_values} values')
         self.count += 1
         self.depth += 1
         node = super().compose_node(parent, index)
@@ -196,6 +197,18 @@ class _Loader(yaml.SafeLoader):
 
     def refuse(self, event, problem):
         raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+
+
+def parse_yaml(text, most_values=MOST_VALUES):
+    """What a YAML text of anybody says, within the bounds of a configuration.
+
+    Raises:
+        Exception: for a text that is no YAML or goes beyond them; PyYAML's parser raises more
+            than its own YAMLError, and its constructors whatever Python's own do.
+    """
+    loader = _Loader(text)
+    loader.most_values = most_values
+    return loader.get_single_data()
 
 
 def _read_files(path, keys, removed):
@@ -283,7 +296,7 @@ def _read_overrides(overrides, keys, removed):
         _check_known(name, keys, removed, place)
         if name in removed or keys[name].type is not str:
             try:
-                value = _Loader(value).get_single_data()
+                value = parse_yaml(value)
             except Exception as error:    # as in a file
                 raise ConfigError(f'{place}: the value is no valid YAML') from error
         said[name] = (value, place)
