@@ -1,105 +1,110 @@
-"""Catches a page that hides its answer, repeats it, or does not say what the weights know.
+"""Catches a page that hides or repeats its answer, runs what it shows, or is silent on training."""
 
-The page runs in headless Chromium, which is asked over its debugging pipe.
-"""
-
-import contextlib
+import base64
 import json
 import os
-import shutil
-import subprocess
-import time
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
+from PIL import Image
+from support.browser import BROWSER, Browser
 from support.service import Service
 
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))),
-                None)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason='Chromium is not installed')
-pytest.importorskip('waitress', reason='requirements-deploy.txt is not installed')
-pytest.importorskip('multipart', reason='requirements-deploy.txt is not installed')
+from weights.files import read_weights, write_weights
+
+for package in ('waitress', 'multipart'):
+    pytest.importorskip(package, reason='requirements-deploy.txt is not installed')
+
+WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
+IMAGES = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))[::8]
 PHONE = dict(width=390, height=844)    # CSS pixels
 
 
-class Browser:
-    """A headless Chromium with one page."""
-
-    def __init__(self, folder, address):
-        reads, self.write = os.pipe()
-        self.read, writes = os.pipe()
-        command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-sync',
-                   '--disable-background-networking', '--disable-component-update',
-                   '--disable-dev-shm-usage', '--remote-debugging-pipe',
-                   f'--user-data-dir={folder}', 'about:blank']
-        # It reads from descriptor 3 and writes to 4.
-        self.process = subprocess.Popen(
-            ['bash', '-c', f'exec "$@" 3<&{reads} 4>&{writes}', 'bash', *command],
-            pass_fds=(reads, writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.close(reads)
-        os.close(writes)
-        self.number, self.rest, self.session = 0, b'', {}
-        target, = (each for each in self.ask('Target.getTargets')['targetInfos']
-                   if each['type'] == 'page')
-        self.session = dict(sessionId=self.ask(
-            'Target.attachToTarget', targetId=target['targetId'], flatten=True)['sessionId'])
-        self.ask('Emulation.setDeviceMetricsOverride', deviceScaleFactor=1, mobile=True, **PHONE)
-        self.ask('Page.navigate', url=address)
-
-    def ask(self, method, **options):
-        self.number += 1
-        os.write(self.write, json.dumps(dict(
-            id=self.number, method=method, params=options, **self.session)).encode() + b'\0')
-        while True:
-            while b'\0' not in self.rest:
-                data = os.read(self.read, 1 << 16)
-                assert data, 'Chromium has ended'
-                self.rest += data
-            text, _, self.rest = self.rest.partition(b'\0')
-            answer = json.loads(text)
-            if answer.get('id') == self.number:
-                assert 'error' not in answer, answer
-                return answer['result']
-
-    def value(self, script):
-        """What a JavaScript expression gives, once it gives something."""
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            value = self.ask('Runtime.evaluate', expression=script, returnByValue=True
-                             )['result'].get('value')
-            if value:
-                return value
-            time.sleep(0.1)
-        raise AssertionError(f'{script} stayed empty')
-
-    def close(self):
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self.write, b'{"id": 0, "method": "Browser.close"}\0')
-        self.process.wait(30)
-        os.close(self.write)
-        os.close(self.read)
+@pytest.fixture
+def browser(tmp_path):
+    if BROWSER is None:
+        pytest.skip('no Chromium is installed')
+    started = Browser(tmp_path / 'profile')
+    yield started
+    started.close()
 
 
-def test_the_page_shows_its_answer_once_and_without_scrolling_on_a_phone(tmp_path):
+def test_the_page_shows_its_answer_once_and_without_scrolling_on_a_phone(browser):
     service = Service()
-    with contextlib.closing(Browser(tmp_path, f'http://127.0.0.1:{service.port}/')) as browser:
-        knows = browser.value('document.querySelector("#knows").textContent')
-        assert knows == 'Trained on lit_data/train, 16 classes.'
-        assert '1000 classes' in browser.value('document.querySelector("#about").textContent')
-        browser.value('document.querySelector("#example").click() || true')
-        names = browser.value(
-            'document.querySelector("#result").hidden ? null : '
-            'Array.from(document.querySelectorAll("#classes .name")).map(e => e.textContent)')
-        assert len(names) == 5 and names[0] == 'plate923'
-        shown = browser.value('document.body.innerText')
-        assert shown.count('plate') == 1
-        assert browser.value('/Answered in [0-9]+ ms/.exec(document.body.innerText)')
-        box = browser.value('(({top, bottom, left, right}) => ({top, bottom, left, right}))'
-                            '(document.querySelector("#classes").getBoundingClientRect())')
-        assert 0 <= box['top'] < box['bottom'] <= PHONE['height'], box
-        assert 0 <= box['left'] < box['right'] <= PHONE['width'], box
-        assert browser.value('document.documentElement.scrollWidth') <= PHONE['width']
-        if 'PAGE_PICTURE' in os.environ:    # to look at it
-            import base64
-            with open(os.environ['PAGE_PICTURE'], 'wb') as file:
-                file.write(base64.b64decode(browser.ask('Page.captureScreenshot')['data']))
+    browser.call('Emulation.setDeviceMetricsOverride', deviceScaleFactor=1, mobile=True, **PHONE)
+    browser.call('Page.navigate', url=f'http://127.0.0.1:{service.port}/')
+    browser.wait_for('document.readyState === "complete" && health !== null')
+    assert browser.value('at("knows").textContent') == 'Trained on lit_data/train, 16 classes.'
+    assert '1000 classes' in browser.value('at("about").textContent')
+    browser.value('at("example").click()')
+    browser.wait_for('!at("result").hidden && at("photo").naturalWidth > 0')
+    names = browser.value('[...document.querySelectorAll(".name")].map(e => e.textContent)')
+    assert len(names) == 5 and names[0] == 'plate923'
+    assert browser.value('document.body.innerText').count('plate') == 1
+    assert browser.value('/Answered in [0-9]+ ms/.test(at("status").innerText)')
+    box = browser.value('JSON.parse(JSON.stringify(at("classes").getBoundingClientRect()))')
+    assert 0 <= box['top'] < box['bottom'] <= PHONE['height'], box
+    assert 0 <= box['left'] < box['right'] <= PHONE['width'], box
+    assert browser.value('document.documentElement.scrollWidth') <= PHONE['width']
+    if 'PAGE_PICTURE' in os.environ:    # a file, to look at it
+        picture = base64.b64decode(browser.call('Page.captureScreenshot')['data'])
+        Path(os.environ['PAGE_PICTURE']).write_bytes(picture)
+    service.end()
+
+
+def test_the_page_in_a_browser(browser, tmp_path):
+    """Hostile class names and file names included: they must be shown, never run."""
+    state, _ = read_weights(WEIGHTS)
+    evil = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
+    write_weights(tmp_path / 'weights.pdparams', state,
+                  {'class_names': [f'{evil} {index}' for index in range(1000)]})
+    service = Service('--weights', tmp_path / 'weights.pdparams')
+    photo = tmp_path / '<img src=x onerror=hurt()>.JPEG'
+    photo.write_bytes(IMAGES[12].read_bytes())
+    _, _, expected = service.predict(photo.read_bytes())
+
+    for domain in ('Page', 'Network', 'Log', 'Runtime'):
+        browser.call(f'{domain}.enable')
+    address = f'http://127.0.0.1:{service.port}/'
+    browser.call('Page.navigate', url=address)
+    browser.wait_for('document.readyState === "complete" && health !== null')
+    assert browser.value('at("about").textContent') == (
+        't2t_vit_7 at 48 pixels, 1000 classes, engine paddle')
+    browser.choose(photo)
+    browser.wait_for('!at("result").hidden && at("photo").naturalWidth > 0')
+    names = browser.value(
+        '[...document.querySelectorAll(".name")].map(e => e.firstChild.textContent)')
+    assert names == [place['name'] for place in expected['top']] and evil in names[0]
+    assert browser.value('document.querySelectorAll(".share")[0].textContent') == (
+        f'{100 * expected["top"][0]["probability"]:.1f} %')
+    assert browser.value('at("photo").src.slice(0, 22)') == 'data:image/png;base64,'
+    assert browser.value('at("photo").naturalWidth') == Image.open(IMAGES[12]).width
+    assert browser.value('/^Answered in [0-9]+ ms.$/.test(at("status").textContent)')
+    # By keyboard alone: the file, the example, the attention map.
+    stops = []
+    for _ in range(3):
+        for kind in ('keyDown', 'keyUp'):
+            browser.call('Input.dispatchKeyEvent', type=kind, key='Tab', code='Tab',
+                         windowsVirtualKeyCode=9)
+        stops.append(browser.value('document.activeElement.id'))
+    assert stops == ['file', 'example', 'attend']
+    for kind in ('keyDown', 'keyUp'):
+        browser.call('Input.dispatchKeyEvent', type=kind, key=' ', code='Space', text=' ',
+                     windowsVirtualKeyCode=32)
+    browser.wait_for('at("photo").src.startsWith("blob:")')
+    bad = tmp_path / 'bad.png'
+    bad.write_bytes(b'no image')
+    browser.choose(bad)
+    browser.wait_for('at("status").classList.contains("failed")')
+    assert 'not an image' in browser.value('at("status").textContent')
+    assert browser.value('at("result").hidden') and browser.value('window.hurt') is None
+
+    asked = {event['params']['request']['url'] for event in browser.events
+             if event['method'] == 'Network.requestWillBeSent'}
+    assert {url for url in asked if not url.startswith(('blob:', 'data:'))} == {
+        address, address + 'health', address + 'predict?attention=1'}
+    complaints = [event['params'] for event in browser.events
+                  if event['method'] in ('Log.entryAdded', 'Runtime.exceptionThrown')]
+    assert all('422' in json.dumps(entry) for entry in complaints), complaints
     service.end()

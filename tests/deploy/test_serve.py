@@ -4,9 +4,7 @@ import base64
 import contextlib
 import io
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -27,7 +25,6 @@ from PIL import Image
 from support.service import Service
 
 from deploy.batcher import Batcher, Full
-from weights.files import read_weights, write_weights
 
 pytest.importorskip('waitress', reason='requirements-deploy.txt is not installed')
 
@@ -545,144 +542,3 @@ def test_a_fault_of_the_service_is_500_and_not_told(capsys):
     assert status == 500 and 'division' not in json.dumps(answer)
     assert 'ZeroDivisionError' in capsys.readouterr().err
     assert call(app, body=b'x')[0] == 422
-
-
-# ---- the page in a browser
-
-BROWSER = next(filter(None, map(shutil.which, (
-    'chromium', 'chromium-browser', 'google-chrome', 'chrome-headless-shell'))), None)
-
-
-class Browser:
-    """Chromium without a window, spoken to in its DevTools protocol through two pipes."""
-
-    def __init__(self, folder):
-        to_browser, self._out = os.pipe()
-        self._in, from_browser = os.pipe()
-
-        def connect():    # the protocol's pipes are descriptors 3 and 4
-            low, high = os.dup(to_browser), os.dup(from_browser)
-            os.dup2(low, 3)
-            os.dup2(high, 4)
-
-        self.process = subprocess.Popen(
-            [BROWSER, '--headless', '--remote-debugging-pipe', '--no-sandbox', '--disable-gpu',
-             '--disable-dev-shm-usage', '--no-first-run', '--disable-background-networking',
-             f'--user-data-dir={folder}'],
-            close_fds=False, preexec_fn=connect, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL)
-        os.close(to_browser)
-        os.close(from_browser)
-        self._reader = os.fdopen(self._in, 'rb')
-        self.count, self.session, self.events = 0, None, []
-        target = self.call('Target.createTarget', url='about:blank')['targetId']
-        self.session = self.call('Target.attachToTarget', targetId=target,
-                                 flatten=True)['sessionId']
-
-    def call(self, method, **parameters):
-        self.count += 1
-        message = dict(id=self.count, method=method, params=parameters)
-        if self.session:
-            message['sessionId'] = self.session
-        os.write(self._out, json.dumps(message).encode() + b'\0')
-        while True:
-            data = b''
-            while not data.endswith(b'\0'):
-                byte = self._reader.read(1)
-                assert byte, 'the browser has died'
-                data += byte
-            answer = json.loads(data[:-1])
-            if answer.get('id') == self.count:
-                assert 'error' not in answer, answer
-                return answer['result']
-            self.events.append(answer)
-
-    def value(self, expression):
-        result = self.call('Runtime.evaluate', expression=expression, returnByValue=True)
-        assert 'exceptionDetails' not in result, result
-        return result['result'].get('value')
-
-    def wait_for(self, expression):
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            if self.value(expression):
-                return
-            time.sleep(0.05)
-        raise AssertionError(f'{expression} stayed false: ' + self.value(
-            'document.body ? document.body.innerText : "no page"'))
-
-    def choose(self, path):
-        root = self.call('DOM.getDocument')['root']['nodeId']
-        field = self.call('DOM.querySelector', nodeId=root, selector='#file')['nodeId']
-        self.call('DOM.setFileInputFiles', nodeId=field, files=[str(path)])
-
-    def close(self):
-        self.process.kill()
-        self.process.wait()
-        self._reader.close()
-        os.close(self._out)
-
-
-@pytest.fixture
-def browser(tmp_path):
-    if BROWSER is None:
-        pytest.skip('no Chromium is installed')
-    started = Browser(tmp_path / 'profile')
-    yield started
-    started.close()
-
-
-def test_the_page_in_a_browser(browser, tmp_path):
-    """Hostile class names and file names included: they must be shown, never run."""
-    state, _ = read_weights(WEIGHTS)
-    evil = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
-    write_weights(tmp_path / 'weights.pdparams', state,
-                  {'class_names': [f'{evil} {index}' for index in range(1000)]})
-    service = Service('--weights', tmp_path / 'weights.pdparams')
-    photo = tmp_path / '<img src=x onerror=hurt()>.JPEG'
-    photo.write_bytes(IMAGES[12].read_bytes())
-    _, _, expected = service.predict(photo.read_bytes())
-
-    for domain in ('Page', 'Network', 'Log', 'Runtime'):
-        browser.call(f'{domain}.enable')
-    address = f'http://127.0.0.1:{service.port}/'
-    browser.call('Page.navigate', url=address)
-    browser.wait_for('document.readyState === "complete" && health !== null')
-    assert browser.value('at("about").textContent') == (
-        't2t_vit_7 at 48 pixels, 1000 classes, engine paddle')
-    browser.choose(photo)
-    browser.wait_for('!at("result").hidden && at("photo").naturalWidth > 0')
-    names = browser.value('[...document.querySelectorAll(".name")].map(e => e.textContent)')
-    assert names == [place['name'] for place in expected['top']] and evil in names[0]
-    assert browser.value('document.querySelectorAll(".share")[0].textContent') == (
-        f'{100 * expected["top"][0]["probability"]:.1f} %')
-    assert browser.value('at("photo").src.slice(0, 22)') == 'data:image/png;base64,'
-    assert browser.value('at("photo").naturalWidth') == Image.open(IMAGES[12]).width
-    assert evil in browser.value('at("status").textContent')
-    # By keyboard alone: the file is the first stop, the attention map the second.
-    stops = []
-    for _ in range(2):
-        for kind in ('keyDown', 'keyUp'):
-            browser.call('Input.dispatchKeyEvent', type=kind, key='Tab', code='Tab',
-                         windowsVirtualKeyCode=9)
-        stops.append(browser.value('document.activeElement.id'))
-    assert stops == ['file', 'attend']
-    for kind in ('keyDown', 'keyUp'):
-        browser.call('Input.dispatchKeyEvent', type=kind, key=' ', code='Space', text=' ',
-                     windowsVirtualKeyCode=32)
-    browser.wait_for('at("photo").src.startsWith("blob:")')
-    bad = tmp_path / 'bad.png'
-    bad.write_bytes(b'no image')
-    browser.choose(bad)
-    browser.wait_for('at("status").classList.contains("failed")')
-    assert 'not an image' in browser.value('at("status").textContent')
-    assert browser.value('at("result").hidden') and browser.value('window.hurt') is None
-
-    asked = {event['params']['request']['url'] for event in browser.events
-             if event['method'] == 'Network.requestWillBeSent'}
-    assert {url for url in asked if not url.startswith(('blob:', 'data:'))} == {
-        address, address + 'health', address + 'predict?attention=1'}
-    complaints = [event['params'] for event in browser.events
-                  if event['method'] in ('Log.entryAdded', 'Runtime.exceptionThrown')]
-    assert all('422' in json.dumps(entry) for entry in complaints), complaints
-    service.end()
