@@ -29,7 +29,7 @@ from data.loader import LoaderError
 from data.sources import label_warnings
 from scheduler import format_rate
 from system import command, distributed
-from training.checkpoint import compare_runs, flat_keys
+from training.checkpoint import check_state, compare_runs, flat_keys, images_a_step
 from training.folder import RunFolder
 from training.log import progress
 from training.meter import Clock, Meter
@@ -86,6 +86,8 @@ class Training:
             self.build_stepper()
         self.folder.open(functools.partial(configuration.save_config, config),
                          config.TRAIN.VISUALDL, self.log_position)
+        if checkpoint is not None:
+            notes += self.folder.go_back_to(checkpoint, self.steps_done)
         for note in notes:
             self.folder.warn(note)
         if self.log_position is None:
@@ -226,6 +228,9 @@ class Training:
             self.folder.say(f'best EMA val acc: {self.at.best_ema:.4f}')
         self.folder.say(f'ImageNet final val acc is:{scores["top1"]:.4f}')
         self.folder.close()
+        if not self.stepper.has_stepped:
+            raise TrainingError('no step had finite gradients: the weights are those that the run '
+                                'began with; lower the learning rate, or look at the images')
         return scores
 
     def describe(self):
@@ -309,6 +314,7 @@ class Training:
 
     def go_on_from(self, path, arrays, state, force):
         """Go to where a checkpoint says; returns lines for people. See RunFolder.resume."""
+        check_state(state, path)
         notes = distributed.everywhere(compare_runs, state['identity'], self.identity, path, force,
                                        configuration.FREE_KEYS, configuration.DEFAULTS)
         position = dict(state['position'])
@@ -316,7 +322,9 @@ class Training:
         self.stepper.restore(arrays, position.pop('skipped_steps'), state.get('loss_scale'), path)
         self.meter = Meter(*(position.pop(name) for name in ('loss_sum', 'correct', 'seen')))
         self.at = Progress(**position)
-        if state['steps'] != self.steps and self.at.step:
+        if images_a_step(state['identity']) == images_a_step(self.identity):
+            self.at.step = min(self.at.step, self.steps)
+        elif state['steps'] != self.steps and self.at.step:
             notes.append(f'an epoch has {self.steps} steps now and had {state["steps"]}: epoch '
                          f'{self.at.epoch} starts again')
             self.at.step, self.meter = 0, Meter()

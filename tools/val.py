@@ -4,6 +4,7 @@
     python tools/val.py --weights output/exported
 """
 
+import math
 import time
 
 from system import start
@@ -26,9 +27,10 @@ from training.log import progress, say
 def evaluate(network, loader, log_every=0, skip_bad=False):
     """Score a network on all images of a loader, over all processes together.
 
-    Every step gathers logits and labels of all processes in the order of the data set and cuts
-    off what the sampler repeated to even the processes out; then correct and seen are summed.
-    So the result is the same for any number of processes.
+    Every step gathers logits and labels of all processes in the order of the data set and drops
+    the padding samples; the losses of single images are summed exactly. So all figures are the
+    same, to the bit, for any number of processes and any batch size, as long as the network gives
+    an image the same logits in any batch (matrix products of other sizes may round differently).
 
     Args:
         network: images `[B, 3, S, S]` to logits `[B, num_classes]`.
@@ -47,7 +49,7 @@ def evaluate(network, loader, log_every=0, skip_bad=False):
     was_training = network.training
     network.eval()
     left = len(loader.dataset)    # images not yet counted
-    correct, correct_in_5, loss_sum, seen = 0, 0, 0.0, 0
+    correct, correct_in_5, losses, seen = 0, 0, [], 0
     read_time, started = 0.0, time.perf_counter()
     read_started = started
     with paddle.no_grad():
@@ -60,7 +62,8 @@ def evaluate(network, loader, log_every=0, skip_bad=False):
             hits = top_k_hits(logits, labels)    # none where the label is -1
             correct += hits[:, 0].sum().item()
             correct_in_5 += hits.sum().item()
-            loss_sum += F.cross_entropy(logits, labels, reduction='sum', ignore_index=-1).item()
+            losses += F.cross_entropy(logits, labels, reduction='none',
+                                      ignore_index=-1).flatten().tolist()    # 0 for -1
             if log_every and (step % log_every == 0 or step == len(loader)):
                 steps = step % log_every or log_every
                 say(f'Step [{step}/{len(loader)}], acc: {correct / max(seen, 1):.4f}, '
@@ -79,8 +82,8 @@ def evaluate(network, loader, log_every=0, skip_bad=False):
         raise DataError(f'{images - seen} of {images} validation images cannot be read '
                         f'(repair them, or score the others with tools/val.py --skip-bad): '
                         f'{name_bad_images(bad)}')
-    return dict(top1=correct / seen, top5=correct_in_5 / seen, loss=loss_sum / seen, images=seen,
-                bad_images=bad, seconds=seconds, images_per_second=seen / seconds)
+    return dict(top1=correct / seen, top5=correct_in_5 / seen, loss=math.fsum(losses) / seen,
+                images=seen, bad_images=bad, seconds=seconds, images_per_second=seen / seconds)
 
 
 def top_k_hits(logits, labels, k=5):

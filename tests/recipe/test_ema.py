@@ -8,10 +8,10 @@ import paddle
 import pytest
 from conftest import ROOT
 from paddle import nn
+from support.plain import Plain
 from support.runs import launch, learn
 
 import zoo
-from common import ImageClassifier
 from config import ConfigError, load_config
 from recipe.ema import Ema
 from train import Training
@@ -139,18 +139,6 @@ def test_an_impossible_decay_is_refused(decay):
 
 
 # ---- optimizer steps of several batches
-
-class Plain(ImageClassifier):
-    """A small network without dropout."""
-
-    def __init__(self, num_classes, img_size, **_):
-        super().__init__()
-        self.hidden = nn.Linear(3 * img_size ** 2, 8)
-        self.head = nn.Linear(8, num_classes)
-
-    def forward(self, images):
-        return self.head(nn.functional.gelu(self.hidden(images.flatten(1))))
-
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):

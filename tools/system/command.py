@@ -82,11 +82,16 @@ def run(main, arguments=None):
     try:
         sys.stdout.flush()
     except OSError:    # Python would complain as it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
     if code and 'PADDLE_TRAINER_ID' in os.environ:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)    # which kills
         signal.alarm(SECONDS_TO_LEAVE)
     sys.exit(code)
+
+
+def discard_stdout():
+    """Print to nobody from now on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def has_no_reader(stream):

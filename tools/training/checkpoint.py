@@ -67,6 +67,7 @@ def restore(network, optimizer, arrays, path, ema=None):
     if wrong:
         raise CheckpointError(f'{path}: has weights of another precision ({", ".join(wrong[:5])}): '
                               'give TRAIN.AMP its value back')
+    check_optimizer_state(network, arrays, path)
     for name, value in state.items():
         value.set_value(stored[name])
 
@@ -83,9 +84,6 @@ def restore(network, optimizer, arrays, path, ema=None):
         if not name.startswith('optimizer/'):
             continue
         _, kind, structured = name.split('/', 2)
-        if structured not in automatic:
-            raise CheckpointError(f'{path}: has optimizer state for {structured}, which does not '
-                                  'train here')
         name = automatic[structured]
         # Paddle names the state of a parameter with a master weight after that one.
         owner = masters.get(name, f'{name}_fp32_master_0') if structured in mastered else name
@@ -107,6 +105,35 @@ def restore(network, optimizer, arrays, path, ema=None):
         ema.start()
 
 
+def check_optimizer_state(network, arrays, path):
+    """Refuse arrays of other names and shapes than `capture` gives, or some of them missing.
+
+    Raises:
+        CheckpointError: naming the first.
+    """
+    trainable = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
+    owners = {}    # kind: names of parameters
+    for name, array in arrays.items():
+        part, _, rest = name.partition('/')
+        kind, _, owner = rest.partition('/')
+        if part not in ('network', 'optimizer', 'ema'):
+            raise CheckpointError(f'{path}: has unexpected content ({name})')
+        if part != 'optimizer':
+            continue
+        if owner not in trainable:
+            raise CheckpointError(f'{path}: has optimizer state for {owner or rest}, which does '
+                                  'not train here')
+        if array.size not in (1, trainable[owner].size):
+            raise CheckpointError(f'{path}: has unexpected content ({name} of shape '
+                                  f'{array.shape})')
+        owners.setdefault(kind, set()).add(owner)
+    kinds = [kind for kind in owners if kind != 'master_weights']
+    for kind in kinds:    # an optimizer keeps the same of all that it moves
+        lacking = sorted(set().union(*(owners[other] for other in kinds)) - owners[kind])
+        if lacking:
+            raise CheckpointError(f'{path}: lacks optimizer/{kind}/{lacking[0]}')
+
+
 def _below(prefix, arrays):
     return {name[len(prefix):]: array for name, array in arrays.items() if name.startswith(prefix)}
 
@@ -123,6 +150,50 @@ def _split_key(key, automatic_names):
     """
     name = max((name for name in automatic_names if key.startswith(name + '_')), key=len)
     return name, re.sub(r'^fp32_master_\d+_|_\d+$', '', key[len(name) + 1:])
+
+
+# The fields of a checkpoint's state and of its `position`, and what they hold.
+STATE = dict(position=dict, identity=dict, steps=int, log=dict, loss_scale=dict)
+POSITION = dict(epoch=int, step=int, best=float, best_ema=float, loss_sum=float, correct=float,
+                seen=float, skipped_steps=int, bad_images=dict)
+LOG = dict(text=int, records=int, elapsed=float)
+IDENTITY = dict(config=dict, training_images=str, validation_images=str, processes=int, paddle=str,
+                python=str, device=str, threads=int)
+
+
+def check_state(state, path):
+    """Refuse a checkpoint's state with other fields than this project writes, or impossible ones.
+
+    Raises:
+        CheckpointError: naming the field.
+    """
+    def check(part, fields, where):
+        for name in sorted(set(fields) ^ set(part)):
+            refuse(f'{where}{name} {"is missing" if name in fields else "is not expected"}')
+        for name, kind in fields.items():
+            value, numbers = part[name], (int, float) if kind is float else kind
+            if not isinstance(value, numbers) or (
+                    kind in (int, float) and isinstance(value, bool) or kind is int and value < 0):
+                refuse(f'{where}{name} is {value!r:.40}')
+
+    def refuse(what):
+        raise CheckpointError(f'{path}: has unexpected content ({what})')
+
+    check(state, STATE, '')
+    for name, fields in (('position', POSITION), ('log', LOG), ('identity', IDENTITY)):
+        check(state[name], fields, f'{name}.')
+    config, position = state['identity']['config'], state['position']
+    check(flat_keys(config), {**dict.fromkeys(flat_keys(config), object),
+                              'SCHEDULER.NUM_EPOCHS': int, 'TRAIN.TRAIN_BATCH_SIZE': int},
+          'identity.config.')
+    for name, last in (('epoch', config['SCHEDULER']['NUM_EPOCHS']), ('step', state['steps'])):
+        if position[name] > last:
+            refuse(f'position.{name} is {position[name]} of {last}')
+
+
+def images_a_step(identity):
+    """Images of a batch, of all processes of a run together."""
+    return identity['processes'] * identity['config']['TRAIN']['TRAIN_BATCH_SIZE']
 
 
 BITS_ONLY = ('paddle', 'python', 'device', 'threads')
@@ -153,6 +224,12 @@ def compare_runs(before, now, path, force, free_keys=(), defaults=None):
     notes = [f'{line}: results may differ in their last bits' for name, line in differing.items()
              if name in BITS_ONLY]
     notes += [line for name, line in differing.items() if name in free_keys]
+    if 'processes' in differing and images_a_step(before) == images_a_step(now):
+        for name in ('processes', 'TRAIN.TRAIN_BATCH_SIZE'):
+            del differing[name]
+        notes.append(f'{before["processes"]} processes are now {now["processes"]}, at the same '
+                     f'{images_a_step(now)} images a step: each step sees the same images with '
+                     'the same crops; dropout, drop path, mixing and erasing draw other numbers')
     serious = [line for name, line in differing.items()
                if name not in free_keys and name not in BITS_ONLY]
     if serious and not force:

@@ -1,0 +1,414 @@
+"""Catches a run that loses what it wrote, goes on from the wrong place, or ends by a full disk."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+from support.plain import Plain, write_recipe
+from support.runs import figures, newest
+
+import build
+import train
+import zoo
+from training import log
+from training.folder import Checkpoints, claim
+from val import evaluate
+from weights.container import CheckpointError, read_checkpoint, write_checkpoint
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Makes a Training of Plain on 24 images: 6 steps an epoch, a checkpoint after every second."""
+    monkeypatch.setitem(zoo.MODELS, 'plain', (Plain, {}))
+    recipe = write_recipe(tmp_path)
+    return lambda *overrides, force=False: train.Training(
+        build.load_config(recipe, list(overrides)), force)
+
+
+@pytest.fixture
+def whole(start, tmp_path):
+    """The folder of a run that was left alone."""
+    start(f'TRAIN.OUTPUT_DIR={tmp_path}/whole').run()
+    return tmp_path / 'whole'
+
+
+def steps(folder, pattern='step-*.ckpt'):
+    return sorted(int(re.search(r'\d{9}', path.name)[0])
+                  for path in (folder / 'checkpoints').glob(pattern))
+
+
+def weights(folder):
+    return (folder / 'last.pdparams').read_bytes()
+
+
+# ---- going back
+
+def test_what_was_just_written_is_never_pruned(tmp_path):
+    checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=2)
+    for step in (100, 200, 7, 9):
+        path = checkpoints.save(step, {'a': np.zeros(1)}, {})
+        assert path.exists()
+
+
+def test_a_run_that_goes_back_keeps_the_abandoned_branch_apart(start, whole, capsys):
+    folder = f'TRAIN.OUTPUT_DIR={whole}'
+    before = (whole / 'checkpoints' / 'step-000000010.ckpt').read_bytes()
+    start(folder, f'TRAIN.RESUME={whole}/checkpoints/step-000000004.ckpt').folder.close()
+    assert steps(whole) == [2, 4]
+    assert steps(whole, 'abandoned-step-*.ckpt') == [6, 8, 10, 12]
+    assert 'step-000000010.ckpt is now abandoned-step-000000010.ckpt' in capsys.readouterr().out
+    again = start(folder)
+    assert (again.at.epoch, again.at.step) == (0, 4), 'the abandoned branch is not resumed'
+    again.run()
+    assert steps(whole) == [2, 4, 6, 8, 10, 12]
+    aside = whole / 'checkpoints' / 'abandoned-step-000000010.ckpt'
+    assert aside.read_bytes() == before
+    back = start(folder, f'TRAIN.RESUME={aside}')    # and it can be gone back to
+    assert (back.at.epoch, back.at.step) == (1, 4)
+    back.folder.close()
+    assert newest(whole).read_bytes() == before and newest(whole).name == 'step-000000010.ckpt'
+
+
+def test_with_fewer_steps_an_epoch_the_new_checkpoints_are_the_newest(start, whole):
+    options = f'TRAIN.OUTPUT_DIR={whole}', 'TRAIN.TRAIN_BATCH_SIZE=8', 'TRAIN.KEEP_CHECKPOINTS=2'
+    run = start(*options, 'SCHEDULER.NUM_EPOCHS=4', force=True)
+    assert steps(whole) == [2, 4, 6] and newest(whole).name == 'step-000000006.ckpt'
+    run.run()
+    assert steps(whole) == [11, 12]
+    assert read_checkpoint(newest(whole))[1]['position']['epoch'] == 4
+
+
+# ---- checkpoints that cannot be used
+
+def extra_array(arrays, state):
+    arrays['network/more'] = np.zeros(1)
+
+
+def foreign_array(arrays, state):
+    arrays['more/head.weight'] = np.zeros(1)
+
+
+def nameless_moment(arrays, state):
+    arrays['optimizer/moment1'] = np.zeros(1)
+
+
+def no_moment(arrays, state):
+    del arrays['optimizer/moment2/head.weight']
+
+
+def small_moment(arrays, state):
+    arrays['optimizer/moment2/head.weight'] = np.zeros((2, 2), 'float32')
+
+
+def no_weight(arrays, state):
+    del arrays['network/head.weight']
+
+
+def no_position(arrays, state):
+    del state['position']
+
+
+def no_step(arrays, state):
+    del state['position']['step']
+
+
+def extra_field(arrays, state):
+    state['position']['more'] = 1
+
+
+def extra_key(arrays, state):
+    state['more'] = 1
+
+
+def past_the_end(arrays, state):
+    state['position']['epoch'] = 3
+
+
+def step_past_the_end(arrays, state):
+    state['position']['step'] = 7
+
+
+def half_a_step(arrays, state):
+    state['position']['step'] = 1.5
+
+
+def no_config(arrays, state):
+    state['identity']['config'] = []
+
+
+def no_epochs(arrays, state):
+    del state['identity']['config']['SCHEDULER']
+
+
+def no_log(arrays, state):
+    state['log'] = None
+
+
+def no_scale(arrays, state):
+    state['loss_scale'] = 3
+
+
+CONTENTS = [extra_array, foreign_array, nameless_moment, no_moment, small_moment, no_weight,
+            no_position, no_step, extra_field, extra_key, past_the_end, step_past_the_end,
+            half_a_step, no_config, no_epochs, no_log, no_scale]
+
+
+def test_unexpected_content_is_named_and_the_one_before_is_used(start, whole, capsys):
+    path = newest(whole)
+    arrays, state = read_checkpoint(path)
+    for change in CONTENTS:
+        changed = dict(arrays), json.loads(json.dumps(state))
+        change(*changed)
+        write_checkpoint(path, *changed)
+        run = start(f'TRAIN.OUTPUT_DIR={whole}')
+        assert (run.at.epoch, run.at.step) == (1, 4), change.__name__
+        run.folder.close()
+        said = capsys.readouterr().out
+        assert f'passed over a checkpoint: {path}: ' in said, change.__name__
+        aside = next((whole / 'checkpoints').glob('damaged-step-000000012*.ckpt'))
+        aside.unlink()
+    start(f'TRAIN.OUTPUT_DIR={whole}').run()
+
+
+def test_where_no_checkpoint_can_be_used_the_run_does_not_start_afresh(start, whole):
+    for path in (whole / 'checkpoints').iterdir():
+        path.write_bytes(b'x' * 1000)
+    with pytest.raises(CheckpointError, match='step-000000012.ckpt: .*RESUME=false') as refusal:
+        start(f'TRAIN.OUTPUT_DIR={whole}')
+    assert refusal.value.exit_code == 2 and '\n' not in str(refusal.value)
+    assert (whole / 'train.log').exists(), 'nothing was moved'
+
+
+# ---- links
+
+def test_a_link_leads_to_the_same_lock(tmp_path):
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'real')
+    lock = claim(tmp_path / 'link', patience=0)
+    script = 'import conftest, sys; from training.folder import claim; claim(sys.argv[1], 0)'
+    second = subprocess.run([sys.executable, '-c', script, tmp_path / 'real'], cwd=ROOT / 'tests',
+                            capture_output=True, text=True, timeout=120)
+    assert 'another process trains in this folder' in second.stderr
+    lock.close()
+
+
+def test_a_link_and_what_else_it_leads_to_stay_in_their_place(start, tmp_path):
+    scratch, link = tmp_path / 'scratch', tmp_path / 'output'
+    scratch.mkdir()
+    link.symlink_to(scratch)
+    (scratch / 'of others').write_text('data')
+    for _ in range(2):
+        start(f'TRAIN.OUTPUT_DIR={link}', 'TRAIN.RESUME=false', 'SCHEDULER.NUM_EPOCHS=1').run()
+    assert link.is_symlink() and (scratch / 'of others').read_text() == 'data'
+    assert (scratch / 'earlier.1' / 'last.pdparams').read_bytes() == weights(link)
+    assert not list(tmp_path.glob('*.1'))
+
+
+# ---- disks
+
+def test_a_full_disk_ends_no_run_and_the_log_is_complete_in_the_end(start, whole, tmp_path, capsys):
+    """A real, small file system, filled to the last byte between two steps and emptied later."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk],
+                             capture_output=True)
+    if mounted.returncode:
+        pytest.skip('mounting is not allowed here')
+    try:
+        run = start(f'TRAIN.OUTPUT_DIR={disk}/run', 'TRAIN.VISUALDL=true')
+        log_step = run.log_step
+
+        def fill_and_empty():
+            if run.steps_done == 3:
+                with open(disk / 'filler', 'wb', buffering=0) as filler:
+                    try:
+                        while filler.write(bytes(512)):
+                            pass
+                    except OSError as error:
+                        assert error.errno == errno.ENOSPC
+            log_step()
+            if run.steps_done == 9:
+                (disk / 'filler').unlink()
+
+        run.log_step = fill_and_empty
+        run.run()
+        said = capsys.readouterr().out
+        assert said.count('no checkpoint was saved') >= 3
+        for name in ('train.log', 'log.jsonl', 'vdlrecords'):
+            assert len(re.findall(rf'{name}\S*: cannot be written: No space left', said)) <= 1
+        assert 'cannot be written: No space left' in said
+        assert figures(disk / 'run') == figures(whole)
+        assert weights(disk / 'run') == weights(whole)
+        assert read_checkpoint(newest(disk / 'run'))[1]['position']['epoch'] == 2
+        tags = scalars_of(disk / 'run' / 'visualdl')
+        losses = [record['loss'] for record in records_of(whole) if record['event'] == 'step']
+        assert tags['step/loss'] == pytest.approx(losses, rel=1e-6)    # VisualDL has float32
+    finally:
+        subprocess.run(['umount', '--lazy', disk], check=True)    # the lock is still open
+
+
+def records_of(folder):
+    return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
+
+
+def scalars_of(folder):
+    from visualdl import LogReader
+    reader = LogReader(file_path=str(next(folder.iterdir())))
+    return {tag: [record.value for record in reader.get_data('scalar', tag)]
+            for tag in ('step/loss', 'step/acc')}
+
+
+def test_a_disk_that_refuses_every_write_ends_no_run(start, whole, monkeypatch, capsys):
+    """The same where nothing can be mounted: each call of the log's writers fails for a while."""
+    write, failing = os.write, False
+
+    def full(descriptor, data):
+        if failing:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        return write(descriptor, data[:7])    # and a disk may take less than it is given
+
+    monkeypatch.setattr(log.os, 'write', full)
+    run = start()
+    log_step = run.log_step
+
+    def fill_and_empty():
+        nonlocal failing
+        failing = 3 <= run.steps_done < 9
+        log_step()
+
+    run.log_step = fill_and_empty
+    run.run()
+    assert figures(run.folder.path) == figures(whole)
+    said = capsys.readouterr().out
+    for name in ('train.log', 'log.jsonl'):
+        assert said.count(f'{name}: cannot be written: No space left') == 1
+
+
+@pytest.mark.parametrize('how', ['removed', 'moved'])
+def test_a_folder_that_goes_away_is_made_anew_and_what_is_missing_is_said(start, whole, tmp_path,
+                                                                          how, capsys):
+    run = start()
+    log_step = run.log_step
+
+    def lose():
+        log_step()
+        if run.steps_done == 9:
+            if how == 'removed':
+                shutil.rmtree(run.folder.path)
+            else:
+                run.folder.path.rename(tmp_path / 'elsewhere')
+
+    run.log_step = lose
+    run.run()
+    said = capsys.readouterr().out
+    assert 'was removed or moved away' in said
+    assert re.search('missing until they are due again: checkpoints, best.pdparams, last.pd', said)
+    folder = run.folder.path
+    assert figures(folder) == figures(whole) and weights(folder) == weights(whole)
+    assert steps(folder) == [10, 12]
+    assert (folder / 'config.yaml').read_text().replace('/run', '/whole') == (
+        whole / 'config.yaml').read_text()
+
+
+# ---- the rest of a process
+
+def test_a_clock_that_jumps_does_not_show_in_the_log(start, monkeypatch):
+    run = start('SCHEDULER.NUM_EPOCHS=1')
+    real, jump = time.time, 0
+    monkeypatch.setattr(time, 'time', lambda: real() + jump)
+    log_step = run.log_step
+
+    def jumping():
+        nonlocal jump
+        jump = -86400 if run.steps_done % 2 else 86400
+        log_step()
+
+    run.log_step = jumping
+    began = time.monotonic()
+    run.run()
+    elapsed = [record['elapsed'] for record in records_of(run.folder.path)]
+    assert elapsed == sorted(elapsed) and 0 <= elapsed[-1] <= time.monotonic() - began + 60
+
+
+def plain(*arguments):
+    return [sys.executable, 'tests/support/plain.py', *map(str, arguments)]
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(whole, tmp_path):
+    process = subprocess.Popen(
+        plain('-c', tmp_path / 'recipe.yaml'), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': str(1)})
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=200) == 0, process.stderr.read()
+    assert process.stderr.read() == b''
+    assert 'ImageNet final val acc is:' in (tmp_path / 'run' / 'train.log').read_text()
+
+
+def test_a_run_whose_every_step_was_skipped_fails_also_when_it_goes_on(start, tmp_path):
+    def ruined():
+        run = start('SCHEDULER.NUM_EPOCHS=1', 'TRAIN.MAX_BAD_STEPS=99')
+        loss = run.stepper.loss
+        run.stepper.loss = lambda *arguments: loss(*arguments) * float('inf')
+        return run
+
+    for _ in range(2):
+        with pytest.raises(train.TrainingError, match='no step had finite gradients') as failure:
+            ruined().run()
+        assert getattr(failure.value, 'exit_code', 1) == 1
+    checkpoints = sorted((tmp_path / 'run' / 'checkpoints').iterdir())
+    for path in checkpoints[1:]:
+        path.unlink()
+    with pytest.raises(train.TrainingError, match='no step had finite gradients'):
+        ruined().run()    # from the middle of the epoch
+
+
+# ---- processes
+
+def test_another_number_of_processes_sees_the_same_images(start, whole, tmp_path):
+    """Nothing is drawn here, so the end must be that of a run that never changed."""
+    shutil.copytree(whole, tmp_path / 'run')
+    for path in (tmp_path / 'run' / 'checkpoints').iterdir():
+        if int(path.stem[5:]) > 4:
+            path.unlink()    # 2 of 6 steps are left of the first epoch
+    done = subprocess.run(
+        [sys.executable, 'tools/launch.py', 'tests/support/plain.py', '--nproc', '2', '--logs',
+         tmp_path / 'launch', '-c', tmp_path / 'recipe.yaml', '-o',
+         'TRAIN.TRAIN_BATCH_SIZE=2'], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '1 processes are now 2, at the same 4 images a step' in done.stdout
+    assert 'going on from' in done.stdout and 'step 4 of 6' in done.stdout
+    one, two = (read_checkpoint(newest(folder))[0] for folder in (whole, tmp_path / 'run'))
+    for name in one:
+        if name.startswith('network/'):
+            np.testing.assert_allclose(two[name], one[name], rtol=0, atol=2e-6, err_msg=name)
+    one, two = ([(r['epoch'], r['acc'], r['loss']) for r in records_of(folder)
+                 if r['event'] == 'epoch'] for folder in (whole, tmp_path / 'run'))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_the_loss_of_a_validation_is_the_same_to_the_bit_for_any_batches(tmp_path):
+    """Each step of n processes scores n batches at once."""
+    recipe = write_recipe(tmp_path, images=50)
+    table = paddle.to_tensor(np.random.default_rng(0).standard_normal((3, 1000)).astype('float32'))
+
+    def network(images):    # the same logits for an image in any batch
+        return (images[:, :, :1, 0].astype('float64') * table.unsqueeze(0).astype('float64')).sum(
+            axis=1).astype('float32')
+
+    network.training, network.eval = False, lambda: None
+    network_losses = set()
+    for batch_size in (3, 6, 9, 12, 50):
+        config = build.load_config(recipe, ['MODEL.NAME=t2t_vit_7', f'TRAIN.VAL_BATCH_SIZE='
+                                            f'{batch_size}'])
+        network_losses.add(evaluate(network, build.eval_loader(config))['loss'])
+    assert len(network_losses) == 1
