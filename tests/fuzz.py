@@ -790,8 +790,8 @@ class Fuzzer:
         number, reader = int(self.counts[0, 0]), int(self.counts[0, 1])
         if why == 'done' or code == 0:
             return
-        name = list(READERS)[reader]
-        native = READERS[name].native and reader >= 0 and code < 0 and why is None
+        name = list(READERS)[reader] if reader >= 0 else 'the fuzzer itself'
+        native = reader >= 0 and READERS[name].native and code < 0 and why is None
         if reader >= 0:
             self.counts[1 + reader, OUTCOMES.index('native crash' if native else 'finding')] += 1
         if not native:

@@ -1,7 +1,7 @@
 /* File functions and clocks that fail on demand, for LD_PRELOAD (tests/chaos.py).
 
    What fails is written into a page of memory that the tester and all processes of a run share, so
-   that a fault can begin and end at any moment. Files are chosen by the beginning of their path. */
+   that a fault can begin and end at any moment. It is that of one folder. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -48,7 +48,9 @@ static struct control *page(void) {
 
 static int chosen(const char *path) {
     const char *prefix = page()->prefix;
-    return *prefix && path && !strncmp(path, prefix, strlen(prefix));
+    size_t length = strlen(prefix);
+    return length && path && !strncmp(path, prefix, length)
+        && (path[length] == '/' || !path[length]);
 }
 
 static int chosen_file(int descriptor) {

@@ -178,7 +178,7 @@ def change_pickle(rng, data, most_part=4096):
         elif kind == 4 and parts and len(parts[a]) < most_part:
             parts[a] = change_bytes(rng, parts[a])
         elif kind == 5:
-            parts[a:a] = [new] * pick(rng, [2, 10, 1000, 20_000])
+            parts[a:a] = [new] * min(pick(rng, [2, 10, 1000, 20_000]), 10 ** 6 // len(new) + 1)
         else:    # of the same kind, if there is one
             alike = [i for i, part in enumerate(parts) if part[:1] in b'XKJM\x8a\x8cc']
             where = pick(rng, alike) if alike else a
