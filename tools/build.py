@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -274,8 +273,7 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, split
     sampler = EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         seed=config.TRAIN.SEED, **order)
-    timeout = min(config.TRAIN.LOADER_TIMEOUT or math.inf, distributed.longest_wait())
-    return Loader(images, sampler, num_workers, timeout)
+    return Loader(images, sampler, num_workers, config.TRAIN.LOADER_TIMEOUT)
 
 
 def batch_transform(config):

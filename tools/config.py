@@ -99,8 +99,7 @@ class Train:
         4, 'loader processes a card in validation', low=0, used='build.eval_loader', free=True)
     LOADER_TIMEOUT: float = option(
         300.0, 'seconds that a loader process may take for one image before the run saves and '
-        'ends; 0: no limit. With several processes on a CPU at most 20, as Paddle waits for 30 '
-        'there', low=0, used='build.train_loader', free=True)
+        'ends; 0: no limit', low=0, used='build.train_loader', free=True)
     SEED: int = option(
         0, 'seed of weights, order, augmentation and dropout',
         low=0, high=2 ** 31 - 1, used='build.train_loader')

@@ -25,7 +25,6 @@ import build
 import config as configuration
 from data import DataError
 from data.decode import name_bad_images
-from data.loader import LoaderError
 from data.sources import label_warnings
 from scheduler import format_rate
 from system import command, distributed
@@ -39,7 +38,6 @@ from val import evaluate
 
 STARTED = time.monotonic()    # of the job, for TRAIN.TIME_LIMIT_HOURS
 STEPS_BETWEEN_AGREEMENTS = 10    # with several processes, which must stop at the same step
-PATIENCE = 5.0    # seconds without an image before one of several processes stops by itself
 
 
 class TrainingError(RuntimeError):
@@ -109,15 +107,11 @@ class Training:
             LoaderError, TrainingError, DataError: what ended the run.
         """
         scores, limit = None, self.config.TRAIN.TIME_LIMIT_HOURS
-        self.train_loader.poll = self.eval_loader.poll = self.leave_while_waiting
+        self.train_loader.poll = self.eval_loader.poll = self.stop_waiting_if_asked
         with StopRequest(limit, STARTED) as self.stop:
             while self.at.epoch < self.epochs:
                 if self.at.step < self.steps:
-                    try:
-                        self.train_epoch()
-                    except LoaderError:
-                        self.save_alone()
-                        raise
+                    self.train_epoch()
                     self.save()    # so that a signal during validation costs no step
                 scores = self.validate_if_due() or scores
                 self.at.epoch, self.at.step, self.meter = self.at.epoch + 1, 0, Meter()
@@ -132,7 +126,8 @@ class Training:
         self.train_loader.batch_sampler.set_epoch(at.epoch, at.step)
         stepper.begin_epoch(at.epoch, at.step)
         clock.restart()
-        for images, labels in progress(self.train_loader, f'epoch {at.epoch}', self.steps, at.step):
+        batches = distributed.in_step(self.train_loader, self.save_unfinished)
+        for images, labels in progress(batches, f'epoch {at.epoch}', self.steps, at.step):
             clock.has_read()
             images, targets = self.prepare(images, labels, at.epoch, at.step)
             meter.add(self.step(images, targets))
@@ -285,22 +280,15 @@ class Training:
                     validation_images=build.fingerprint(self.eval_loader),
                     **environment())
 
-    def save_alone(self):
-        """Save, in the middle of an epoch, what this process has; others may be gone."""
-        if self.at.step == self.steps:
-            return    # the checkpoint of the epoch's end is there, or there will be none
+    def save_unfinished(self):
+        """Save in the middle of an epoch, also of a group of batches."""
         if self.stepper.in_group:    # back to the last step of the optimizer
             self.at.step, _ = self.groups.bounds(self.at.step)
-        self.save(alone=distributed.world_size() > 1)
+        self.save()
 
-    def save(self, alone=False):
-        """Write a checkpoint; called between two steps of the optimizer, without gradients.
-
-        Args:
-            alone: by one of several processes; the sums then lack the batches since the last line
-                of the log.
-        """
-        sums = self.meter.sums() if alone else self.meter.state()
+    def save(self):
+        """Write a checkpoint; called between two steps of the optimizer, without gradients."""
+        sums = self.meter.state()
         if distributed.is_main():
             arrays, learnt = self.stepper.capture()
             position = dict(dataclasses.asdict(self.at), **sums,
@@ -308,8 +296,7 @@ class Training:
             self.folder.save(self.steps_done, arrays, dict(
                 position=position, loss_scale=learnt['loss_scale'], steps=self.steps,
                 identity=self.identity))
-        if not alone:
-            distributed.wait_for_all()
+        distributed.wait_for_all()
         self.saved_at = time.monotonic()
 
     def go_on_from(self, path, arrays, state, force):
@@ -348,15 +335,12 @@ class Training:
         if leave:
             self.leave(reason)
 
-    def leave_while_waiting(self, seconds):
-        """Save and leave, while a batch is waited for, where that was asked for.
-
-        One of several processes does so only if the batch may never come: the others are in the
-        middle of a step, and end when they miss it.
-        """
+    def stop_waiting_if_asked(self):
+        """Called while a batch is waited for, where one process may be the only one to wait."""
         reason = self.stop_reason()
-        if reason and (distributed.world_size() == 1 or seconds > PATIENCE):
-            self.save_alone()
+        if reason:
+            if self.stepper.in_group:
+                self.at.step, _ = self.groups.bounds(self.at.step)
             self.leave(reason)
 
     def leave_if_asked(self):

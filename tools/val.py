@@ -53,7 +53,8 @@ def evaluate(network, loader, log_every=0, skip_bad=False):
     read_time, started = 0.0, time.perf_counter()
     read_started = started
     with paddle.no_grad():
-        for step, (images, labels) in enumerate(progress(loader, 'validation'), start=1):
+        for step, (images, labels) in enumerate(
+                progress(distributed.in_step(loader), 'validation', len(loader)), start=1):
             read_time += time.perf_counter() - read_started
             logits = distributed.gather_rows(network(images))[:left]     # (B of all, classes)
             labels = distributed.gather_rows(labels)[:left]              # (B of all)

@@ -368,7 +368,7 @@ def test_a_worker_that_dies_with_nothing_to_do_is_missed_only_when_it_is_needed(
     with contextlib.closing(Workers(loader(lambda: None).dataset, 2, 4)) as pool:
         def read(keys):
             pool.begin(keys)
-            return pool.wait(0, lambda seconds: None)[2].tolist()
+            return pool.wait(0, lambda: None)[2].tolist()
 
         assert [read([(0, 0)]), read([(0, 1)])] == [[0], [1]]
         pid = pool.workers[0].pid
@@ -402,7 +402,7 @@ def test_what_is_waited_for_can_be_left(loader, num_workers):
     """Asked while the 6th batch is waited for, which never comes."""
     batches, pids, seen = loader(stop_itself if num_workers else lambda: None, num_workers), [], 0
 
-    def poll(seconds):
+    def poll():
         if seen == 20:
             raise Asked
 

@@ -25,7 +25,7 @@ def start_and_stop_a_worker(recipe, folder, *overrides, processes=1, rank=0):
     """Stop a worker for good once training has begun; returns (process, ranks, workers)."""
     process = subprocess.Popen(
         command(recipe, folder, 'TRAIN.SAVE_STEPS=0', *overrides, processes=processes), cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = folder / 'train.log'
     assert wait_until(lambda: log.exists() and 'Step [4/' in log.read_text(), 60), process.poll()
     ranks = sorted(ranks_of(process)) if processes > 1 else [process.pid]
@@ -68,10 +68,19 @@ def test_a_signal_is_heard_while_a_batch_is_waited_for(recipe, unhurt, tmp_path)
     assert_same_run(unhurt, folder)
 
 
-def test_one_of_two_processes_is_named(recipe, tmp_path):
+@pytest.mark.parametrize('rank, asked', [(0, False), (1, False), (1, True)])
+def test_one_of_two_processes_is_named_and_no_step_is_lost(recipe, tmp_path, rank, asked):
+    folder = tmp_path / 'run'
     process, ranks, workers = start_and_stop_a_worker(
-        recipe, tmp_path / 'run', 'TRAIN.LOADER_TIMEOUT=2', processes=2, rank=1)
-    *_, last = process.communicate(timeout=90)[1].strip().splitlines()
-    assert process.returncode == 1
-    assert re.search(rf'rank 1 .*loader worker pid {workers[1][0]} has not read', last), last
+        recipe, folder, f'TRAIN.LOADER_TIMEOUT={0 if asked else 2}', processes=2, rank=rank)
+    if asked:
+        time.sleep(3)
+        process.terminate()
+    said = ''.join(process.communicate(timeout=90))
+    assert process.returncode == (75 if asked else 1), said
+    pid = workers[rank][0]
+    assert asked or re.search(rf'failed: .*loader worker pid {pid} has not read', said), said
+    assert asked or rank == 0 or re.search(rf'failed: rank 1 .*pid {pid} has not read', said), said
     assert gone([process.pid, *ranks, *sum(workers, [])])
+    epoch, step = saved_position(folder)    # the only checkpoint
+    assert epoch == 0 and step >= 4 and step % 2 == 0

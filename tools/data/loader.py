@@ -27,9 +27,8 @@ class Loader:
 
     Attributes:
         bad_images: what this iteration, or the last one, could not read so far: path to message.
-        poll: called while a batch is waited for, ten times a second, with the seconds that the
-            next image has taken; without workers before every image. What it raises ends the
-            iteration.
+        poll: called while a batch is waited for, ten times a second; without workers before every
+            image. What it raises ends the iteration.
 
     Raises:
         ImageError: while iterating, for a file that cannot be read and is not to be replaced.
@@ -43,7 +42,7 @@ class Loader:
         self.num_workers = num_workers
         self.timeout = timeout
         self.bad_images = {}
-        self.poll = lambda seconds: None
+        self.poll = lambda: None
         if num_workers and sys.platform != 'linux':
             logging.getLogger(__name__).warning(
                 'loader workers need Linux: going on without, which is slower')
@@ -69,7 +68,7 @@ class Loader:
             images = np.empty((len(keys), 3, transform.image_size, transform.image_size),
                               transform.dtype)
             labels = np.empty(len(keys), np.int64)
-            report = fill_batch(self.dataset, keys, images, labels, lambda _: self.poll(0.0))
+            report = fill_batch(self.dataset, keys, images, labels, lambda _: self.poll())
             yield report, paddle.to_tensor(images), paddle.to_tensor(labels)
 
     def _receive(self):

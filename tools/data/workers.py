@@ -156,8 +156,7 @@ class Workers:
 
         Args:
             timeout: seconds that its worker may take for one image; 0 for no limit.
-            poll: called while waiting, ten times a second, with the seconds since the worker has
-                begun with an image. What it raises ends the waiting.
+            poll: called while waiting, ten times a second. What it raises ends the waiting.
 
         Returns:
             What fill_batch returned, and views of images [B, 3, H, W] and labels [B], which hold
@@ -174,7 +173,7 @@ class Workers:
             for descriptor, _ in arrived:
                 self._receive(next(one for one in self.workers if one.reports_from == descriptor))
             if not arrived:
-                poll(waited)
+                poll()
             if row != self.rows[slot]:
                 waited, row = 0.0, int(self.rows[slot])
             else:    # a job that is stopped for an hour and then goes on has not waited for it

@@ -1,7 +1,6 @@
 """Processes: the same calls work with one process and with many (one a card)."""
 
 import itertools
-import math
 import pickle
 import signal
 
@@ -10,9 +9,12 @@ import paddle
 import paddle.distributed as dist
 
 from system import paddle_private
+from system.lockstep import Lockstep, PeerError
 
-GLOO_SECONDS = 30     # Paddle's limit for a collective on CPUs, whatever it is told
 PIECE = 16 << 20    # bytes that a collective moves at most; gloo allows each 30 seconds
+
+
+_lockstep = None       # between the processes of a job
 
 
 class DisagreementError(RuntimeError):
@@ -21,8 +23,12 @@ class DisagreementError(RuntimeError):
 
 def init():
     """Join the processes that paddle.distributed.launch started; nothing to do for one."""
+    global _lockstep
     if world_size() > 1:
         dist.init_parallel_env()
+        store = paddle_private.global_store()
+        if store is not None:
+            _lockstep = Lockstep(rank(), world_size(), store)
 
 
 def rank():
@@ -170,9 +176,33 @@ def agree(**values):
             for number, other in enumerate(found)))
 
 
-def longest_wait():
-    """Seconds that one process may keep the others waiting in a collective, with a reserve."""
-    return GLOO_SECONDS * 2 / 3 if world_size() > 1 and dist.get_backend() == 'GLOO' else math.inf
+def in_step(batches, before_leaving=lambda: None):
+    """Yield from `batches` on every process, when all of them have their next one.
+
+    Args:
+        batches: an iterable, which gives the same number of them on every process.
+        before_leaving: called on all processes where one of them cannot get its next batch, to
+            save for one; they may use collectives in it.
+
+    Raises:
+        what getting a batch raised, in the process where it did.
+        PeerError: in the others.
+    """
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator, None)
+        except Exception:
+            if _lockstep:
+                _lockstep.meet(broken=True)
+            before_leaving()
+            raise
+        if _lockstep and _lockstep.meet(broken=False):
+            before_leaving()
+            raise PeerError('another process has no next batch, and says why')
+        if batch is None:
+            return
+        yield batch
 
 
 _meetings = itertools.count()

@@ -24,7 +24,7 @@ SECONDS_TO_REPORT = 3      # for the others, when one has failed, before they ar
 SECONDS_TO_END = 5         # between SIGTERM and SIGKILL
 SECONDS_STOPPED = 10       # SIGSTOP: after these a process counts as hung
 # What a process says that only noticed another's end.
-CONSEQUENCE = re.compile(r'gloo|TIMEOUT self_rank|Connection (reset|closed)')
+CONSEQUENCE = re.compile(r'PeerError|gloo|TIMEOUT self_rank|Connection (reset|closed)')
 
 
 def variables(place, number, count, gpus):

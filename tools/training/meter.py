@@ -39,10 +39,6 @@ class Meter:
                 self.correct += correct
                 self.seen += seen
             self.pending = []
-        return self.sums()
-
-    def sums(self):
-        """The sums without the batches since `state()` or `means()` was called."""
         return dict(loss_sum=self.loss_sum, correct=self.correct, seen=self.seen)
 
     def means(self):
