@@ -23,7 +23,6 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Who may import a neighbour, or a room higher up, and why.
 EXCEPTIONS = {
     ('train', 'val'): 'a training run validates',
-    ('benchmark_worker', 'export'): 'to go',
     ('config', 'system'): 'system.settings reads and checks what config declares',
     ('data', 'weights'): 'CIFAR is stored as pickles, which weights.unpickle reads without danger',
 }

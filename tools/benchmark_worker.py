@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from system import start
 
@@ -24,8 +23,7 @@ from paddle import nn
 from paddle.nn import functional as F
 
 import build
-import export
-from deploy import engines
+from deploy import engines, exports
 from deploy.simplify import simplified
 
 
@@ -65,16 +63,14 @@ def run_export(request):
     network = load_network(config, request['weights'])
     out, precision = Path(request['out']), request['precision']
     to_onnx = out.suffix == '.onnx'
-    options = SimpleNamespace(format='onnx' if to_onnx else 'paddle', precision=precision,
-                              normalise=False, softmax=False)
-    about = export.describe(config, {}, options)
+    about = build.description(config, {}, 'onnx' if to_onnx else 'paddle', precision)
     fast = request['network'] == 'fast'
     if to_onnx:
-        export.export(network, about, out, fast)
+        exports.export(network, about, out, fast)
     else:
         # Unchecked: bfloat16 rounds the small logits of random weights to other best classes.
-        deployed = export.Deployed(simplified(network) if fast else network)
-        export.write_graph(deployed, about, _new_folder(out))
+        deployed = exports.Deployed(simplified(network) if fast else network)
+        exports.write_graph(deployed, about, _new_folder(out))
     return {}, {}
 
 
@@ -116,7 +112,7 @@ def run_limit(request):
             input='images', output='logits', eval_transform='squash', eval_crop_ratio=1.0,
             eval_interpolation='bilinear', mean=[0.0] * 3, std=[1.0] * 3, class_names=[],
             paddle=paddle.__version__)
-        folder = export.write_graph(export.Deployed(network), about, _new_folder(request['out']))
+        folder = exports.write_graph(exports.Deployed(network), about, _new_folder(request['out']))
         network = engines.load_engine(folder, 'inference', request['threads'])
     else:
         images = paddle.to_tensor(images)    # on the device already: this is no test of its bus

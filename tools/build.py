@@ -22,7 +22,7 @@ from data.decode import printable
 from data.loader import Loader
 from data.transforms import EvalTransform, TrainTransform
 from dataset import EpochBatchSampler, ImageDataset
-from deploy.engines import EngineError, is_export, load_engine
+from deploy.engines import INPUT, Description, EngineError, is_export, load_engine
 from recipe.augment import ColorJitter, RandomErasing, auto_augment
 from recipe.batch import BatchTransform
 from recipe.ema import Ema
@@ -476,6 +476,30 @@ def stepper(config, batch_groups, fresh=True):
         built, loss(config), hits, built_optimizer, rate, how, clip, batch_groups,
         ema(config, built), train.SEED, config.SCHEDULER.LAST_EPOCHS + 1, config.SCHEDULER.UPDATE,
         train.MAX_BAD_STEPS), loaded, frozen
+
+
+def description(config, metadata, format='paddle', precision='float32', normalise=False,
+                softmax=False):
+    """The deploy.engines.Description of an export of the configuration's network.
+
+    Args:
+        metadata: of its weights file, or {}.
+        format, precision: of engines.FORMATS and engines.PRECISIONS.
+        normalise: it takes pixels of 0 to 255.
+        softmax: it gives probabilities.
+    """
+    data = config.DATA
+    interpolation = data.EVAL_INTERPOLATION
+    if interpolation == 'auto':
+        interpolation = 'bicubic' if data.EVAL_TRANSFORM == 'center_crop' else 'bilinear'
+    return Description(
+        model=config.MODEL.NAME, format=format, precision=precision,
+        image_size=config.MODEL.IMAGE_SIZE, num_classes=config.MODEL.NUM_CLASSES,
+        normalise=normalise, softmax=softmax, input=INPUT,
+        output='probabilities' if softmax else 'logits',
+        eval_transform=data.EVAL_TRANSFORM, eval_crop_ratio=data.EVAL_CROP_RATIO,
+        eval_interpolation=interpolation, mean=list(data.MEAN), std=list(data.STD),
+        class_names=class_names(config, metadata), paddle=paddle.__version__)
 
 
 def class_names(config, metadata=None):

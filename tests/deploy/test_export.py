@@ -19,25 +19,16 @@ from conftest import ROOT
 from support.official import GOLDEN, golden_network, image_batch
 
 import build
-import export
 import val
 import zoo
 from config import ConfigError, load_config
 from data.decode import decode_image
-from deploy import engines, old_graph
+from deploy import engines, exports, old_graph
 from deploy.simplify import simplified, window_order, windows
 from system import start
 
 WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
 EXACT = 1e-5    # of logits up to 14: within what float32 rounding in another order changes
-
-
-@dataclasses.dataclass
-class Options:
-    format: str = 'paddle'
-    precision: str = 'float32'
-    normalise: bool = False
-    softmax: bool = False
 
 
 @pytest.fixture(scope='module')
@@ -70,9 +61,8 @@ def export_of(trained, tmp_path_factory):
 
 def exported(trained, folder, name='exported', fast=True, **options):
     config, network, metadata = trained
-    options = Options(**options)
-    out = folder / (f'{name}.onnx' if options.format == 'onnx' else name)
-    export.export(network, export.describe(config, metadata, options), out, fast=fast)
+    out = folder / (f'{name}.onnx' if options.get('format') == 'onnx' else name)
+    exports.export(network, build.description(config, metadata, **options), out, fast=fast)
     return out
 
 
@@ -303,15 +293,15 @@ def test_an_onnx_file_has_named_ports_and_no_onnx_runtime_warns_of_it(trained, t
 def test_a_package_that_int8_lacks_is_named_with_the_file_that_lists_it(monkeypatch):
     for name in ('paddle2onnx', 'onnx', 'onnxruntime'):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
-    monkeypatch.setattr(export.importlib.metadata, 'version', lambda name: next(
-        tool for paddle_version, tool in export.PADDLE2ONNX.items()
+    monkeypatch.setattr(exports.importlib.metadata, 'version', lambda name: next(
+        tool for paddle_version, tool in exports.PADDLE2ONNX.items()
         if paddle.__version__.startswith(paddle_version)))
     monkeypatch.setitem(sys.modules, 'onnxruntime.quantization', None)
     monkeypatch.setitem(sys.modules, 'onnxruntime.quantization.shape_inference', None)
     with pytest.raises(engines.EngineError, match='needs onnxruntime.quantization.* '
                                                   'pip install -r requirements-deploy.txt'):
-        export._check_packages('int8')
-    export._check_packages('float32')
+        exports._check_packages('int8')
+    exports._check_packages('float32')
 
 
 def test_a_description_of_few_lines_that_stands_for_millions_is_refused():
@@ -465,11 +455,11 @@ def test_a_wrong_export_is_not_published(trained, tmp_path, monkeypatch):
         wrong.head.bias.set_value(wrong.head.bias + 0.01)
         return wrong
 
-    monkeypatch.setattr(export, 'simplified', spoilt)
-    description = export.describe(config, metadata, Options())
+    monkeypatch.setattr(exports, 'simplified', spoilt)
+    description = build.description(config, metadata)
     for place in (out, tmp_path / 'another'):
-        with pytest.raises(export.ExportError, match='differs from its network by up to 0.01'):
-            export.export(network, description, place)
+        with pytest.raises(exports.ExportError, match='differs from its network by up to 0.01'):
+            exports.export(network, description, place)
     assert os.listdir(tmp_path) == ['exported']    # nothing beside it, no temporary folder
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 

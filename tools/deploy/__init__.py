@@ -1,5 +1,6 @@
 """How does a network leave?
 
+    exports      a network as a folder of Paddle Inference or an ONNX file, checked
     engines      what computes an exported network
     simplify     the same network with fewer operations
     old_graph    the older form of Paddle's graphs

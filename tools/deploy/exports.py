@@ -1,0 +1,290 @@
+"""Exports: a network written as a folder of Paddle Inference or one ONNX file, and checked.
+
+An export is run on real images beside the network it was made from, and is put in its place only
+if the two agree.
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+from config import ROOT
+from data.decode import decode_image
+from deploy import engines, old_graph
+from deploy.simplify import simplified
+
+OPSETS = range(13, 20)    # that every version of paddle2onnx below writes
+# Which paddle2onnx works with which Paddle; other pairs fail or crash the process.
+PADDLE2ONNX = {'3.3': '2.1', '2.6': '1.3'}
+# Largest difference of an output, as a share of the largest output of the network (at least 1),
+# and the smallest share of images whose best class must be the network's.
+AGREEMENT = {'float32': (1e-4, 1.0), 'bfloat16': (0.05, 0.9), 'int8': (0.25, 0.9)}
+CHECK_IMAGES = ROOT / 'lit_data' / 'val'
+CHECK_BATCHES = (1, 15)    # the two show that the batch axis is dynamic
+
+
+class ExportError(RuntimeError):
+    """An export that does not compute what its network does; nothing was written."""
+
+
+@paddle.jit.not_to_static
+def traced(network, images):
+    """Call a network whose Python code Paddle shall run, not rewrite, while it builds the graph.
+
+    None of ours decides by a tensor's value, and 2.6 and 3.3 fail to rewrite some of their loops.
+    """
+    return network(images)
+
+
+class Deployed(nn.Layer):
+    """A network with what is put around it in an export.
+
+    Args:
+        network: normalised images `[B, 3, S, S]` to logits.
+        mean, std: None, or one number a channel: take pixels of 0 to 255 and normalise them here.
+        softmax: give probabilities.
+    """
+
+    def __init__(self, network, mean=None, std=None, softmax=False):
+        super().__init__()
+        self.network = network
+        self.softmax = softmax
+        self.normalise = mean is not None
+        if self.normalise:
+            mean, std = np.float32(mean).reshape(3, 1, 1), np.float32(std).reshape(3, 1, 1)
+            self.register_buffer('factor', paddle.to_tensor(1 / (255 * std)))
+            self.register_buffer('shift', paddle.to_tensor(mean / std))
+
+    def forward(self, images):
+        if self.normalise:
+            images = images * self.factor - self.shift
+        logits = traced(self.network, images)
+        return F.softmax(logits, axis=-1) if self.softmax else logits
+
+
+def export(network, description, out, fast=True, opset=17):
+    """Write an export that agrees with its network, or nothing.
+
+    Args:
+        network: what `build.trained_network` returns, or anything like it.
+        description: an engines.Description; `input`, `output` and `paddle` are filled in.
+        out: path of the folder, or of the .onnx file; an earlier export there is replaced.
+        fast: simplify the network first (zoo/simplify.py); the arithmetic stays the same.
+        opset: ONNX operator set.
+
+    Returns:
+        (largest difference of an output, share of images with the same best class, Engine.note).
+
+    Raises:
+        ExportError: where the two don't agree.
+        EngineError: where the place is taken or a package is missing.
+    """
+    out = Path(out)
+    _check_place(out, description.format)
+    if description.format == 'onnx':
+        _check_packages(description.precision)
+    network.eval()
+    constants = (description.mean, description.std) if description.normalise else (None, None)
+    deployed = Deployed(simplified(network) if fast else network, *constants, description.softmax)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
+    try:
+        work.mkdir()
+        written = write_graph(deployed, description, work)
+        if description.format == 'onnx':
+            written = _convert(written, description, work, opset)
+        engine = engines.load_engine(written)
+        found = compare(network, engine, description)
+        _publish(written, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return (*found, engine.note.replace(str(written), str(out)))
+
+
+def write_graph(deployed, description, folder):
+    """Write a Deployed as a folder of Paddle Inference with its inference.yml."""
+    folder = Path(folder)
+    deployed.eval()
+    size = description.image_size
+    images = paddle.static.InputSpec([None, 3, size, size], 'float32', name=description.input)
+    paddle.jit.save(deployed, str(folder / 'inference'), input_spec=[images])
+    if description.format == 'paddle' and old_graph.needed():
+        reason = old_graph.add_graph(deployed, folder, [images])
+        if reason:
+            print(f'no {engines.GRAPH_FILES[1]}: {reason}', file=sys.stderr)
+    (folder / 'inference.pdiparams.info').unlink(missing_ok=True)    # for training on, in 2.6
+    description.paddle = paddle.__version__
+    (folder / engines.DESCRIPTION).write_text(description.yaml(), encoding='utf-8')
+    return folder
+
+
+def compare(network, engine, description):
+    """Run a network and its export on real images, in batches of different sizes.
+
+    Returns:
+        (largest difference of an output, share of images with the same best class).
+
+    Raises:
+        ExportError: where they differ by more than AGREEMENT allows.
+    """
+    paths = sorted(CHECK_IMAGES.rglob('*.JPEG'))[::8][:sum(CHECK_BATCHES)]
+    if not paths:
+        raise ExportError(f'{CHECK_IMAGES}: no images to check the export with: make them with '
+                          'tools/prepare.py')
+    images = [decode_image(path) for path in paths]
+    for_network = dataclasses.replace(description, normalise=False).transform()
+    wanted, found = [], []
+    start = 0
+    for count in CHECK_BATCHES:
+        batch = images[start:start + count]
+        start += count
+        with paddle.no_grad():
+            wanted.append(network(paddle.to_tensor(np.stack(
+                [for_network(image) for image in batch]))).numpy())
+        transform = engine.description.transform()
+        found.append(engine(np.stack([transform(image) for image in batch])).numpy())
+    wanted, found = np.concatenate(wanted), np.concatenate(found)
+    if description.softmax:
+        wanted, found = (F.softmax(paddle.to_tensor(logits), axis=1).numpy()
+                         for logits in (wanted, found))
+    difference = float(np.abs(found - wanted).max())
+    same = float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean())
+    most, least = AGREEMENT[description.precision]
+    # Written so that a NaN on either side is a disagreement.
+    if not (difference <= most * max(1.0, float(np.abs(wanted).max())) and same >= least):
+        raise ExportError(
+            f'the export differs from its network by up to {difference:.2g} on {len(paths)} '
+            f'images and agrees on the best class of {same:.0%}: nothing was written')
+    return difference, same
+
+
+def _convert(folder, description, work, opset):
+    """An .onnx file of an exported folder, with what inference.yml says inside, as JSON."""
+    import onnx
+    import paddle2onnx
+
+    graph = next(folder / name for name in engines.GRAPH_FILES if (folder / name).is_file())
+    path = work / 'exported.onnx'
+    options = dict(opset_version=opset, auto_upgrade_opset=False, verbose=False)
+    # Its default tool installs packages while it runs.
+    if 'optimize_tool' in inspect.signature(paddle2onnx.export).parameters:
+        options['optimize_tool'] = 'none'
+    paddle2onnx.export(str(graph), str(folder / 'inference.pdiparams'), str(path), **options)
+    model = onnx.load(str(path))
+    # paddle2onnx 2.1 leaves the number to pad with uninitialised; without one, ONNX pads with 0.
+    for node in model.graph.node:
+        if node.op_type == 'Pad':
+            del node.input[2:]
+    _name_ports(model.graph, description)
+    _drop_unused_constants(model.graph)
+    if description.precision == 'int8':
+        onnx.save(model, str(path))
+        model = onnx.load(str(_quantise(path, work)))
+    onnx.checker.check_model(model)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = engines.METADATA_KEY, description.json()
+    onnx.save(model, str(path))
+    return path
+
+
+def _name_ports(graph, description):
+    """Give input and output of an ONNX graph the names of the description, and axis 0 `batch`."""
+    names = {graph.input[0].name: description.input, graph.output[0].name: description.output}
+    for port in (graph.input[0], graph.output[0]):
+        port.name = names[port.name]
+        port.type.tensor_type.shape.dim[0].dim_param = 'batch'
+    for node in graph.node:
+        for ports in (node.input, node.output):
+            ports[:] = [names.get(name, name) for name in ports]
+
+
+def _drop_unused_constants(graph):
+    """Remove the constants of an ONNX graph that nothing uses; a runtime warns of each of them."""
+    while True:
+        used = {port.name for port in graph.output}
+        used.update(name for node in graph.node for name in node.input)
+        unused = [node for node in graph.node if not used & set(node.output)
+                  and node.op_type in ('Constant', 'Identity')]
+        if not unused:
+            break
+        for node in unused:
+            graph.node.remove(node)
+    for constant in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(constant)
+
+
+def _quantise(path, work):
+    """A copy of an .onnx file whose matrix products have int8 weights, and inputs as it runs."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    folded, quantised = work / 'folded.onnx', work / 'int8.onnx'
+    # What is written as constant operations counts as weights only once it is folded.
+    logging.disable(logging.INFO)    # a line for every operation
+    try:
+        quant_pre_process(str(path), str(folded), skip_symbolic_shape=True)
+        quantize_dynamic(str(folded), str(quantised), op_types_to_quantize=['MatMul'],
+                         weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(logging.NOTSET)
+    return quantised
+
+
+def _check_packages(precision):
+    """Raise EngineError unless an ONNX file can be written and checked here."""
+    wanted = next((version for paddle_version, version in PADDLE2ONNX.items()
+                   if paddle.__version__.startswith(paddle_version)), None)
+    pairs = ', '.join(f'Paddle {one} with paddle2onnx {other}'
+                      for one, other in PADDLE2ONNX.items())
+    needed = ['paddle2onnx', 'onnx', 'onnxruntime']
+    if precision == 'int8':    # which needs more than onnxruntime says that it does
+        needed.append('onnxruntime.quantization.shape_inference')
+    try:
+        installed = importlib.metadata.version('paddle2onnx')
+        if not wanted or not installed.startswith(wanted):    # importing it may end the process
+            raise engines.EngineError(
+                f'ONNX does not work with Paddle {paddle.__version__} and paddle2onnx '
+                f'{installed}; these work together: {pairs}')
+        for name in needed:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise engines.EngineError(
+            f'ONNX in {precision} needs {error.name}: pip install -r '
+            f'requirements-deploy.txt (these work together: {pairs})') from error
+
+
+def _check_place(out, format):
+    """Raise EngineError where something else than an earlier export is in the way."""
+    if not os.path.lexists(out):
+        return
+    earlier = out.is_file() if format == 'onnx' else (out / engines.DESCRIPTION).is_file()
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.is_symlink() or not (earlier or empty):
+        raise engines.EngineError(f'{out}: exists and is no export; name another place')
+
+
+def _publish(written, out):
+    """Put what was written in its place; an earlier export stays until then."""
+    if not out.is_dir():
+        os.rename(written, out)
+        return
+    # A rename does not replace a folder that holds something.
+    earlier = out.with_name(f'.{out.name}.{os.getpid()}.earlier')
+    os.rename(out, earlier)
+    try:
+        os.rename(written, out)
+    except OSError:
+        os.rename(earlier, out)
+        raise
+    shutil.rmtree(earlier)
