@@ -1,8 +1,8 @@
-"""Layers and helpers that every network of the zoo is built from.
+"""Layers and helpers that all networks of the zoo share.
 
 Images are `[B, 3, H, W]`, tokens `[B, N, C]`: B images, N tokens, C channels.
-Sub-layer names are those of the official PyTorch code, so that published weights load; a
-`Linear` weight is `[in, out]` here, the transpose of PyTorch's.
+Sub-layer names are those of the official PyTorch code, so that published weights load. A Linear's
+weight is `[in, out]` in Paddle and `[out, in]` in PyTorch.
 """
 
 import contextlib
@@ -16,24 +16,24 @@ from paddle.nn import functional as F
 
 
 def full_precision():
-    """A context inside which mixed precision is off; nothing changes where it was off.
+    """A context that turns mixed precision off.
 
-    It covers operations, not values: bring those along as `as_float32(x)`.
+    It does not convert inputs: use `as_float32(x)`.
     """
     if paddle.in_dynamic_mode() or paddle.framework.in_pir_mode():
         return paddle.amp.auto_cast(enable=False)
-    return contextlib.nullcontext()    # Paddle 2.6's graphs for export: it warns of auto_cast there
+    return contextlib.nullcontext()    # export with Paddle 2.6: auto_cast would warn
 
 
 def as_float32(x):
-    """A tensor as float32; the tensor itself where it is that already."""
+    """Convert a tensor to float32; a float32 tensor is returned itself."""
     return x if x.dtype == paddle.float32 else x.astype('float32')
 
 
 class DropPath(nn.Layer):
-    """Stochastic depth (Huang et al., ECCV 2016): drops a residual branch for whole images.
+    """Stochastic depth (Huang et al., ECCV 2016): drop a residual branch `[B, ...]` by image.
 
-    What is kept is divided by the probability of keeping it, so that the expectation stays.
+    The kept ones are divided by the probability of being kept, which preserves the expectation.
     """
 
     def __init__(self, drop_prob=0.0):
@@ -44,8 +44,8 @@ class DropPath(nn.Layer):
         if self.drop_prob == 0.0 or not self.training:
             return x
         keep_prob = 1.0 - self.drop_prob
-        one_draw_an_image = [x.shape[0]] + [1] * (x.ndim - 1)
-        kept = (paddle.rand(one_draw_an_image, dtype='float32') < keep_prob).astype(x.dtype)
+        shape = [x.shape[0]] + [1] * (x.ndim - 1)               # (B, 1, ..., 1)
+        kept = (paddle.rand(shape, dtype='float32') < keep_prob).astype(x.dtype)
         return x * kept / keep_prob
 
     def extra_repr(self):
@@ -53,7 +53,7 @@ class DropPath(nn.Layer):
 
 
 class Mlp(nn.Layer):
-    """Two linear layers with the exact GELU between them: `[B, N, C]` to `[B, N, C]`."""
+    """Linear layer, exact GELU, linear layer: `[B, N, C]` to `[B, N, C]`."""
 
     def __init__(self, dim, hidden_dim, drop=0.0):
         super().__init__()
@@ -70,14 +70,17 @@ class Mlp(nn.Layer):
 class Attention(nn.Layer):
     """Multi-head self-attention: `[B, N, C]` to `[B, N, C]`.
 
-    Scores are scaled by head_dim ** -0.5, as in every published T2T-ViT weight. Variants
-    replace one of the two ends: `query_key_value` or `output`.
+    Scores are scaled by head_dim ** -0.5, as for all published T2T-ViT weights. Variants override
+    `query_key_value` (with `build_projections`) or `output`.
+
+    Raises:
+        ValueError: if num_heads does not divide dim.
     """
 
     def __init__(self, dim, num_heads, qkv_bias=False, attn_drop=0.0, proj_drop=0.0):
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f'embed_dim {dim} cannot be shared by {num_heads} heads: '
+            raise ValueError(f'embed_dim {dim} cannot be divided into {num_heads} heads: '
                              'choose a number of heads that divides it')
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
@@ -92,18 +95,19 @@ class Attention(nn.Layer):
         self.qkv = nn.Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
 
     def query_key_value(self, x):
-        """`[B, N, C]` to queries, keys and values, each `[B, N, C]`."""
+        """Project tokens `[B, N, C]` to queries, keys and values, each `[B, N, C]`."""
         return paddle.split(self.qkv(x), 3, axis=-1)
 
     def output(self, x):
-        """What follows the weighted sum of values: `[B, N, C]` to `[B, N, C]`."""
+        """Project the weighted sum of the values: `[B, N, C]` to `[B, N, C]`."""
         return self.proj_drop(self.proj(x))
 
     def attention_macs(self, num_tokens):
-        """Multiply-accumulates of queries with keys and of maps with values, for zoo.macs."""
+        """Multiply-accumulates of queries with keys and of attention maps with values."""
         return 2 * num_tokens ** 2 * self.num_heads * self.head_dim
 
     def split_heads(self, x):
+        """`[B, N, C]` to `[B, heads, N, head_dim]`."""
         x = x.reshape([0, 0, self.num_heads, self.head_dim])    # (B, N, heads, head_dim)
         return x.transpose([0, 2, 1, 3])                        # (B, heads, N, head_dim)
 
@@ -117,7 +121,7 @@ class Attention(nn.Layer):
 
 
 class Block(nn.Layer):
-    """A pre-norm transformer block: attention, then MLP, each on a residual branch."""
+    """Pre-norm transformer block, `[B, N, C]` to `[B, N, C]`: residual attention, residual MLP."""
 
     attention = Attention
     feed_forward = Mlp
@@ -137,25 +141,24 @@ class Block(nn.Layer):
 
 
 class ImageClassifier(nn.Layer):
-    """What every network of the zoo shares: heads, forward, and a description of itself.
+    """Base class of all networks: heads, forward, and a description for optimizers and files.
 
-    A network sets `img_size`, the side of its input in pixels, and `num_features`, the width of
-    what goes into a head, then calls `reset_head`. It implements `forward_prefix` and
-    `grid_layers`. Optimizers, weight files and fine-tuning know no network by name; they ask for
-    the attributes below and for `layers`.
+    A subclass sets `img_size`, the side of its input in pixels, and `num_features`, the input width
+    of the heads, then calls `reset_head`. It implements `forward_prefix` and `grid_layers`.
+    Optimizers, weight files and fine-tuning use only the attributes below and `layers`; they know
+    no network by name.
 
     Attributes:
-        heads: names of the linear layers that classify, one on each prefix token: the class
-            token's, then for distilled networks (Touvron et al., ICML 2021) that of the
-            distillation token.
-        linear_std: standard deviation of a fresh Linear, for `initialise`.
-        norm_epsilon: what its LayerNorms add to the variance; see `set_norm_epsilon`.
-        no_weight_decay: names of parameters that the official recipes don't decay, besides biases
-            and all that have one axis: tokens and position tables.
+        heads: names of the linear classifiers, one for each prefix token: that of the class token,
+            then in distilled networks (Touvron et al., ICML 2021) that of the distillation token.
+        linear_std: standard deviation of initial Linear weights; None: see `initialise`.
+        norm_epsilon: epsilon of the LayerNorms; see `set_norm_epsilon`.
+        no_weight_decay: names of tokens and position tables that the official recipes don't decay.
+            Biases and parameters with one axis never decay and need not be listed.
         position_axes: {name of a position table: its axes that count positions}. One axis: prefix
-            tokens, then a square grid row by row; two axes: the grid itself.
-        namings: {origin: ((pattern, replacement), ...)}, how other codes name the parameters:
-            regular expressions that are applied in order, each once to every name.
+            tokens, then a square grid row by row; two axes: height and width of the grid.
+        namings: {codebase: ((pattern, replacement), ...)}: regular expressions that turn its
+            parameter names into those used here. All are applied in order to every name.
     """
 
     heads = ('head',)
@@ -167,56 +170,56 @@ class ImageClassifier(nn.Layer):
 
     @property
     def num_prefix_tokens(self):
-        """How many tokens stand in front of those of the image."""
+        """The number of tokens before the image tokens."""
         return len(self.heads)
 
     def forward_prefix(self, x):
-        """Images `[B, in_chans, S, S]` to normalised prefix tokens `[B, num_prefix_tokens, C]`."""
+        """Images `[B, in_chans, S, S]` to prefix tokens `[B, num_prefix_tokens, C]`, after norm."""
         raise NotImplementedError
 
     def grid_layers(self):
-        """What `recording` shows as feature maps: (name, layer, side of its token grid)."""
+        """The layers whose outputs `recording` keeps: list of (name, layer, side of its grid)."""
         raise NotImplementedError
 
     def layers(self):
-        """The layers from the first block on: a list of tuples of prefixes of parameter names.
+        """The layers from the first block to the heads, each a tuple of parameter name prefixes.
 
-        The last one is the norm and the heads; what no prefix covers (embedding, tokens, tables)
-        lies below the first.
+        The last one is the norm and the heads. Parameters that no prefix covers (patch embedding,
+        tokens, position tables) count as one layer below the first.
         """
         blocks = [(f'blocks.{index}',) for index in range(len(getattr(self, 'blocks', ())))]
         return blocks + [('norm', *self.heads)]
 
     def set_norm_epsilon(self, epsilon):
-        """Give every LayerNorm another epsilon."""
+        """Set the epsilon of every LayerNorm."""
         self.norm_epsilon = epsilon
         for layer in self.sublayers():
             if isinstance(layer, nn.LayerNorm):
                 layer._epsilon = epsilon
 
     def epsilon_of_origin(self, naming, state):
-        """The epsilon that weights were trained with, where their origin has another.
+        """The LayerNorm epsilon that weights of another codebase were trained with.
 
         Args:
-            naming: the key of `namings` that they had.
-            state: {name: ndarray, float}, with the network's own names.
+            naming: the key of `namings` that was applied to the weights.
+            state: {name: float ndarray}, with the network's own names.
 
         Returns:
-            A number, or None where nothing tells.
+            A number, or None if it is unknown.
         """
         return None
 
     def can_resize(self, name, shape):
-        """Whether a position table of that shape differs from the network's in positions only."""
+        """Whether a position table of that shape differs only in its number of positions."""
         own, axes = self.state_dict()[name].shape, self.position_axes[name]
         return len(shape) == len(own) and all(
             axis in axes or length == own[axis] for axis, length in enumerate(shape))
 
     def resize_positions(self, name, table):
-        """A position table of another image size, interpolated (bicubic) to the network's.
+        """Interpolate (bicubic) the position table `name` of another image size to the network's.
 
         Raises:
-            ValueError: where it is no square grid behind the prefix tokens.
+            ValueError: if the table is not prefix tokens and a square grid.
         """
         shape, axes = self.state_dict()[name].shape, self.position_axes[name]
         if len(axes) == 2:
@@ -224,7 +227,11 @@ class ImageClassifier(nn.Layer):
         return resize_pos_embed(table, shape[axes[0]], self.num_prefix_tokens)
 
     def reset_head(self, num_classes):
-        """Put fresh heads of `num_classes` classes in place; 0 leaves them out."""
+        """Replace the heads by newly initialised ones; num_classes 0 makes them identities.
+
+        Raises:
+            ValueError: for a negative number of classes.
+        """
         if num_classes < 0:
             raise ValueError(f'num_classes is {num_classes}: use 1 or more, or 0 for no head')
         self.num_classes = num_classes
@@ -234,14 +241,17 @@ class ImageClassifier(nn.Layer):
             self.add_sublayer(name, head)
 
     def forward_features(self, x):
-        """Images `[B, in_chans, S, S]` to the class token behind the last norm, `[B, C]`."""
+        """Images `[B, in_chans, S, S]` to the class token after the last norm, `[B, C]`."""
         return self.forward_prefix(x)[:, 0]
 
     def forward(self, x):
         """Images `[B, in_chans, S, S]`, float32, normalised, to logits `[B, num_classes]`.
 
-        A distilled network returns a tuple of both heads' logits in training, so that each can
-        have its own target, and their mean in evaluation.
+        A distilled network returns in training a tuple of both heads' logits, as each has its own
+        target, and in evaluation their mean.
+
+        Raises:
+            ValueError: for images of another size than the network was built for.
         """
         prefix = self.forward_prefix(x)                         # (B, num_prefix_tokens, C)
         logits = tuple(getattr(self, name)(prefix[:, index])
@@ -252,15 +262,13 @@ class ImageClassifier(nn.Layer):
 
     @contextlib.contextmanager
     def recording(self):
-        """Keep attention maps and token grids of the forwards run inside `with`.
+        """Record attention maps and token grids of a forward inside `with`.
 
-        Yields an object with two dicts, by layer name, of the latest forward:
-            attention: `[B, heads, N, N]` (behind the softmax), or `[B, N, N]` for a
-                Token_transformer. A Performer never forms such a map.
-            feature_maps: what the layers that make tokens give, as grids `[B, C, side, side]`.
-
-        It listens through hooks that exist only inside `with`, so a forward outside of it does
-        no work for it.
+        Uses hooks that exist only inside `with`. Yields an object with two dicts by layer name,
+        which hold tensors of the latest forward:
+            attention: `[B, heads, N, N]` after the softmax; `[B, N, N]` for a Token_transformer.
+                A Performer computes no attention map.
+            feature_maps: outputs of `grid_layers` as grids `[B, C, side, side]`.
         """
         record = SimpleNamespace(attention={}, feature_maps={})
         handles = []
@@ -290,19 +298,19 @@ class ImageClassifier(nn.Layer):
 
 
 def for_each_image(token, x):
-    """Repeat learned tokens `[1, n, C]` for the images of tokens `[B, N, C]`: `[B, n, C]`."""
-    # Added to zeros rather than expanded: the batch axis may be unknown in an exported graph.
+    """Repeat learned tokens `[1, n, C]` for each image of `x` `[B, N, C]`: `[B, n, C]`."""
+    # Added to zeros, not expanded: the batch size may be unknown in an exported graph.
     return paddle.zeros_like(x[:, :1]) + token
 
 
 def tokens_to_grid(tokens, side):
-    """Lay tokens out as the grid they came from: `[B, side * side, C]` to `[B, C, side, side]`."""
+    """Arrange tokens `[B, side * side, C]`, in rows, as a grid `[B, C, side, side]`."""
     channels = tokens.shape[-1]
     return tokens.transpose([0, 2, 1]).reshape([0, channels, side, side])
 
 
 def grid_to_tokens(grid):
-    """The tokens of a grid, row by row: `[B, C, side, side]` to `[B, side * side, C]`."""
+    """Flatten a grid `[B, C, side, side]` row by row to tokens `[B, side * side, C]`."""
     return grid.flatten(2).transpose([0, 2, 1])
 
 
@@ -321,7 +329,7 @@ def square_side(img_size):
 
 
 def check_size(x, img_size):
-    """Refuse images `[B, C, H, W]` that are not of the size a network was built for."""
+    """Raise ValueError for images `[B, C, H, W]` of another size than img_size x img_size."""
     height, width = x.shape[2], x.shape[3]
     if (height, width) != (img_size, img_size):
         raise ValueError(
@@ -330,7 +338,7 @@ def check_size(x, img_size):
 
 
 def sinusoid_table(num_positions, dim):
-    """The fixed position table of Vaswani et al. (2017, section 3.5).
+    """The sinusoidal position table of Vaswani et al. (2017, section 3.5).
 
     Returns:
         float32 array `[1, num_positions, dim]`: sine on even channels, cosine on odd ones.
@@ -345,19 +353,19 @@ def sinusoid_table(num_positions, dim):
 def resize_pos_embed(pos_embed, num_positions, num_prefix=1):
     """Interpolate a position table to another image size.
 
-    The tokens in front (the class token) keep their rows; the others are laid out as the
-    square grid that they stand for and resized with a bicubic filter, as the official code
-    does when it fine-tunes at another resolution.
+    The rows of the prefix tokens (class token) are copied. The others are arranged as a square
+    grid and resized with a bicubic filter, as in the official code for fine-tuning.
 
     Args:
         pos_embed: `[1, num_prefix + side * side, C]`, array or tensor.
-        num_positions: the length that is wanted, prefix included.
+        num_positions: new length, prefix included.
+        num_prefix: number of prefix tokens.
 
     Returns:
         float32 tensor `[1, num_positions, C]`.
 
     Raises:
-        ValueError: where one of the two lengths is no square grid.
+        ValueError: if one of the two lengths, without the prefix, is not a square.
     """
     pos_embed = paddle.to_tensor(np.asarray(pos_embed, dtype='float32'))
     old_side = math.isqrt(max(pos_embed.shape[1] - num_prefix, 0))
@@ -365,25 +373,25 @@ def resize_pos_embed(pos_embed, num_positions, num_prefix=1):
     for side, length in ((old_side, pos_embed.shape[1]), (new_side, num_positions)):
         if not side or side * side + num_prefix != length:
             raise ValueError(f'pos_embed with {length} positions is no square grid '
-                             f'behind {num_prefix} prefix token(s)')
+                             f'after {num_prefix} prefix token(s)')
     prefix, grid = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
-    grid = resize_grid(tokens_to_grid(grid, old_side), new_side)
+    grid = resize_grid(tokens_to_grid(grid, old_side), new_side)           # (1, C, side, side)
     return paddle.concat([prefix, grid_to_tokens(grid)], axis=1)
 
 
 def resize_grid(grid, side):
-    """Interpolate positions laid out as a grid, bicubic: `[1, C, h, w]` to `[1, C, side, side]`."""
+    """Interpolate (bicubic) a position grid `[1, C, h, w]` to `[1, C, side, side]`."""
     grid = paddle.to_tensor(np.asarray(grid, dtype='float32'))
     return F.interpolate(grid, size=[side, side], mode='bicubic', align_corners=False)
 
 
 def initialise(network, linear_std=0.02):
-    """Set every layer of a network to the initial values of the official code.
+    """Initialise every layer of a network as the official code does.
 
-    Linear: normal with standard deviation `linear_std` (timm cuts at +-2, a hundred deviations
-    away, which is no cut at all; Paddle's TruncatedNormal would cut at two deviations) and zero
-    bias. Convolutions, and with `linear_std` None linear layers too: PyTorch's default, uniform
-    within 1 / sqrt(fan_in).
+    Linear weights are normal with standard deviation `linear_std`, biases 0. timm truncates at
+    +-2, a hundred deviations away and without effect; Paddle's TruncatedNormal would truncate at
+    two deviations. Convolutions, and Linears if `linear_std` is None, have PyTorch's default:
+    weights and biases uniform within +-1 / sqrt(fan_in).
     """
     for layer in network.sublayers(include_self=True):
         if isinstance(layer, nn.Linear) and linear_std is not None:

@@ -1,9 +1,8 @@
 """Tokens-to-Token ViT (Yuan et al., ICCV 2021, arXiv 2101.11986).
 
-An image becomes tokens by three overlapping *soft splits* (unfold); between them a small
-transformer of width 64 lets neighbouring tokens exchange what they saw (section 3.1). The
-tokens then pass a deep, narrow stack of transformer blocks (section 3.2), and the class token
-is classified.
+Three overlapping *soft splits* (unfold) turn an image into tokens. After each of the first two, a
+transformer of width 64 relates the tokens to each other (section 3.1). A deep, narrow stack of
+transformer blocks follows (section 3.2); the head classifies the class token.
 
     image (B, 3, 224, 224)
       soft split 7/4/2 -> (B, 3136, 147), Token_performer -> (B, 3136, 64)
@@ -41,12 +40,17 @@ SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))    # kernel, stride, padding
 class Token_performer(nn.Layer):
     """Performer with positive random features (Choromanski et al., ICLR 2021, lemma 1).
 
-    Attention costs O(N) here, which the 3136 tokens behind the first soft split need:
-    `[B, N, dim]` to `[B, N, in_dim]`. The width changes, so the values serve as the skip
-    connection.
+    `[B, N, dim]` to `[B, N, in_dim]`. Attention costs O(N), which makes the 3136 tokens after the
+    first soft split affordable. As the width changes, the values are the skip connection.
 
-    Features and attention are computed in float32 also where the rest is not: in float16 the
-    exponentials overflow and epsilon is 0, which ends in nan.
+    Features and attention are always computed in float32: in float16 the exponentials overflow
+    and epsilon becomes 0, which gives nan.
+
+    Args:
+        dim, in_dim: width of input and output.
+        kernel_ratio: number of random features, as a multiple of in_dim.
+        drop: dropout of the attention's and the MLP's output.
+        frozen: whether the random features `w` are not trained.
     """
 
     def __init__(self, dim, in_dim, kernel_ratio=0.5, drop=0.1, frozen=True):
@@ -68,10 +72,9 @@ class Token_performer(nn.Layer):
         self.w.stop_gradient = frozen
 
     def prm_exp(self, x):
-        """Positive random features of the softmax kernel: `[B, N, in_dim]` to `[B, N, m]`.
+        """Positive random features of the softmax kernel: `[B, N, in_dim]` to float32 `[B, N, m]`.
 
         exp(w x - |x|^2 / 2) / sqrt(m), so that features(q) . features(k) estimates exp(q . k).
-        They are float32, whatever comes in.
         """
         x, w = as_float32(x), as_float32(self.w)
         with full_precision():
@@ -80,8 +83,9 @@ class Token_performer(nn.Layer):
             return paddle.exp(projected - half_square_norm) / math.sqrt(self.num_features)
 
     def single_attn(self, x):
-        """One attention head without a softmax: `[B, N, dim]` to `[B, N, in_dim]`."""
-        key, query, value = paddle.split(self.kqv(x), 3, axis=-1)          # k, q, v: official order
+        """One attention head without softmax: `[B, N, dim]` to `[B, N, in_dim]`."""
+        # Order k, q, v as in the official code; each (B, N, in_dim).
+        key, query, value = paddle.split(self.kqv(x), 3, axis=-1)
         key, query = self.prm_exp(key), self.prm_exp(query)                # (B, N, m)
         with full_precision():
             key_sum = key.sum(axis=1, keepdim=True)                        # (B, 1, m)
@@ -92,8 +96,8 @@ class Token_performer(nn.Layer):
         return value + self.dp(self.proj(y))
 
     def attention_macs(self, num_tokens):
-        """See common.Attention. What replaces it here: a token's features of key and query, key
-        times value, query times that, the normaliser."""
+        """See common.Attention. Counts the features of keys and queries, the product of keys and
+        values, the product of queries with it, and the normaliser."""
         return num_tokens * self.num_features * (4 * self.in_dim + 1)
 
     def forward(self, x):
@@ -106,7 +110,7 @@ class TokenAttention(nn.Layer):
 
     def __init__(self, dim, in_dim):
         super().__init__()
-        self.scale = dim ** -0.5    # of the input's width, not of the head's: as published
+        self.scale = dim ** -0.5    # dim, not in_dim: as in the official code
         self.qkv = nn.Linear(dim, 3 * in_dim, bias_attr=False)
         self.attn_drop = nn.Dropout(0.0)
         self.proj = nn.Linear(in_dim, in_dim)
@@ -119,13 +123,13 @@ class TokenAttention(nn.Layer):
         query, key, value = paddle.split(self.qkv(x), 3, axis=-1)          # (B, N, in_dim)
         scores = paddle.matmul(query * self.scale, key, transpose_y=True)  # (B, N, N)
         attention = self.attn_drop(F.softmax(scores, axis=-1))
-        return value + self.proj(paddle.matmul(attention, value))
+        return value + self.proj(paddle.matmul(attention, value))          # (B, N, in_dim)
 
 
 class Token_transformer(nn.Layer):
-    """The exact attention in Performer's place, for T2T-ViT_t: `[B, N, dim]` to `[B, N, in_dim]`.
+    """Exact attention instead of a Performer, for T2T-ViT_t: `[B, N, dim]` to `[B, N, in_dim]`.
 
-    Its cost is O(N^2): at 224 pixels the first one holds 3136 x 3136 scores an image.
+    The cost is O(N^2): at 224 pixels the first one computes 3136 x 3136 scores for each image.
     """
 
     def __init__(self, dim, in_dim, mlp_ratio=1.0):
@@ -145,14 +149,14 @@ class T2T_module(nn.Layer):
 
     Args:
         img_size: S, in pixels.
-        tokens_type: 'performer', 'transformer', or 'convolution' (the paper's comparison, three
-            plain convolutions with the soft splits' kernels).
-        token_dim: width between the soft splits.
-        soft_splits: one (kernel, stride, padding) a split.
-        frozen: whether the Performers keep their random features `w`.
+        tokens_type: 'performer', 'transformer', or 'convolution' (compared in the paper: three
+            convolutions with the kernels, strides and paddings of the soft splits).
+        token_dim: width of the tokens between the soft splits.
+        soft_splits: (kernel, stride, padding) of each split, in pixels or tokens.
+        frozen: whether the Performers' random features `w` are not trained.
 
     Raises:
-        ValueError: where the soft splits don't divide the image size, or for an unknown type.
+        ValueError: for an image size that the strides don't divide, or for an unknown type.
     """
 
     def __init__(self, img_size=224, tokens_type='performer', in_chans=3, embed_dim=768,
@@ -203,15 +207,16 @@ class T2T_ViT(ImageClassifier):
 
     Args:
         img_size: S, in pixels; a multiple of 16 with the paper's soft splits.
-        num_classes: width of the head; 0 leaves it out, and features come out.
+        num_classes: width of the head; 0: no head, the network returns features.
+        tokens_type, token_dim, soft_splits: see T2T_module.
         drop_rate, attn_drop_rate, drop_path_rate: dropout of tokens, of attention maps, and of
-            residual branches (growing linearly over the depth up to this rate). The Performers
-            have a dropout of 0.1 of their own, whatever is given here.
-        frozen: whether `pos_embed` and the Performers' `w` stay as they were initialised, as in
-            the official model; they are in the state dict either way.
+            residual branches (growing linearly over the depth up to this rate). The Performers'
+            dropout is always 0.1.
+        frozen: whether `pos_embed` and the Performers' `w` are not trained, as in the official
+            model. The state dict holds them in both cases.
 
     Raises:
-        ValueError: for a size, a type or a number of heads that can't work.
+        ValueError: for an invalid image size, type or number of heads.
     """
 
     block = Block
@@ -236,7 +241,7 @@ class T2T_ViT(ImageClassifier):
         self.pos_drop = nn.Dropout(drop_rate)
 
         self.blocks = nn.LayerList()
-        # Width of what goes into the head; the dense variant grows it block by block.
+        # Input width of the head; in the dense variant it grows from block to block.
         self.num_features = self.build_blocks(
             embed_dim, depth, drop_path_rate, num_heads=num_heads, mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias, drop=drop_rate, attn_drop=attn_drop_rate)
@@ -249,16 +254,17 @@ class T2T_ViT(ImageClassifier):
         self.pos_embed.stop_gradient = frozen
 
     def build_blocks(self, embed_dim, depth, drop_path_rate, **block_options):
-        """Fill `self.blocks` and return the width that comes out of them."""
+        """Fill `self.blocks` and return the width of the last block's output."""
         for drop_path in np.linspace(0, drop_path_rate, depth).tolist():
             self.blocks.append(self.block(embed_dim, drop_path=drop_path, **block_options))
         return embed_dim
 
     def epsilon_of_origin(self, naming, state):
-        """PaddleViT trains with 1e-6, and ports official weights, which were trained with 1e-5.
+        """See ImageClassifier. PaddleViT's weights were trained with 1e-6 or ported, with 1e-5.
 
-        The official code freezes the sinusoid table and random features of length sqrt(m); in
-        PaddleViT the table starts at 0, the features at length 1 / sqrt(m), and both train.
+        Ported official weights have the sinusoid table or random features of length sqrt(m),
+        which the official code freezes. PaddleViT initialises the table with 0 and the features
+        with length 1 / sqrt(m), and trains both.
         """
         if naming not in self.namings:
             return None
@@ -286,27 +292,28 @@ class T2T_ViT(ImageClassifier):
 
 
 def soft_split(x, split):
-    """Cut a grid into overlapping windows: `[B, C, H, W]` to tokens `[B, N, C * k * k]`.
+    """Unfold a grid into overlapping windows: `[B, C, H, W]` to tokens `[B, N, C * k * k]`.
 
-    In float32 also under mixed precision: backward, the overlapping windows are summed.
+    Always in float32, as the backward pass sums the overlapping windows.
     """
     kernel, stride, padding = split
     x = as_float32(x)
     with full_precision():
-        return F.unfold(x, kernel, stride, padding).transpose([0, 2, 1])
+        windows = F.unfold(x, kernel, stride, padding)          # (B, C * k * k, N)
+        return windows.transpose([0, 2, 1])                     # (B, N, C * k * k)
 
 
 def grid_sizes(img_size, soft_splits=SOFT_SPLITS):
-    """The side of the token grid behind every soft split, e.g. [56, 28, 14] for 224 pixels.
+    """The side of the token grid after each soft split, e.g. [56, 28, 14] for 224 pixels.
 
     Raises:
-        ValueError: for impossible soft splits, and where the strides don't divide the image
-            size, with the sizes that work.
+        ValueError: for invalid soft splits, and for an image size that the strides don't divide;
+            the message names the nearest sizes that work.
     """
     for split in soft_splits:
         kernel, stride, padding = split
         if kernel < 1 or stride < 1 or padding < 0:
-            raise ValueError(f'soft split {list(split)} is impossible: write kernel, stride, '
+            raise ValueError(f'soft split {list(split)} is invalid: write kernel, stride, '
                              'padding; the first two at least 1, the last at least 0')
     if not soft_splits:
         raise ValueError('soft_splits is empty: at least one (kernel, stride, padding) is needed')

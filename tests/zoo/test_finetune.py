@@ -1,4 +1,4 @@
-"""Fine-tuning: trained weights into a network of other classes and another size, parts frozen."""
+"""Catches faults in fine-tuning: wrong weights loaded, frozen parts that train, wrong messages."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def run(*arguments, code=0):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Eight images of four classes, and a recipe: two steps at 64 pixels from shipped weights."""
+    """Eight images of four classes and a recipe: two steps at 64 pixels from shipped weights."""
     folder = tmp_path_factory.mktemp('fruits')
     random = np.random.default_rng(0)
     for part in ('train', 'val'):
@@ -60,11 +60,11 @@ def finetuned(folder):
     return run('tools/train.py', '-c', folder / 'fruits.yaml')
 
 
-def test_the_log_says_what_was_taken_adapted_fresh_and_frozen(folder, finetuned):
+def test_the_log_lists_loaded_interpolated_new_and_frozen_parameters(folder, finetuned):
     lines = finetuned.stdout.splitlines()
     count = len(read_weights(SHIPPED)[0])
-    assert lines[1] == (f'weights of {folder}/start.pdparams: {count - 3} tensors taken; pos_embed '
-                        'interpolated; head.weight, head.bias fresh')
+    assert lines[1] == (f'weights of {folder}/start.pdparams: {count - 3} tensors loaded; '
+                        'pos_embed interpolated; head.weight, head.bias newly initialised')
     start = json.loads((folder / 'run' / 'log.jsonl').read_text().splitlines()[0])
     assert start['weights']['adapted'] == ['pos_embed']
     assert start['weights']['fresh'] == ['head.weight', 'head.bias']
@@ -90,7 +90,7 @@ def test_frozen_parts_stay_bit_equal_and_the_others_train(folder, finetuned):
     assert metadata['class_names'] == FRUITS and metadata['image_size'] == 64
 
 
-def test_prediction_with_the_new_weights_has_the_new_names(folder, finetuned):
+def test_prediction_uses_the_class_names_of_the_new_weights(folder, finetuned):
     weights = ['--weights', folder / 'run' / 'last.pdparams', folder / 'val' / 'fig' / '0.png']
     done = run('tools/predict.py', '--json', *weights, '-c', folder / 'fruits.yaml', '-o',
                'DATA_PATH.TRAIN_DATASET_PATH=not_there_any_more')
@@ -101,7 +101,7 @@ def test_prediction_with_the_new_weights_has_the_new_names(folder, finetuned):
     assert 'MODEL.NUM_CLASSES=4' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_resumed_run_does_not_read_them_again(folder, finetuned):
+def test_a_resumed_run_does_not_read_the_pretrained_weights(folder, finetuned):
     (folder / 'start.pdparams').rename(folder / 'gone')
     try:
         again = run('tools/train.py', '-c', folder / 'fruits.yaml', '-o', 'TRAIN.RESUME=auto')
@@ -130,7 +130,7 @@ def test_weights_that_disagree_with_the_configuration_name_the_key(tmp_path):
         return str(caught.value)
 
     assert 'set MODEL.NUM_CLASSES=1000' in refusal({}, 'MODEL.NUM_CLASSES=10')
-    # Nothing may be scored or predicted with a head that nobody trained.
+    # An untrained head must not be evaluated or used for prediction.
     assert 'set MODEL.NUM_CLASSES=1000' in refusal({}, 'MODEL.NUM_CLASSES=10', 'MODEL.ADAPT=true')
     assert 'set MODEL.IMAGE_SIZE=48' in refusal({'image_size': 48}, 'MODEL.IMAGE_SIZE=64')
     assert 'set MODEL.NAME=t2t_vit_14' in refusal({'model': 't2t_vit_14'})
@@ -140,7 +140,7 @@ def test_weights_that_disagree_with_the_configuration_name_the_key(tmp_path):
     assert 'looks like the weights of t2t_vit_7' in other, 'all but head and size is strict'
 
 
-def test_pre_train_is_strict_unless_adapt(tmp_path):
+def test_pre_train_requires_fitting_weights_without_adapt(tmp_path):
     overrides = ['TRAIN.PRE_TRAIN=true', f'MODEL_PATH={SHIPPED}', 'MODEL.NUM_CLASSES=4',
                  'MODEL.IMAGE_SIZE=64']
     config = load_config('config/lit_data.yaml', overrides)
@@ -154,7 +154,7 @@ def test_pre_train_is_strict_unless_adapt(tmp_path):
 
 
 class Distilled(ImageClassifier):
-    """A network of two heads behind two tokens, as small as one can be."""
+    """A minimal network with two prefix tokens and two heads."""
 
     heads = ('head', 'head_dist')
     position_axes = {'pos_embed': (1,)}
@@ -167,7 +167,7 @@ class Distilled(ImageClassifier):
         self.header = nn.Linear(4, 4)
 
 
-def test_every_head_and_prefix_token_of_a_distilled_network_counts():
+def test_both_heads_and_prefix_tokens_of_a_distilled_network_are_handled():
     source, target = Distilled(10, side=4), Distilled(3, side=6)
     state = {name: value.numpy() for name, value in source.state_dict().items()}
     loaded = zoo.load_state(target, state, 'file', adapt=True, new_head=True)
@@ -177,7 +177,7 @@ def test_every_head_and_prefix_token_of_a_distilled_network_counts():
     assert freeze(target, ['backbone']) == ['header.bias', 'header.weight', 'pos_embed']
 
 
-def test_a_head_of_another_width_is_not_one_of_other_classes():
+def test_a_head_of_another_input_width_is_refused():
     source, target = Distilled(10, side=4), Distilled(3, side=4)
     state = {name: value.numpy() for name, value in source.state_dict().items()}
     state['head.weight'] = np.zeros((5, 10), 'float32')
@@ -199,7 +199,7 @@ def test_a_prefix_ends_at_a_dot(network):
     assert freeze(network, []) == []
 
 
-def test_backbone_is_all_but_the_head_and_the_optimizer_has_only_that(network):
+def test_freezing_the_backbone_leaves_only_the_head_to_the_optimizer(network):
     freeze(network, ['backbone'])
     config = load_config('config/lit_data.yaml')
     held = build.optimizer(config, network, 0.1)._parameter_list
@@ -215,7 +215,7 @@ def test_backbone_is_all_but_the_head_and_the_optimizer_has_only_that(network):
     (['zzz'], 'one of backbone, cls_token'),
     (['backbone', 'head'], 'nothing to train'),
 ])
-def test_prefixes_that_make_no_sense(network, prefixes, said):
+def test_invalid_prefixes_are_refused(network, prefixes, said):
     with pytest.raises(ValueError, match=said.replace('?', r'\?')):
         freeze(network, prefixes)
     assert not network.head.weight.stop_gradient
@@ -229,12 +229,12 @@ def test_freeze_is_a_list_of_names(text, value):
 
 
 @pytest.mark.parametrize('text', ['[1]', '3', '0', 'true', 'false', '[""]', '{a: 1}'])
-def test_freeze_is_nothing_else(text):
+def test_freeze_refuses_other_types(text):
     with pytest.raises(ConfigError, match='MODEL.FREEZE must be a list of names'):
         load_config('config/lit_data.yaml', [f'MODEL.FREEZE={text}'])
 
 
-def test_an_unknown_part_is_wrong_input(network):
+def test_an_unknown_prefix_in_the_configuration_is_a_config_error(network):
     config = load_config('config/lit_data.yaml', ['MODEL.FREEZE=[block.0]'])
     with pytest.raises(ConfigError, match='MODEL.FREEZE: .*did you mean blocks.0') as caught:
         build.freeze_parts(config, network)

@@ -1,4 +1,4 @@
-"""Agreement with the official PyTorch implementations, whose figures lie in tests/golden."""
+"""Catches any difference from the official PyTorch networks, whose results are in tests/golden."""
 
 import numpy as np
 import paddle
@@ -16,15 +16,15 @@ def test_forward(variant):
     network.eval()
     images = image_batch(size)
     with paddle.no_grad():
-        found = {'logits': network(images).numpy(),
+        actual = {'logits': network(images).numpy(),
                  'features': network.forward_features(images).numpy()}
         if variant.startswith('t2t'):
             tokens = network.tokens_to_token(images).numpy()
-            found.update(tokens_mean=tokens.mean(axis=1), tokens_std=tokens.std(axis=1, ddof=1),
+            actual.update(tokens_mean=tokens.mean(axis=1), tokens_std=tokens.std(axis=1, ddof=1),
                          token_first=tokens[:, 0], token_last=tokens[:, -1])
-    assert set(golden.files) == set(found)
+    assert set(golden.files) == set(actual)
     for name in golden.files:
-        np.testing.assert_allclose(found[name], golden[name], rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(actual[name], golden[name], rtol=0, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize('variant', sorted(VARIANTS))
@@ -61,7 +61,7 @@ def test_gradients(variant):
 
 
 RECIPES = {
-    # official: decay 0.03 on matrices only, frozen tables; seed: the Paddle repository's own.
+    # official: decay 0.03 on matrices only, frozen tables; seed: the Paddle repository's recipe.
     'official': dict(frozen=True, weight_decay=0.03, decay_all=False, clip_norm=0.0),
     'seed': dict(frozen=False, weight_decay=0.3, decay_all=True, clip_norm=1.0),
 }

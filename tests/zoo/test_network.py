@@ -1,4 +1,4 @@
-"""The network beside the golden figures: initial values, sizes, maps, heads, foreign weights."""
+"""Catches faults of T2T-ViT that golden figures don't show: sizes, initial values, maps, heads."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_the_zoo_holds_the_fourteen_official_models():
 
 @pytest.mark.parametrize('name', ['t2t_vit_7', 't2t_vit_t_14', 't2t_vit_14_se',
                                   't2t_vit_16_ghost', 't2t_vit_dense'])
-def test_a_training_step_reaches_every_trainable_parameter(name):
+def test_every_trainable_parameter_gets_a_gradient(name):
     network = small(name, drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1)
     loss = paddle.nn.functional.cross_entropy(network(images(count=4)), paddle.arange(4))
     loss.backward()
@@ -45,13 +45,13 @@ def test_a_training_step_reaches_every_trainable_parameter(name):
             assert parameter.grad is not None, parameter_name
 
 
-def test_an_unknown_name_gets_the_nearest_known_one():
+def test_the_error_for_an_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match='t2t_vit_14'):
         zoo.create_model('t2t_vit_14x')
 
 
 @pytest.mark.parametrize('size', [100, 8, 225])
-def test_a_size_the_soft_splits_cannot_divide_is_refused_with_those_that_work(size):
+def test_the_error_for_a_size_the_strides_do_not_divide_names_sizes_that_work(size):
     with pytest.raises(ValueError, match='multiple of 16') as caught:
         small(img_size=size)
     named = [int(word) for word in str(caught.value).replace(',', ' ').split() if word.isdigit()]
@@ -77,7 +77,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         small(num_heads=7)
 
 
-def test_grid_sizes_agree_with_what_unfold_makes():
+def test_grid_sizes_agree_with_the_formula_of_unfold():
     for size in range(16, 400, 16):
         side = size
         for (kernel, stride, padding), expected in zip(((7, 4, 2), (3, 2, 1), (3, 2, 1)),
@@ -91,12 +91,12 @@ def test_convolution_tokens_work():
     network = small(tokens_type='convolution')
     x = images()
     module = network.tokens_to_token
-    by_hand = module.project(module.soft_split1(module.soft_split0(x)))    # (B, 256, 2, 2)
+    grid = module.project(module.soft_split1(module.soft_split0(x)))    # (B, 256, 2, 2)
     tokens = module(x).numpy()
     assert tokens.shape == (2, 4, 256)
     for index in range(4):
         row, column = divmod(index, 2)
-        np.testing.assert_array_equal(tokens[:, index], by_hand.numpy()[:, :, row, column])
+        np.testing.assert_array_equal(tokens[:, index], grid.numpy()[:, :, row, column])
     network(x).sum().backward()
     assert float(module.soft_split0.weight.grad.abs().sum()) > 0
 
@@ -136,7 +136,7 @@ def test_linear_layers_start_from_a_plain_normal_of_std_002():
     values = np.concatenate(values) / 0.02
     assert abs(values.mean()) < 5 / math.sqrt(len(values))
     assert abs(values.std() - 1) < 5 / math.sqrt(2 * len(values))
-    # 4.55 % of a normal lie beyond two deviations; a cut at two would leave none.
+    # 4.55 % of a normal lie beyond two deviations; truncation at two would leave none.
     beyond = (np.abs(values) > 2).mean()
     assert abs(beyond - 0.0455) < 5 * math.sqrt(0.0455 / len(values))
     token = network.cls_token.numpy().ravel() / 0.02
@@ -186,9 +186,9 @@ def test_drop_path_grows_linearly_over_the_depth():
     np.testing.assert_allclose(rates, [0, 0.02, 0.04, 0.06, 0.08, 0.10, 0.12])
 
 
-# ---- looking inside
+# ---- recording
 
-def test_recording_shows_attention_and_feature_maps_and_leaves_no_trace():
+def test_recording_returns_attention_and_feature_maps_and_removes_its_hooks():
     network = small()
     network.eval()
     x = images()
@@ -205,7 +205,7 @@ def test_recording_shows_attention_and_feature_maps_and_leaves_no_trace():
     assert shapes == {'tokens_to_token.attention1': (2, 64, 8, 8),
                       'tokens_to_token.attention2': (2, 64, 4, 4),
                       'tokens_to_token.project': (2, 256, 2, 2)}
-    # The first block's map, a second way: softmax(q k / sqrt(head_dim)) in numpy.
+    # The first block's map in NumPy: softmax(q k / sqrt(head_dim)).
     tokens = network.tokens_to_token(x).numpy()
     tokens = np.concatenate([np.repeat(network.cls_token.numpy(), 2, 0), tokens], 1)
     tokens = network.blocks[0].norm1(
@@ -260,11 +260,11 @@ def test_a_new_head_keeps_the_features(name):
 @pytest.mark.parametrize('old, new', [(14, 24), (14, 6), (4, 4)])
 def test_positions_are_interpolated_bicubically_and_the_class_token_is_not(old, new):
     table = np.random.RandomState(0).standard_normal((1, old * old + 1, 8)).astype('float32')
-    found = resize_pos_embed(table, new * new + 1).numpy()
-    np.testing.assert_array_equal(found[:, 0], table[:, 0])
+    actual = resize_pos_embed(table, new * new + 1).numpy()
+    np.testing.assert_array_equal(actual[:, 0], table[:, 0])
     matrix = resize_matrix(old, new)
     expected = np.einsum('yh,xw,hwc->yxc', matrix, matrix, table[0, 1:].reshape(old, old, 8))
-    np.testing.assert_allclose(found[0, 1:], expected.reshape(new * new, 8), atol=1e-5)
+    np.testing.assert_allclose(actual[0, 1:], expected.reshape(new * new, 8), atol=1e-5)
 
 
 def test_weights_of_another_size_and_head_fit_when_asked():

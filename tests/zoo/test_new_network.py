@@ -1,6 +1,5 @@
-"""Would catch a place that knows networks by name: one that nothing here was written for goes
-through training, resuming, conversion, export and fine-tuning. It has no position table, no class
-token, no attention and few of the usual options."""
+"""Catches code that depends on the networks of the zoo: a new one trains, resumes, converts,
+exports and fine-tunes. It has no position table, class token or attention, and few options."""
 
 import json
 import subprocess
@@ -28,7 +27,7 @@ from common import ImageClassifier, Mlp, grid_to_tokens, initialise, square_side
 
 
 class Mixer(ImageClassifier):
-    """Neighbouring patches are averaged instead of attended to (Yu et al., CVPR 2022)."""
+    """Average pooling in place of attention (PoolFormer, Yu et al., CVPR 2022)."""
 
     namings = {'elsewhere': ((r'^stem[.]', 'patch_embed.'), (r'^stages[.]', 'blocks.'))}
     no_weight_decay = ('scale',)
@@ -55,7 +54,7 @@ class Mixer(ImageClassifier):
     def grid_layers(self):
         return [('patch_embed', self.patch_embed, self.img_size // 8)]
 '''
-ROW = "zoo.MODELS['mixer_tiny'] = mixer.Mixer, dict(width=16, depth=3)"    # what a network costs
+ROW = "zoo.MODELS['mixer_tiny'] = mixer.Mixer, dict(width=16, depth=3)"    # the one row
 
 RUN = f'''
 import json, sys
@@ -118,7 +117,7 @@ def run(folder, *commands):
     return done.stdout
 
 
-def test_a_new_network_goes_all_the_way(folder):
+def test_a_new_network_trains_resumes_converts_exports_and_fine_tunes(folder):
     recipe, weights = str(folder / 'recipe.yaml'), folder / 'run' / 'last.pdparams'
     run(folder, ('train', '-c', recipe))
     first = weights.read_bytes()
@@ -138,12 +137,13 @@ def test_a_new_network_goes_all_the_way(folder):
                             if line.startswith('ImageNet final val acc')]
     assert resumed == exported
     state, finetuned = read_weights(weights)[0], read_weights(folder / 'finetuned/last.pdparams')[0]
-    assert 'head.weight, head.bias fresh' in said and finetuned['head.bias'].shape == (5,)
+    assert 'head.weight, head.bias newly initialised' in said
+    assert finetuned['head.bias'].shape == (5,)
     for name in set(state) - {'head.weight', 'head.bias'}:
         np.testing.assert_array_equal(state[name], finetuned[name])
 
 
-def test_everyone_asks_the_network(folder, registered, tmp_path):
+def test_optimizer_weight_files_and_macs_use_the_networks_description(folder, registered, tmp_path):
     assert decays(registered) == {'patch_embed.weight', 'head.weight'} | {
         f'blocks.{index}.fc{number}.weight' for index in range(3) for number in (1, 2)}
     scales = rate_scales(registered, backbone_scale=0.1, layer_decay=0.5)
@@ -159,7 +159,7 @@ def test_everyone_asks_the_network(folder, registered, tmp_path):
     images = paddle.ones([1, 3, 32, 32])
     np.testing.assert_array_equal(network(images).numpy(), registered(images).numpy())
     assert names.recognise(foreign) == ['mixer_tiny']
-    # 16 patches: 192 * 16 weights of the patches, two layers a block; two classes.
+    # 16 patches: a patch embedding of 192 * 16 weights, 3 blocks of two layers; two classes.
     assert total_macs(count_macs(registered, 32)) == dict(
         linear=16 * (192 * 16 + 3 * 2 * 16 * 32) + 32, attention=0,
         total=16 * (192 * 16 + 3 * 2 * 16 * 32) + 32)

@@ -1,4 +1,4 @@
-"""ViT, DeiT and PiT beside the golden figures, and T2T-ViT with other soft splits."""
+"""Catches faults of ViT, DeiT, PiT and other soft splits that the golden figures don't show."""
 
 import math
 
@@ -42,7 +42,7 @@ def images(size=32, count=2):
         np.random.RandomState(0).standard_normal((count, 3, size, size)).astype('float32'))
 
 
-# ---- the forward, a second way
+# ---- the forward in NumPy
 
 def layer_norm(x, state, name):
     centred = x - x.mean(-1, keepdims=True)
@@ -55,7 +55,7 @@ def linear(x, state, name):
 
 
 def block(x, state, name, num_heads):
-    """A pre-norm block of one image's tokens (N, C), head by head, in float64."""
+    """A pre-norm block on the tokens (N, C) of one image, head by head, in float64."""
     mixed = linear(layer_norm(x, state, f'{name}.norm1'), state, f'{name}.attn.qkv')
     width = x.shape[1] // num_heads
     query, key, value = np.split(mixed, 3, axis=1)
@@ -71,7 +71,7 @@ def block(x, state, name, num_heads):
 
 
 def convolve(image, weight, bias, stride):
-    """A convolution without padding of one image (C, H, W), window by window."""
+    """Convolve one image (C, H, W) without padding, window by window."""
     kernel = weight.shape[2]
     side = (image.shape[1] - kernel) // stride + 1
     out = np.zeros((len(weight), side, side))
@@ -87,8 +87,8 @@ def convolve(image, weight, bias, stride):
     return out
 
 
-def shaken(network, scale):
-    """A network's state, float64, after every tensor was given random values."""
+def randomised(network, scale):
+    """Add noise to every tensor of a network; returns its state in float64."""
     random = np.random.RandomState(0)
     for tensor in network.state_dict().values():
         values = random.standard_normal(tensor.shape) * scale
@@ -97,21 +97,21 @@ def shaken(network, scale):
 
 
 def check_heads(network, x, tokens, state):
-    """The two heads' logits of both modes against normalised prefix tokens (2, C)."""
+    """Compare the logits of both heads and modes with those of normalised prefix tokens (2, C)."""
     expected = [linear(tokens[index], state, name)
                 for index, name in enumerate(('head', 'head_dist'))]
     network.train()
-    for found, wanted in zip(network(x), expected):
-        np.testing.assert_allclose(found.numpy()[0], wanted, atol=2e-5)
+    for actual, wanted in zip(network(x), expected):
+        np.testing.assert_allclose(actual.numpy()[0], wanted, atol=2e-5)
     network.eval()
     np.testing.assert_allclose(network(x).numpy()[0], sum(expected) / 2, atol=2e-5)
     np.testing.assert_allclose(network.forward_features(x).numpy()[0], tokens[0], atol=2e-5)
 
 
-def test_a_distilled_deit_is_what_numpy_computes():
+def test_a_distilled_deit_agrees_with_numpy():
     network = small('deit_tiny_distilled_patch16_224', depth=2, embed_dim=12, num_heads=3)
-    # Values so small that epsilon decides: the first norm sees a variance of about 1e-5.
-    state = shaken(network, 0.003)
+    # Small values, so that epsilon matters: the input of the first norm has variance 1e-5.
+    state = randomised(network, 0.003)
     x = images(count=1) * 0.1
     grid = convolve(x.numpy()[0].astype('float64'), state['patch_embed.proj.weight'],
                     state['patch_embed.proj.bias'], 16)
@@ -122,9 +122,9 @@ def test_a_distilled_deit_is_what_numpy_computes():
     check_heads(network, x, layer_norm(tokens, state, 'norm')[:2], state)
 
 
-def test_a_distilled_pit_is_what_numpy_computes():
+def test_a_distilled_pit_agrees_with_numpy():
     network = small('pit_ti_distilled', head_dim=4, num_heads=(1, 2, 4))
-    state = shaken(network, 0.003)
+    state = randomised(network, 0.003)
     x = images(count=1)
     grid = convolve(x.numpy()[0].astype('float64'), state['patch_embed.conv.weight'],
                     state['patch_embed.conv.bias'], 8) + state['pos_embed'][0]
@@ -151,7 +151,7 @@ def parameters_of_vit(width, depth, patch, side, prefix=1, classes=1000):
 
 
 @pytest.mark.parametrize('name', sorted(TIMM_PARAMETERS))
-def test_every_name_has_timms_parameters_and_the_size_it_says(name):
+def test_every_name_has_timms_parameter_count_and_the_size_in_its_name(name):
     network = zoo.create_model(name, depth=1)    # the other blocks are like the first
     size = int(name.rpartition('_')[2])
     assert network.img_size == size
@@ -178,7 +178,7 @@ def test_a_distilled_pit_has_one_token_and_one_head_more(name):
     assert plain == distilled
 
 
-def test_a_name_may_imply_size_and_classes_and_what_is_said_wins():
+def test_explicit_size_and_classes_override_those_of_the_name():
     network = zoo.create_model('t2t_vit_cifar')
     assert (network.img_size, network.num_classes) == (32, 10)
     network = zoo.create_model('t2t_vit_cifar', num_classes=100, img_size=64)
@@ -190,8 +190,8 @@ def test_t2t_vit_for_cifar_keeps_64_tokens_and_four_million_parameters():
     network = zoo.create_model('t2t_vit_cifar')
     assert network.tokens_to_token(images()).shape == [2, 64, 256]
     assert network(images()).shape == [2, 10]
-    # T2T-ViT-7 less what is smaller: classes, positions, and the first split's 9 * 3 values
-    # where 49 * 3 were, which norm1 (2 each) and kqv (3 * 64 each) see.
+    # T2T-ViT-7 minus 990 classes, 132 positions, and 147 - 27 inputs of the first Performer, each
+    # with 2 weights in norm1 and 3 * 64 in kqv.
     expected = 4_310_222 - 990 * 257 - (197 - 65) * 256 - (147 - 27) * (2 + 3 * 64)
     assert sum(int(np.prod(p.shape)) for p in network.parameters()) == expected
 
@@ -204,7 +204,7 @@ def test_all_networks_share_one_interface():
 # ---- behaviour
 
 @pytest.mark.parametrize('name', SMALL)
-def test_a_training_step_reaches_every_parameter(name):
+def test_every_parameter_gets_a_gradient(name):
     network = small(name)
     outputs = network(images(count=4))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -228,7 +228,7 @@ def test_an_image_of_another_size_is_refused(name):
     ('vit_tiny_patch16_224', 40, 'multiple of 16, such as 48'),
     ('vit_small_patch32_224', 48, 'multiple of 32, such as 64'),
     ('vit_tiny_patch16_224', (32, 64), 'not square'), ('pit_ti', 15, 'use 16 or more')])
-def test_an_impossible_size_is_refused_with_one_that_works(name, size, said):
+def test_the_error_for_an_invalid_size_names_one_that_works(name, size, said):
     with pytest.raises(ValueError, match=said):
         small(name, img_size=size)
     if not isinstance(size, tuple):
@@ -270,7 +270,7 @@ def test_new_heads_keep_the_features(name):
     assert network(images()).shape == list(features.shape)
 
 
-def test_recording_shows_attention_and_token_grids():
+def test_recording_returns_attention_and_token_grids():
     network, x = small('vit_tiny_patch16_224', img_size=48), images(48)
     with network.recording() as record:
         network(x)
@@ -339,24 +339,24 @@ def test_pit_starts_from_pytorchs_values():
 
 # ---- weights of another size
 
-def test_a_distilled_deit_takes_another_size_and_number_of_classes():
+def test_a_distilled_deit_accepts_weights_of_another_size_and_number_of_classes():
     name = 'deit_tiny_distilled_patch16_224'
     source, target = small(name, img_size=64), small(name, num_classes=4)
     fresh = state_of(target)
     with pytest.raises(WeightsError, match='pos_embed'):
         zoo.load_state(target, state_of(source), 'file')
     zoo.load_state(target, state_of(source), 'file', adapt=True, new_head=True)
-    found = state_of(target)
+    actual = state_of(target)
     for head in ('head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias'):
-        np.testing.assert_array_equal(found[head], fresh[head])
+        np.testing.assert_array_equal(actual[head], fresh[head])
     table = source.pos_embed.numpy()[0]
-    np.testing.assert_array_equal(found['pos_embed'][0, :2], table[:2])
+    np.testing.assert_array_equal(actual['pos_embed'][0, :2], table[:2])
     matrix = resize_matrix(4, 2)
     expected = np.einsum('yh,xw,hwc->yxc', matrix, matrix, table[2:].reshape(4, 4, -1))
-    np.testing.assert_allclose(found['pos_embed'][0, 2:], expected.reshape(4, -1), atol=1e-6)
+    np.testing.assert_allclose(actual['pos_embed'][0, 2:], expected.reshape(4, -1), atol=1e-6)
 
 
-def test_a_pit_takes_another_size():
+def test_a_pit_accepts_weights_of_another_size():
     source, target = small('pit_ti', img_size=64), small('pit_ti')
     zoo.load_state(target, state_of(source), 'file', adapt=True)
     matrix = resize_matrix(7, 3)
@@ -392,9 +392,9 @@ def test_other_soft_splits_and_token_widths_come_from_the_configuration():
 
 
 @pytest.mark.parametrize('overrides, said', [
-    (['MODEL.SOFT_SPLITS=[[3, 0, 1]]'], r'\[3, 0, 1\] is impossible'),
-    (['MODEL.SOFT_SPLITS=[[0, 1, 0]]'], r'\[0, 1, 0\] is impossible'),
-    (['MODEL.SOFT_SPLITS=[[3, 1, -1]]'], r'\[3, 1, -1\] is impossible'),
+    (['MODEL.SOFT_SPLITS=[[3, 0, 1]]'], r'\[3, 0, 1\] is invalid'),
+    (['MODEL.SOFT_SPLITS=[[0, 1, 0]]'], r'\[0, 1, 0\] is invalid'),
+    (['MODEL.SOFT_SPLITS=[[3, 1, -1]]'], r'\[3, 1, -1\] is invalid'),
     (['MODEL.SOFT_SPLITS=[[3, 5, 1]]'], 'multiple of 5, such as 220 or 225'),
     (['MODEL.SOFT_SPLITS=[[4, 2, 0]]'], '111 x 111 tokens instead of 112 x 112'),
     (['MODEL.NAME=pit_ti', 'MODEL.TOKEN_DIM=32'], 'MODEL.TOKEN_DIM belongs to T2T-ViT'),
@@ -404,7 +404,7 @@ def test_other_soft_splits_and_token_widths_come_from_the_configuration():
     (['MODEL.NAME=t2t_vit_cifar'], 'made for 32: set it'),
     (['MODEL.NAME=vit_tiny_patch16'], 'did you mean vit_tiny_patch16_'),
     (['MODEL.NAME=pit_ti', 'MODEL.IMAGE_SIZE=8'], '16 or more')])
-def test_what_cannot_be_built_is_one_line(overrides, said):
+def test_the_error_for_an_invalid_network_is_one_line(overrides, said):
     with pytest.raises(ConfigError, match=said) as caught:
         built(*overrides)
     assert '\n' not in str(caught.value) and caught.value.exit_code == 2
@@ -412,7 +412,7 @@ def test_what_cannot_be_built_is_one_line(overrides, said):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_a_complete_saved_configuration_builds_any_network(name):
-    """Every key is in it, those that only T2T-ViT has too."""
+    """A saved configuration has every key, also those of T2T-ViT."""
     network = built(f'MODEL.NAME={name}', 'MODEL.IMAGE_SIZE=32', 'MODEL.FROZEN=false',
                     'MODEL.SOFT_SPLITS=[]', 'MODEL.TOKEN_DIM=64', 'MODEL.TOKENS_TYPE=',
                     'MODEL.DROP_PATH_RATE=0.1', 'MODEL.NUM_CLASSES=3')

@@ -1,11 +1,11 @@
 """Which networks are there?
 
-`create_model('t2t_vit_7')` makes one; `load_state` puts named weights into it.
+`create_model('t2t_vit_7')` builds one; `load_state` loads named weights into it.
 
     t2t_variants    squeeze-and-excitation, ghost and dense T2T-ViT
     vit             ViT and DeiT
     pit             PiT
-    names           tensor names in other people's files
+    names           tensor names and layouts of other codebases
     macs            multiply-accumulates
 """
 
@@ -21,9 +21,9 @@ from zoo.pit import PiT
 from zoo.t2t_variants import T2T_ViT_Dense, T2T_ViT_Ghost, T2T_ViT_SE
 from zoo.vit import ViT
 
-# For 32 x 32 pixels: the paper's first split of stride 4 would leave 8 x 8 tokens before anything
-# was exchanged, and a grid of 2 x 2 in the end. A first split of stride 1 keeps every pixel, so
-# both exchanges happen on finer grids (32 x 32, 16 x 16), and 8 x 8 = 64 tokens are left.
+# (kernel, stride, padding) for 32 x 32 pixels. The paper's strides 4, 2, 2 would leave 2 x 2
+# tokens. With strides 1, 2, 2 the token transformers work on grids of 32 x 32 and 16 x 16, and
+# 8 x 8 = 64 tokens remain.
 SMALL_IMAGE_SPLITS = ((3, 1, 1), (3, 2, 1), (3, 2, 1))
 
 
@@ -50,8 +50,7 @@ def _pit(size, **options):
     }[size], **options}
 
 
-# name: (network, options). The options hold an image size or a number of classes where the name
-# implies one that is not ImageNet's at 224 pixels.
+# name: (network, options). img_size and num_classes are given where they differ from 224 and 1000.
 MODELS = {
     # Tables 1 and 2 of arXiv 2101.11986.
     't2t_vit_7': _t2t(256, 7, 4, 2.0),
@@ -107,10 +106,10 @@ MODELS = {
 
 
 def entry(name):
-    """The (class, options) of a name in MODELS.
+    """Return (class, options) of a name in MODELS.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ValueError: for an unknown name; the message suggests the nearest known one.
     """
     if name not in MODELS:
         nearest = difflib.get_close_matches(name, MODELS, n=1)
@@ -120,18 +119,18 @@ def entry(name):
 
 
 def create_model(name, num_classes=None, img_size=None, norm_epsilon=None, **kwargs):
-    """Build a network of the zoo, freshly initialised.
+    """Build a network of the zoo, newly initialised.
 
     Args:
         name: a key of MODELS.
-        num_classes: width of the head; None: what the name implies, else 1000.
-        img_size: side of the square input, in pixels; None: what the name implies, else 224.
+        num_classes: width of the head; None: the default of MODELS or of the network.
+        img_size: side of the square input, in pixels; None: the default, as above.
         norm_epsilon: of every LayerNorm; None: the network's own.
-        **kwargs: further options of the network, over those of the table.
+        **kwargs: further options of the network; they override those in MODELS.
 
     Raises:
-        ValueError: for an unknown name or option (with the nearest known one) or impossible
-            options.
+        ValueError: for an unknown name or option (the message suggests the nearest known one) or
+            invalid options.
     """
     network, options = entry(name)
     for option in kwargs:
@@ -140,21 +139,21 @@ def create_model(name, num_classes=None, img_size=None, norm_epsilon=None, **kwa
             nearest = difflib.get_close_matches(option, known, n=1)
             hint = f'did you mean {nearest[0]}?' if nearest else f'known are {", ".join(known)}'
             raise ValueError(f'{name} has no option {option!r}, {hint}')
-    said = {key: value for key, value in dict(num_classes=num_classes, img_size=img_size).items()
-            if value is not None}
-    built = network(**{**options, **said, **kwargs})
+    given = {key: value for key, value in dict(num_classes=num_classes, img_size=img_size).items()
+             if value is not None}
+    built = network(**{**options, **given, **kwargs})
     if norm_epsilon is not None:
         built.set_norm_epsilon(norm_epsilon)
     return built
 
 
 def takes(name, option):
-    """Whether the network of that name has an option, e.g. drop_path_rate."""
+    """Whether the network called `name` has an option, e.g. drop_path_rate."""
     return option in _options_of(MODELS[name][0])
 
 
 def _options_of(network):
-    """The names of a network's options; **options are those of the class it inherits from."""
+    """The names of a network's options; for **options those of its base class are included."""
     names = set()
     for each in network.__mro__:
         parameters = inspect.signature(each.__init__).parameters.values()
@@ -165,8 +164,10 @@ def _options_of(network):
 
 
 def same_network(name, other):
-    """Whether two names differ in image size and number of classes at most, e.g. vit_tiny_* and
-    deit_tiny_*."""
+    """Whether two names differ at most in image size and number of classes.
+
+    An example is vit_tiny_patch16_224 and deit_tiny_patch16_224.
+    """
     def row(each):
         network, options = MODELS[each]
         return network, {key: value for key, value in options.items()
@@ -176,13 +177,13 @@ def same_network(name, other):
 
 @dataclass
 class Loaded:
-    """What load_state did, in names of parameters.
+    """What load_state did: lists of parameter names.
 
     Attributes:
         source: where the weights came from.
-        taken: those that have the file's values.
-        adapted: those that were made from the file's values.
-        fresh: those that are not in the file and keep their initial values.
+        taken: loaded unchanged.
+        adapted: interpolated from the file's values.
+        fresh: not loaded; newly initialised.
     """
 
     source: str
@@ -191,28 +192,28 @@ class Loaded:
     fresh: list
 
     def __str__(self):
-        said = [f'{len(self.taken)} tensors taken']
-        said += [f'{_shorten(names)} {what}' for names, what in (
-            (self.adapted, 'interpolated'), (self.fresh, 'fresh')) if names]
-        return f'weights of {self.source}: {"; ".join(said)}'
+        parts = [f'{len(self.taken)} tensors loaded']
+        parts += [f'{_shorten(names)} {what}' for names, what in (
+            (self.adapted, 'interpolated'), (self.fresh, 'newly initialised')) if names]
+        return f'weights of {self.source}: {"; ".join(parts)}'
 
 
 def load_state(network, state, source, adapt=False, new_head=False):
-    """Put named weights into a network, all of them or none.
+    """Load named weights into a network, all of them or none.
 
     Args:
         state: {parameter name: ndarray}, a Linear's weight as `[in, out]`.
-        source: where it came from, for messages.
-        adapt: take weights of another image size: position tables are interpolated, bicubic,
-            their prefix tokens apart.
-        new_head: take weights of another number of classes, and those without a head: the
-            network's own heads stay.
+        source: where the weights came from, for messages.
+        adapt: accept another image size: position tables are interpolated (bicubic), the rows of
+            prefix tokens are copied.
+        new_head: accept another number of classes, or no head: the network's heads keep their
+            initial values.
 
     Returns:
         Loaded.
 
     Raises:
-        WeightsError: listing what is missing, unexpected, or of another shape.
+        WeightsError: lists the parameters that are missing, unexpected, or of another shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state, adapted, fresh = dict(state), [], []
@@ -234,15 +235,15 @@ def load_state(network, state, source, adapt=False, new_head=False):
             f'{name} {list(state[name].shape)} instead of {list(shape)}'
             for name, shape in wanted.items() if name in state and state[name].shape != shape],
     }
-    found = [f'{kind}: {_shorten(names)}' for kind, names in problems.items() if names]
-    if found:
+    listed = [f'{kind}: {_shorten(names)}' for kind, names in problems.items() if names]
+    if listed:
         hint = ''
         if not problems['missing'] and not problems['unexpected'] and not adapt:
-            hint = (' (MODEL.ADAPT=true takes another image size or number of classes, '
-                    'where that is meant)')
-        elif found == [f'missing: {_shorten(head_parameters(network))}']:
-            hint = ' (a file without a head: train one with MODEL.PRETRAINED)'
-        raise WeightsError(f'{source}: does not fit the network; {"; ".join(found)}{hint}')
+            hint = (' (MODEL.ADAPT=true accepts another image size or number of classes, '
+                    'if that is intended)')
+        elif listed == [f'missing: {_shorten(head_parameters(network))}']:
+            hint = ' (the file has no head: train one with MODEL.PRETRAINED)'
+        raise WeightsError(f'{source}: does not fit the network; {"; ".join(listed)}{hint}')
     for name, tensor in network.state_dict().items():
         tensor.set_value(np.ascontiguousarray(state[name]).astype('float32'))
     taken = [name for name in wanted if name not in adapted and name not in fresh]
@@ -255,12 +256,12 @@ def head_parameters(network):
 
 
 def _fresh_heads(network, state, wanted):
-    """The parameters of heads that `state` does not have, or with another number of classes."""
+    """The parameters of heads that `state` lacks or has with another number of classes."""
     fresh = []
     for head in network.heads:
         names = [name for name in wanted if name.startswith(f'{head}.')]
-        found = [name for name in names if name in state]
-        if not found or (found == names and any(state[name].shape != wanted[name] for name in names)
+        given = [name for name in names if name in state]
+        if not given or (given == names and any(state[name].shape != wanted[name] for name in names)
                          and all(state[name].shape[:-1] == wanted[name][:-1] for name in names)):
             fresh += names
     return fresh

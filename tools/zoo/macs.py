@@ -1,23 +1,22 @@
-"""How much a network computes: multiply-accumulates (MACs), layer by layer.
+"""Multiply-accumulates (MACs) of a network, layer by layer.
 
-Papers and tools count different things and call them all FLOPs. Two kinds are told apart here:
+Papers and tools call different counts FLOPs. Two kinds are counted separately here:
 
-- `linear`: linear layers and convolutions. Tools that know layers by their class see only these;
-  for T2T-ViT-7 at 224 pixels they are 975,534,080, or 0.98 G.
-- `attention`: products of two computed matrices, queries with keys and maps with values; of a
-  Performer all that replaces them, the random features included. With them T2T-ViT-7 comes to
-  1.15 G, the 1.1 G of the paper (arXiv 2101.11986, table 2). A layer tells them itself by a method
-  `attention_macs(num_tokens)`.
+- `linear`: linear layers and convolutions. Tools that identify layers by class count only these.
+  T2T-ViT-7 at 224 pixels: 975,534,080, or 0.98 G.
+- `attention`: products of two computed matrices: queries with keys, attention maps with values;
+  for a Performer, the random features and the products that replace these. A layer reports them
+  with its method `attention_macs(num_tokens)`.
 
-Both together are the paper's figures, to the decimal it gives, of all T2T-ViT and T2T-ViT_t but
-one: T2T-ViT-24 comes to 13.66 G here and to 13.8 G there. The difference is unexplained. It is in
-no layer that the paper could count more of: T2T-ViT-7 has the same kinds of layers and room for 3
-M more before it would be 1.2 G; from it to T2T-ViT-24 no kind of layer grows more than 21-fold
-(the MLPs), which makes 65 M, and 88 M are missing. The paper's own figures disagree as well: the
-two kinds of token transformer differ by 1.3 G, whatever the blocks, as for 14 and 19, and by 1.2 G
-for 24.
+Their sum for T2T-ViT-7 is 1.15 G, the paper's 1.1 G (arXiv 2101.11986, table 2). The sums agree
+with the paper, to the decimal it gives, for every T2T-ViT and T2T-ViT_t except T2T-ViT-24: 13.66 G
+here, 13.8 G in the paper. The difference is unexplained. A kind of layer that the paper counts
+differently does not explain it: with 3 M more T2T-ViT-7 would round to 1.2 G, and no kind of
+layer grows more than 21-fold from T2T-ViT-7 to T2T-ViT-24, so this explains at most 65 M; 88 M
+are missing. The paper's figures are not consistent either: Performer and Transformer versions
+have the same blocks and differ by 1.3 G for 14 and 19 blocks, but by 1.2 G for 24.
 
-Biases, norms, softmax, GELU and other elementwise work are left out, as everywhere.
+Biases, norms, softmax, GELU and other elementwise operations are not counted, as is usual.
 """
 
 import math
@@ -29,7 +28,7 @@ from paddle import nn
 
 @dataclass
 class LayerMacs:
-    """What one call of a layer computes for one image."""
+    """MACs of one call of a layer for one image."""
 
     name: str
     kind: str    # 'linear' or 'attention'
@@ -39,17 +38,17 @@ class LayerMacs:
 def count_macs(network, image_size):
     """The MACs of one image `[1, 3, S, S]`, in the order in which the layers are called.
 
-    The network runs once. It is counted as it is written: what an export saves by merging layers
-    or by leaving out unused tokens stays counted.
+    Runs the network once, as defined: what an export saves by merging layers or by dropping unused
+    tokens is still counted.
 
     Returns:
-        list of LayerMacs; a layer that is called twice is there twice.
+        list of LayerMacs; a layer that is called twice is listed twice.
     """
-    found, handles = [], []
+    calls, handles = [], []
 
     def count(name, kind, formula):
         def hook(layer, inputs, output):
-            found.append(LayerMacs(name, kind, int(formula(layer, inputs[0], output))))
+            calls.append(LayerMacs(name, kind, int(formula(layer, inputs[0], output))))
         return hook
 
     for name, layer in network.named_sublayers(include_self=True):
@@ -70,11 +69,11 @@ def count_macs(network, image_size):
             handle.remove()
         if was_training:
             network.train()
-    return found
+    return calls
 
 
 def total_macs(layers):
-    """Sums of what `count_macs` returns: dict of linear, attention and total."""
+    """Sums over the result of `count_macs`: a dict with linear, attention and total."""
     sums = {kind: sum(layer.macs for layer in layers if layer.kind == kind)
             for kind in ('linear', 'attention')}
     return dict(sums, total=sum(sums.values()))

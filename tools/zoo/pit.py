@@ -1,6 +1,6 @@
 """Pooling-based Vision Transformer (Heo et al., ICCV 2021, arXiv 2103.16302).
 
-As in a convolutional network the token grid shrinks and the width grows from stage to stage: a
+As in a convolutional network, the token grid shrinks and the width grows from stage to stage: a
 strided depthwise convolution pools the grid, a linear layer widens the class token (section 3.2).
 
     image (B, 3, 224, 224)        pit_ti
@@ -10,7 +10,7 @@ strided depthwise convolution pools the grid, a linear layer widens the class to
       norm of the class token     -> (B, 256)
       head                        -> (B, num_classes)
 
-Names of parameters are those of the official repository, github.com/naver-ai/pit.
+Parameter names are those of the official repository, github.com/naver-ai/pit.
 """
 
 import paddle
@@ -29,7 +29,10 @@ from common import (
 
 
 class Stage(nn.Layer):
-    """Transformer blocks over prefix tokens `[B, n, C]` and a grid `[B, C, side, side]`."""
+    """Transformer blocks over prefix tokens `[B, n, C]` and a token grid `[B, C, side, side]`.
+
+    Returns (prefix, grid) of the same shapes.
+    """
 
     def __init__(self, blocks, side):
         super().__init__()
@@ -45,7 +48,11 @@ class Stage(nn.Layer):
 
 
 class Pool(nn.Layer):
-    """Halves the side of a grid and widens both, grid and prefix tokens, from dim to out_dim."""
+    """Halve the side of the grid and widen grid and prefix tokens from dim to out_dim channels.
+
+    (prefix `[B, n, dim]`, grid `[B, dim, side, side]`) to (`[B, n, out_dim]`,
+    `[B, out_dim, (side + 1) // 2, (side + 1) // 2]`).
+    """
 
     def __init__(self, dim, out_dim):
         super().__init__()
@@ -61,26 +68,26 @@ class PiT(ImageClassifier):
 
     Args:
         img_size: S, in pixels; at least patch_size. Up to stride - 1 pixels at the right and
-            lower edge are not seen where the patches don't reach them, as in the official code.
-        num_classes: width of each head; 0 leaves them out, and features come out.
+            lower edge lie outside all patches and are ignored, as in the official code.
+        num_classes: width of each head; 0: no heads, the network returns features.
         patch_size, stride: of the overlapping patches, in pixels.
-        head_dim: width of an attention head; a stage is head_dim * num_heads wide.
-        depth, num_heads: one number a stage.
+        head_dim: width of an attention head; a stage has head_dim * num_heads channels.
+        depth, num_heads: one number for each stage.
         drop_rate, attn_drop_rate, drop_path_rate: dropout of tokens, of attention maps, and of
-            residual branches. Block i of n in all stages drops with drop_path_rate * i / n, so
-            that the rate itself is not reached, as in the official code.
-        distilled: a second prefix token, and `head_dist` on it.
+            residual branches. Block i of n, counted over all stages, has drop_path_rate * i / n;
+            as in the official code the last block does not reach the full rate.
+        distilled: add a distillation token and its head `head_dist`.
 
     Raises:
-        ValueError: for a size that can't work.
+        ValueError: for an image size smaller than a patch, or an invalid number of heads.
     """
 
-    linear_std = None    # the official code leaves PyTorch's initial values
+    linear_std = None    # the official code keeps PyTorch's default initialisation
     norm_epsilon = 1e-6
     no_weight_decay = ('cls_token', 'pos_embed')
     position_axes = {'pos_embed': (2, 3)}
-    # timm/models/pit.py: a pooling opens the stage behind it in timm today, and closed the one
-    # before it in 0.4.
+    # timm/models/pit.py: a pooling layer belongs to the next stage in current timm, and to the
+    # previous stage in timm 0.4.
     namings = {'timm PiT': ((r'^transformers\.1\.pool\.', 'pools.0.'),
                             (r'^transformers\.2\.pool\.', 'pools.1.')),
                'timm 0.4 PiT': ((r'^transformers\.(?=\d\.pool\.)', 'pools.'),
@@ -109,7 +116,7 @@ class PiT(ImageClassifier):
         for stage, width in enumerate(widths):
             if stage:
                 self.pools.append(Pool(widths[stage - 1], width))
-                side = (side - 1) // 2 + 1
+                side = (side + 1) // 2
             self.transformers.append(Stage([
                 Block(width, num_heads[stage], mlp_ratio, qkv_bias, drop_rate, attn_drop_rate,
                       next(drop_paths), self.norm_epsilon) for _ in range(depth[stage])], side))
@@ -129,10 +136,10 @@ class PiT(ImageClassifier):
             if stage:
                 prefix, grid = self.pools[stage - 1](prefix, grid)
             prefix, grid = transformer(prefix, grid)
-        return self.norm(prefix)                                # (B, prefix, C)
+        return self.norm(prefix)                                           # (B, prefix, C)
 
     def layers(self):
-        """A pooling belongs to the last block of the stage in front of it."""
+        """See ImageClassifier. A pooling layer counts to the last block of the previous stage."""
         layers = []
         for stage, transformer in enumerate(self.transformers):
             layers += [(f'transformers.{stage}.blocks.{index}',)

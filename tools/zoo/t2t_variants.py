@@ -1,6 +1,6 @@
-"""The paper's design comparisons (sections 3.2 and 4.3): squeeze-and-excitation, ghost, dense.
+"""The designs that the paper compares (sections 3.2 and 4.3): squeeze-and-excitation, ghost, dense.
 
-ResNeXt and wide differ by numbers only; they are rows of the table in `zoo/__init__.py`.
+ResNeXt and wide only have other sizes; they are rows of MODELS in `zoo/__init__.py`.
 """
 
 import numpy as np
@@ -20,11 +20,11 @@ class SqueezeExcitation(nn.Layer):
                                 nn.Linear(dim // reduction, dim, bias_attr=False), nn.Sigmoid())
 
     def forward(self, x):
-        return x * self.fc(x.mean(axis=1, keepdim=True))
+        return x * self.fc(x.mean(axis=1, keepdim=True))        # (B, N, C) * (B, 1, C)
 
 
 class SqueezeExcitationAttention(Attention):
-    """Attention whose output channels are weighed by what the whole image shows."""
+    """Attention followed by squeeze-and-excitation of its output channels."""
 
     def __init__(self, dim, *args, **kwargs):
         super().__init__(dim, *args, **kwargs)
@@ -35,10 +35,10 @@ class SqueezeExcitationAttention(Attention):
 
 
 class ChannelScale(nn.Layer):
-    """One learned factor a channel: the "cheap operation" of GhostNet (Han et al., CVPR 2020).
+    """One learned factor for each channel: `[B, N, C]` to `[B, N, C]`.
 
-    The official code writes it as a grouped convolution of kernel size 1, hence the weight's
-    shape `[C, 1, 1]`.
+    The "cheap operation" of GhostNet (Han et al., CVPR 2020). The official code writes it as a
+    grouped convolution of kernel size 1, hence the weight's shape `[C, 1, 1]`.
     """
 
     def __init__(self, dim):
@@ -51,7 +51,10 @@ class ChannelScale(nn.Layer):
 
 
 class GhostAttention(Attention):
-    """Attention that projects to half of the channels and scales those to get the others."""
+    """Attention whose queries, keys and values are half projected and half scaled copies of these.
+
+    The copies are scaled by `ChannelScale`.
+    """
 
     def build_projections(self, dim, qkv_bias):
         half = dim // 2
@@ -62,11 +65,16 @@ class GhostAttention(Attention):
     def query_key_value(self, x):
         halves = [(getattr(self, name)(x), getattr(self, f'cheap_operation_{name}'))
                   for name in 'qkv']
-        return [paddle.concat([half, scale(half)], axis=-1) for half, scale in halves]
+        return [paddle.concat([half, scale(half)], axis=-1)     # (B, N, C)
+                for half, scale in halves]
 
 
 class GhostMlp(nn.Layer):
-    """MLP with three times the width, two thirds of which are scaled copies of the first."""
+    """MLP of three times the input's width, two thirds of it scaled copies of the first third.
+
+    Raises:
+        ValueError: if hidden_dim is not 3 * dim.
+    """
 
     def __init__(self, dim, hidden_dim, drop=0.0):
         super().__init__()
@@ -84,20 +92,24 @@ class GhostMlp(nn.Layer):
         x = self.act(self.fc1(x))                               # (B, N, C)
         ghosts = [self.act(self.cheap_operation2(x)), self.act(self.cheap_operation3(x))]
         x = self.drop(paddle.concat([x] + ghosts, axis=-1))     # (B, N, 3 * C)
-        return self.drop(self.fc2(x))
+        return self.drop(self.fc2(x))                           # (B, N, C)
 
 
 class SqueezeExcitationBlock(Block):
+    """Block with SqueezeExcitationAttention."""
+
     attention = SqueezeExcitationAttention
 
 
 class GhostBlock(Block):
+    """Block with GhostAttention and GhostMlp."""
+
     attention = GhostAttention
     feed_forward = GhostMlp
 
 
 class DenseBlock(Block):
-    """A block whose result is narrowed and appended: `[B, N, C]` to `[B, N, C + growth_rate]`."""
+    """Block that appends its projected output: `[B, N, C]` to `[B, N, C + growth_rate]`."""
 
     def __init__(self, dim, growth_rate, **block_options):
         super().__init__(dim, **block_options)
@@ -108,7 +120,7 @@ class DenseBlock(Block):
 
 
 class Transition(nn.Layer):
-    """Halves the width between two dense stages: `[B, N, C]` to `[B, N, C // 2]`."""
+    """Halve the width between two dense stages: `[B, N, C]` to `[B, N, C // 2]`."""
 
     def __init__(self, dim):
         super().__init__()
@@ -132,12 +144,13 @@ class T2T_ViT_Ghost(T2T_ViT):
 
 
 class T2T_ViT_Dense(T2T_ViT):
-    """T2T-ViT whose blocks pass on everything before them (Huang et al., CVPR 2017).
+    """T2T-ViT with dense connections (DenseNet, Huang et al., CVPR 2017).
 
     Args:
         growth_rate: channels that every block adds.
-        block_config: blocks in each stage; `depth` is left to its default, as it only spreads
-            `drop_path_rate`, of which a stage takes one value.
+        block_config: number of blocks in each stage. `depth` keeps its default: it only sets the
+            steps of `drop_path_rate`, and all blocks of a stage have the same rate.
+        **options: of T2T_ViT.
     """
 
     def __init__(self, growth_rate=64, block_config=(3, 6, 6, 4), **options):

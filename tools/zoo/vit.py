@@ -1,9 +1,9 @@
 """Vision Transformer (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929) and DeiT (Touvron et al.,
 ICML 2021, arXiv 2012.12877).
 
-DeiT's networks are ViT's, trained by another recipe; its distilled ones have a second prefix
-token, with a head of its own that learns from a teacher (section 4 there). Names of parameters
-are those of timm and of the DeiT repository.
+DeiT trains ViT's networks with another recipe. Its distilled networks have a second prefix token
+with a head of its own, which learns from a teacher (DeiT, section 4). Parameter names are those of
+timm and of the DeiT repository.
 """
 
 import numpy as np
@@ -22,24 +22,23 @@ from common import (
 
 
 class ViT(ImageClassifier):
-    """Vision transformer on patches that don't overlap: images `[B, in_chans, S, S]` to logits.
+    """Vision transformer on non-overlapping patches: images `[B, in_chans, S, S]` to logits.
 
     Args:
         img_size: S, in pixels; a multiple of patch_size.
-        num_classes: width of each head; 0 leaves them out, and features come out.
+        num_classes: width of each head; 0: no heads, the network returns features.
         drop_rate, attn_drop_rate, drop_path_rate: dropout of tokens, of attention maps, and of
             residual branches (growing linearly over the depth up to this rate).
-        distilled: a distillation token `dist_token` beside the class token, and its `head_dist`.
+        distilled: add a distillation token `dist_token` and its head `head_dist`.
 
     Raises:
-        ValueError: for a size or a number of heads that can't work.
+        ValueError: for an invalid image size or number of heads.
     """
 
     norm_epsilon = 1e-6
     no_weight_decay = ('cls_token', 'dist_token', 'pos_embed')
     position_axes = {'pos_embed': (1,)}
-    # image_classification/{ViT,DeiT} of BR-IDL/PaddleViT (their load_pytorch_weights.py, in all of
-    # its versions).
+    # image_classification/{ViT,DeiT} of BR-IDL/PaddleViT (all versions of load_pytorch_weights.py).
     namings = {'PaddleViT ViT': (
         (r'^transformer\.(embeddings\.)?', ''),
         (r'^(patch_embedding\.)?(class_token|cls_token)$', 'cls_token'),
@@ -62,7 +61,7 @@ class ViT(ImageClassifier):
         self.img_size = square_side(img_size)
         if self.img_size % patch_size:
             above = (self.img_size // patch_size + 1) * patch_size
-            raise ValueError(f'img_size {self.img_size} cannot be cut into patches: use a '
+            raise ValueError(f'img_size {self.img_size} cannot be divided into patches: use a '
                              f'multiple of {patch_size}, such as {above}')
         self.grid_size = self.img_size // patch_size
         self.num_features = embed_dim
@@ -87,7 +86,7 @@ class ViT(ImageClassifier):
             nn.initializer.Normal(std=0.02)(token)
 
     def prefix_tokens(self):
-        """The learned tokens in front, each `[1, 1, C]`, in their order."""
+        """The learned tokens before the image tokens, each `[1, 1, C]`, in order."""
         names = ('cls_token', 'dist_token')[:self.num_prefix_tokens]
         return [getattr(self, name) for name in names]
 
