@@ -154,9 +154,9 @@ class TestTrainTransform:
         expected = np.asarray(vision.Resize((40, 40), interpolation)(crop))
         found = transform.pixels(image, np.random.default_rng(8))
         np.testing.assert_array_equal(found, expected)
-        handed_over = transform(image, np.random.default_rng(8))
-        assert handed_over.dtype == np.uint8 and handed_over.flags['C_CONTIGUOUS']
-        np.testing.assert_array_equal(handed_over, expected.transpose(2, 0, 1))    # [3, H, W]
+        found_chw = transform(image, np.random.default_rng(8))
+        assert found_chw.dtype == np.uint8 and found_chw.flags['C_CONTIGUOUS']
+        np.testing.assert_array_equal(found_chw, expected.transpose(2, 0, 1))    # [3, H, W]
 
     def test_flip(self):
         image = Image.fromarray(picture(50, 50))
