@@ -4,13 +4,19 @@
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 2; }
 
+# A signal ends the set-up as it ends the programs: with 75 (130 for Ctrl-C), and what it runs.
+leave() { kill $(jobs -p) 2>/dev/null || true; exit "$1"; }
+trap 'leave 75' TERM USR1 HUP
+trap 'leave 130' INT
+
 # Runs at all (a version manager's shim may exist and fail), and is a version Paddle is built for.
 usable() { "$1" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
 
 # imports PYTHON MODULE. Looking costs milliseconds and importing Paddle seconds, so look first.
 imports() {
     "$1" -c 'import importlib.util, sys
-sys.exit(1) if importlib.util.find_spec(sys.argv[1]) is None else __import__(sys.argv[1])' "$2" >/dev/null 2>&1
+sys.exit(1) if importlib.util.find_spec(sys.argv[1]) is None else __import__(sys.argv[1])' "$2" >/dev/null 2>&1 &
+    wait $!    # which a signal ends
 }
 
 nvidia_driver() {
@@ -80,7 +86,7 @@ install() {
     rm .venv/unfinished
     exec 9<&-
 }
-pip_install() { "$own" -m pip install --quiet --disable-pip-version-check "$@"; }
+pip_install() { "$own" -m pip install --quiet --disable-pip-version-check "$@" & wait $!; }
 
 # Leaves in $python an interpreter that has what is needed. $1 is "tests" where pytest is needed too;
 # what follows is a Python command that must succeed before anything is installed.

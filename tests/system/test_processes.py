@@ -137,7 +137,8 @@ def test_several_processes_in_a_checkout_that_is_read_only(tmp_path, below_it):
                         ignore=shutil.ignore_patterns('__pycache__'))
     (checkout / 'program.py').write_text('print("I was here")\n')
     temporary.mkdir()
-    for folder in (checkout, checkout / 'tools', checkout / 'config'):
+    folders = [path for path in [checkout, *checkout.rglob('*')] if path.is_dir()]
+    for folder in folders:
         folder.chmod(0o555)
     output = tmp_path / 'run' if below_it else checkout / 'output' / 'run'
     done = subprocess.run(
@@ -149,6 +150,8 @@ def test_several_processes_in_a_checkout_that_is_read_only(tmp_path, below_it):
     logs = Path(re.match(r'Each process writes to (.*)/workerlog\.N; ', line)[1])
     assert logs.is_relative_to(tmp_path / 'run.launch' if below_it else temporary)
     assert (logs / 'workerlog.1').read_text() == 'I was here\n'
+    for folder in folders:
+        folder.chmod(0o755)
 
 
 def test_two_runs_never_share_a_folder(recipe, tmp_path):

@@ -5,6 +5,7 @@ every command line it gets to a journal. `-m venv` makes another stub, `-m pip i
 modules. tools/launch.py is run by a real Python, which takes the stub for itself.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.runs import below
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +34,7 @@ if [[ $1 == -c ]]; then
         *'<= sys.version_info'*) [[ ! -e $here/too_old ]]; exit ;;
         *'version_info >= (3, 13)'*) [[ ! -e $here/is_313 ]]; exit ;;
         *samefile*) [[ $here -ef .venv/bin ]]; exit ;;
-        *find_spec*) [[ -e $here/has_$3 ]]; exit ;;
+        *find_spec*) sleep "${STUB_LOOK:-0}"; [[ -e $here/has_$3 ]]; exit ;;
         *device_count*) [[ -e $here/has_gpu ]] && echo 4 || echo 0; exit ;;
         *ensurepip*) [[ ! -e $here/no_ensurepip ]]; exit ;;
         *) exit 0 ;;
@@ -395,6 +397,25 @@ def test_signals_reach_the_program(machine, number):
     process.send_signal(number)
     process.communicate(timeout=10)
     assert process.returncode == -number
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize('slow', ['STUB_LOOK', 'STUB_SLEEP'], ids=['looking', 'installing'])
+def test_a_signal_ends_the_set_up(machine, slow, number, code):
+    machine.add('python3')
+    process = machine.start('train.sh', **{slow: '30'})
+    deadline = time.monotonic() + 30
+    asleep = []
+    while not asleep:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(OSError):    # one that has just ended
+            asleep = [pid for pid in below(process.pid)
+                      if Path(f'/proc/{pid}/cmdline').read_bytes().endswith(b'sleep\x0030\0')]
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    os.kill(asleep[0], signal.SIGKILL)    # what a stub started
+    process.communicate()
+    assert not any('tools/' in line for line in machine.lines())
 
 
 def test_training_resumes_unless_the_caller_says_otherwise(machine):

@@ -103,6 +103,17 @@ def test_an_output_that_nobody_reads_is_no_crash(redirect, code):
     assert len(done.stderr.splitlines()) == (redirect == '>/dev/full')
 
 
+def test_processes_go_on_where_nobody_reads_the_launcher(tmp_path):
+    program = tmp_path / 'program.py'
+    program.write_text('import time\nfor i in range(20): print(i, flush=True); time.sleep(0.02)\n')
+    shell = (f'set -o pipefail; "{sys.executable}" tools/launch.py "$0" --nproc 2 '
+             f'--logs "{tmp_path}/logs" -- | head -n 1')
+    done = subprocess.run(['bash', '-c', shell, program], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60)
+    assert (done.returncode, done.stdout) == (0, '0\n'), done.stderr
+    assert (tmp_path / 'logs' / 'workerlog.0').read_text().splitlines()[-1] == '19'
+
+
 def test_an_error_is_told_where_stdout_is_closed():
     done = subprocess.run(['bash', '-c', f'"{sys.executable}" -c "$0" wrong >&-', SAY],
                           capture_output=True, text=True, timeout=60,
