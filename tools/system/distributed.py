@@ -1,5 +1,7 @@
 """Processes: the same calls work with one process and with many (one a card)."""
 
+import contextlib
+import io
 import itertools
 import pickle
 import signal
@@ -22,10 +24,11 @@ class DisagreementError(RuntimeError):
 
 
 def init():
-    """Join the processes that paddle.distributed.launch started; nothing to do for one."""
+    """Join the processes that a launcher started; nothing to do for one."""
     global _lockstep
     if world_size() > 1:
-        dist.init_parallel_env()
+        with contextlib.redirect_stderr(io.StringIO()):    # Paddle lists flags that it has set
+            dist.init_parallel_env()
         store = paddle_private.global_store()
         if store is not None:
             _lockstep = Lockstep(rank(), world_size(), store)
