@@ -14,7 +14,7 @@ import paddle
 import pytest
 from conftest import ROOT
 from support.plain import Plain, write_recipe
-from support.runs import figures, newest
+from support.runs import figures, newest, without_roots_rights
 
 import build
 import train
@@ -199,6 +199,20 @@ def test_a_link_leads_to_the_same_lock(tmp_path):
                             capture_output=True, text=True, timeout=120)
     assert 'another process trains in this folder' in second.stderr
     lock.close()
+
+
+def test_a_folder_beside_which_nothing_may_be_written_is_locked_inside(tmp_path):
+    disk = tmp_path / 'mounted' / 'disk'
+    disk.mkdir(parents=True)
+    disk.parent.chmod(0o555)
+    script = 'import conftest, sys; from training.folder import claim; claim(sys.argv[1], 0)'
+    try:
+        done = subprocess.run([sys.executable, '-c', script, disk], cwd=ROOT / 'tests', text=True,
+                              capture_output=True, timeout=120, preexec_fn=without_roots_rights)
+    finally:
+        disk.parent.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in disk.iterdir()] == ['.disk.lock']
 
 
 def test_a_link_and_what_else_it_leads_to_stay_in_their_place(start, tmp_path):

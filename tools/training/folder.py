@@ -275,7 +275,8 @@ def claim(folder, patience=30.0):
     a job is started again while the processes of the one before still die.
 
     Args:
-        folder: the run's; the lock is the file `.NAME.lock` beside it.
+        folder: the run's, links followed; the lock is the file `.NAME.lock` beside it, or inside
+            where nothing may be written beside it.
         patience: seconds to wait for another process to end.
 
     Returns:
@@ -286,8 +287,11 @@ def claim(folder, patience=30.0):
         CheckpointError: if the other process is still there after that.
     """
     folder = Path(folder).resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(folder.parent / f'.{folder.name}.lock', 'a+b')
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.parent / f'.{folder.name}.lock', 'a+b')
+    except OSError:
+        lock = open(folder / f'.{folder.name}.lock', 'a+b')
     deadline = time.monotonic() + patience
     while True:
         try:
