@@ -144,7 +144,7 @@ class Training:
         self.log_epoch(replaced)
 
     def step(self, images, targets):
-        """Learn from the next batch; what ends the run says where its remains are."""
+        """Learn from the next batch; after too many bad steps end the run in one line."""
         try:
             return self.stepper.step(images, targets, self.at.epoch, self.at.step)
         except NotFinite as error:
