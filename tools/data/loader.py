@@ -1,15 +1,20 @@
-"""Batches in the order of a sampler, read here or by worker processes."""
+"""Batches in the order of a sampler, from worker processes through paddle.io.DataLoader."""
 
 import itertools
+import json
 import logging
 import sys
 from contextlib import closing
 
 import numpy as np
 import paddle
+from paddle.io import DataLoader, IterableDataset
 
 from data.decode import ImageError
 from data.workers import LoaderError, Workers, fill_batch
+
+WAITING = ''                     # in place of a report
+NOTHING = np.zeros(1, np.uint8)
 
 
 class Loader:
@@ -72,15 +77,55 @@ class Loader:
             yield report, paddle.to_tensor(images), paddle.to_tensor(labels)
 
     def _receive(self):
-        keys = iter(self.batch_sampler)
         batch_size = self.batch_sampler.batch_size
         with closing(Workers(self.dataset, self.num_workers, batch_size)) as workers:
-            for batch in itertools.islice(keys, workers.capacity):
-                workers.begin(batch)
-            while workers.done < workers.begun:
-                report, images, labels = workers.wait(self.timeout, self.poll)
-                # Copied before their place in memory is given to the next batch.
-                tensors = paddle.to_tensor(images), paddle.to_tensor(labels)
-                for batch in itertools.islice(keys, 1):
-                    workers.begin(batch)
-                yield report, *tensors
+            stream = _Stream(workers, self.batch_sampler, self.timeout)
+            # A thread of Paddle's copies batches to the device while the network computes.
+            batches = iter(DataLoader(stream, batch_size=None, num_workers=0))
+            at_end = False
+            try:
+                for report, *batch in batches:
+                    if report == WAITING:
+                        self.poll()
+                    else:
+                        yield (json.loads(report), *batch)
+                at_end = True
+            finally:
+                stream.closed = True
+                if not at_end:    # left early: the thread ends with the stream
+                    for _ in batches:
+                        pass
+
+
+class _Stream(IterableDataset):
+    """What Workers deliver, for paddle.io.DataLoader: (report in JSON, images, labels).
+
+    Paddle blocks in C++ while it waits, where Python hears no signal, and an exception in its
+    thread would make it wait for ever. So something comes out at least every tenth of a second,
+    WAITING if no batch is there, and errors come as reports.
+    """
+
+    def __init__(self, workers, batch_sampler, timeout):
+        super().__init__()
+        self.workers, self.timeout = workers, timeout
+        self.keys = iter(batch_sampler)
+        self.closed = False
+
+    def __iter__(self):
+        workers = self.workers
+        try:
+            self._begin(workers.capacity)
+            while workers.done < workers.begun and not self.closed:
+                ready = workers.wait(self.timeout)
+                if ready is None:
+                    yield WAITING, NOTHING, NOTHING
+                    continue
+                report, images, labels = ready
+                yield json.dumps(report), images, labels
+                self._begin(1)    # Paddle has copied the batch, so its memory is free
+        except LoaderError as error:
+            yield json.dumps({'error': str(error)}), NOTHING, NOTHING
+
+    def _begin(self, count):
+        for keys in itertools.islice(self.keys, count):
+            self.workers.begin(keys)

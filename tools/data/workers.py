@@ -1,10 +1,10 @@
 """Worker processes that fill batches in memory they share with the main process.
 
-paddle.io.DataLoader is not used. There a worker that is stopped, or waits for a network disk,
-blocks the main process for ever and makes it deaf to signals (its `timeout` has no effect while
-the worker lives), files stay behind in /dev/shm, and its shutdown is a private function. Here the
-main process waits in short slices and knows which image each worker is reading. The shared memory
-is anonymous: it needs no room in /dev/shm and is gone with the last process.
+The workers of paddle.io.DataLoader are not used. There a worker that is stopped, or waits for a
+network disk, blocks the main process for ever and makes it deaf to signals (`timeout` has no effect
+while the worker lives), files stay behind in /dev/shm, and the shutdown is a private function. Here
+waiting is done in short slices, and it is known which image each worker is reading. The shared
+memory is anonymous: it needs no room in /dev/shm and is gone with the last process.
 """
 
 import gc
@@ -22,7 +22,7 @@ from data.decode import ImageError
 from system.start import STOP_SIGNALS, follow_parent
 
 BATCHES_AHEAD = 2    # that each worker has in memory, finished or in work
-SLICE = 0.1          # seconds between two calls of poll while a batch is waited for
+SLICE = 0.1          # seconds that wait() takes at most
 STATES = {'T': 'the process is stopped', 'D': 'it waits for a disk'}    # of proc_pid_stat(5)
 
 
@@ -79,6 +79,7 @@ class Workers:
         self.dataset = dataset
         self.capacity = count * BATCHES_AHEAD
         self.begun = self.done = 0
+        self.waited, self.waited_row = 0.0, None    # seconds for one image of the next batch
         self.workers = []
         side = dataset.transform.image_size
         try:
@@ -151,40 +152,42 @@ class Workers:
         except BrokenPipeError:    # it died when it had nothing to do; wait() says so now
             self.arrivals.register(worker.reports_from, select.POLLIN)
 
-    def wait(self, timeout, poll):
-        """Wait for the batch that was begun first of those not waited for.
+    def wait(self, timeout):
+        """Wait a moment for the batch that was begun first of those not waited for.
 
         Args:
             timeout: seconds that its worker may take for one image; 0 for no limit.
-            poll: called while waiting, ten times a second. What it raises ends the waiting.
 
         Returns:
-            What fill_batch returned, and views of images [B, 3, H, W] and labels [B], which hold
-            until the next batch is begun.
+            None while it is not there. Then what fill_batch returned, and views of images
+            [B, 3, H, W] and labels [B], which hold until the next batch is begun.
 
         Raises:
             LoaderError: for a worker that died, and for one that is stuck.
         """
         slot, worker = self.done % self.capacity, self.workers[self.done % len(self.workers)]
-        waited, row = 0.0, None
-        while not worker.reports:
-            started = time.monotonic()
-            arrived = self.arrivals.poll(1000 * SLICE)
-            for descriptor, _ in arrived:
-                self._receive(next(one for one in self.workers if one.reports_from == descriptor))
-            if not arrived:
-                poll()
-            if row != self.rows[slot]:
-                waited, row = 0.0, int(self.rows[slot])
-            else:    # a job that is stopped for an hour and then goes on has not waited for it
-                waited += min(time.monotonic() - started, 1.0)
-            if timeout and waited >= timeout and not worker.reports:
-                raise LoaderError(
-                    f'loader worker pid {worker.pid} has not read {self._path(worker)} within '
-                    f'{timeout:g} s (TRAIN.LOADER_TIMEOUT): {process_state(worker.pid)}')
+        if not worker.reports:
+            self._look(slot, worker, timeout)
+        if not worker.reports:
+            return None
         self.done += 1
+        self.waited, self.waited_row = 0.0, None
         size = self.sizes[slot]
         return worker.reports.popleft(), self.images[slot, :size], self.labels[slot, :size]
+
+    def _look(self, slot, worker, timeout):
+        """Take what arrives within a slice of time; notice a worker that is stuck."""
+        started = time.monotonic()
+        for descriptor, _ in self.arrivals.poll(1000 * SLICE):
+            self._receive(next(one for one in self.workers if one.reports_from == descriptor))
+        if self.waited_row != self.rows[slot]:
+            self.waited, self.waited_row = 0.0, int(self.rows[slot])
+        else:    # a job that is stopped for an hour and then goes on has not waited for it
+            self.waited += min(time.monotonic() - started, 1.0)
+        if timeout and self.waited >= timeout and not worker.reports:
+            raise LoaderError(
+                f'loader worker pid {worker.pid} has not read {self._path(worker)} within '
+                f'{timeout:g} s (TRAIN.LOADER_TIMEOUT): {process_state(worker.pid)}')
 
     def _receive(self, worker):
         data = os.read(worker.reports_from, 1 << 16)
