@@ -7,7 +7,7 @@
     decode        image files to pixels
     transforms    crop, resize, flip, normalise
     loader        batches, in the order of a sampler
-    workers       processes that read them
+    workers       processes that read them, for paddle.io.DataLoader
 """
 
 
