@@ -324,6 +324,8 @@ def test_prediction_names_classes_and_goes_on_past_a_bad_file(trained, data, tmp
 
 @pytest.mark.parametrize('arguments, said', [
     (['tools/train.py', '-c', 'config/nothing.yaml'], 'no such configuration file'),
+    (['tools/train.py', '-c', 'x' * 5000], 'no such configuration file'),
+    (['tools/predict.py', '--weights', 'x' * 5000], 'no such weights file'),
     (['tools/train.py', '-o', 'TRAIN.BATCHSIZE=1'], '_BATCH_SIZE'),
     (['tools/train.py', '-o', 'MODEL.NAME=t2t_vit_8'], 't2t_vit_7'),
     (['tools/train.py', '-o', 'MODEL.IMAGE_SIZE=100'], 'multiple of 16'),

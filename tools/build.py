@@ -184,7 +184,7 @@ def load_start(config, built):
     model = config.MODEL
     if model.PRETRAINED:
         path = project_path(model.PRETRAINED)
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise ConfigError(f'MODEL.PRETRAINED {model.PRETRAINED}: no such weights file')
         return load_weights(config, built, path, adapt=True, new_head=True)[0]
     if config.TRAIN.PRE_TRAIN:
@@ -207,7 +207,7 @@ def weights_path(config, given=None):
     if not config.MODEL_PATH:
         raise ConfigError('no weights: name a file with --weights or MODEL_PATH')
     path = project_path(config.MODEL_PATH)
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f'MODEL_PATH {config.MODEL_PATH}: no such weights file; train first, or '
                           'name another file with --weights')
     return path

@@ -164,10 +164,10 @@ def image_files(names):
     found = []
     for name in names:
         path = Path(name)
-        if path.is_dir():
+        if os.path.isdir(name):
             found += sorted(str(file) for file in path.rglob('*')
                             if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file())
-        elif path.exists():
+        elif os.path.exists(name):
             found.append(name)
         else:
             # A name that matches nothing stays, and is reported as a file that can't be read.

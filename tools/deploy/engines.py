@@ -14,6 +14,7 @@ executes it, as a program, so take graphs only from people whose programs you wo
 import dataclasses
 import json
 import math
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,7 @@ class Engine:
 
 def is_export(path):
     """Whether a path is that of an export rather than of a weights file."""
-    return Path(path).is_dir() or Path(path).suffix == '.onnx'
+    return os.path.isdir(path) or Path(path).suffix == '.onnx'
 
 
 def load_engine(path, engine=None, threads=None):
@@ -199,14 +200,14 @@ def load_engine(path, engine=None, threads=None):
         EngineError: for a damaged export, an engine that can't run it or is not installed.
     """
     path = Path(path)
-    fitting = ('inference',) if path.is_dir() else ('onnxruntime', 'openvino')
+    fitting = ('inference',) if os.path.isdir(path) else ('onnxruntime', 'openvino')
     if engine is None:
         engine = fitting[0]
     if engine not in fitting:
-        kind = 'a folder of Paddle Inference' if path.is_dir() else 'an .onnx file'
+        kind = 'a folder of Paddle Inference' if os.path.isdir(path) else 'an .onnx file'
         raise EngineError(f'{path}: is {kind}, which --engine {engine} does not run: use '
                           f'--engine {" or ".join(fitting)}')
-    if not path.exists():
+    if not os.path.exists(path):
         raise EngineError(f'{path}: no such export')
     loader = dict(inference=_load_inference, onnxruntime=_load_onnxruntime,
                   openvino=_load_openvino)[engine]

@@ -151,13 +151,13 @@ def table(kind):
 
 def find(path):
     """A configuration file named on the command line, as an existing path."""
-    for candidate in (Path(path).expanduser(), ROOT / path):
-        if candidate.is_file():
-            return candidate.resolve()
+    for candidate in (os.path.expanduser(path), ROOT / path):
+        if os.path.isfile(candidate):    # unlike Path.is_file, also for names that are too long
+            return Path(candidate).resolve()
     names = sorted(file.name for file in (ROOT / 'config').glob('*.yaml'))
     nearest = difflib.get_close_matches(Path(path).name, names, n=1)
     hint = f', did you mean config/{nearest[0]}?' if nearest else ''
-    raise ConfigError(f'{path}: no such configuration file{hint}')
+    raise ConfigError(f'{_short(str(path))}: no such configuration file{hint}')
 
 
 def project_path(path):
@@ -222,9 +222,10 @@ def _read_files(path, keys, removed):
         for name, value, line in _yaml_entries(path, keys):
             place = f'{shown(path)}:{line}'
             if name == 'BASE':
-                base = (path.parent / str(value)).resolve()
-                if not base.is_file():
+                base = path.parent / str(value)
+                if not os.path.isfile(base):
                     raise ConfigError(f'{place}: BASE names {_short(str(value))}, which is no file')
+                base = base.resolve()
             else:
                 _check_known(name, keys, removed, place)
                 said.setdefault(name, (value, place))    # a file wins over its base

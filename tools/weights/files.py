@@ -80,7 +80,7 @@ def read_weights(path, part=None, widen=True):
             one of more than MOST_NUMBERS numbers, which no network of the zoo has.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f'{path}: no such weights file')
     try:
         content = _look_at(path)
