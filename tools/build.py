@@ -268,7 +268,9 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, split
     found = sources.find_images(folder, project_path(list_file) if list_file else None,
                                 class_ids=class_ids(config), num_classes=config.MODEL.NUM_CLASSES,
                                 split=split, classes=classes)
-    images = ImageDataset(found.samples, transform, config.DATA.DECODER, config.TRAIN.SEED, folder,
+    # Images that a file lists lie beside it.
+    root = os.path.dirname(folder) if os.path.isfile(folder) and not found.opener else folder
+    images = ImageDataset(found.samples, transform, config.DATA.DECODER, config.TRAIN.SEED, root,
                           bad_images, found.opener)
     sampler = EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),

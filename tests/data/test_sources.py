@@ -267,6 +267,35 @@ class OneFile:
         return {'one': 0, 'two': 1}
 
 
+class Listed:
+    """A form of data for this test: a file that names the images beside it."""
+
+    def matches(self, request):
+        return request.root.endswith('.listed')
+
+    def samples(self, request):
+        lines = Path(request.root).read_text().splitlines()
+        return Images([(f'{Path(request.root).parent}/{line}', 0) for line in lines], {'one': 0})
+
+    def classes(self, request):
+        return {'one': 0}
+
+
+def test_images_that_a_file_lists_lie_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'SOURCES', [Listed(), *sources.SOURCES])
+    (tmp_path / 'images').mkdir()
+    write_jpegs(tmp_path / 'images', 2)
+    (tmp_path / 'images' / 'a.listed').write_text('0.jpg\n../images/1.jpg\n')
+    root = tmp_path / 'images' / 'a.listed'
+    loader = build.eval_loader(load_config('config/lit_data.yaml', [
+        'MODEL.NUM_CLASSES=1', 'DATA_PATH.TRAIN_DATASET_LABEL_PATH=',
+        'DATA_PATH.VAL_DATASET_LABEL_PATH=', f'DATA_PATH.TRAIN_DATASET_PATH={root}',
+        f'DATA_PATH.VAL_DATASET_PATH={root}', 'TRAIN.VAL_NUM_WORKS=0']))
+    assert [labels.numpy().tolist() for _, labels in loader] == [[0, -1]]
+    (reason,) = loader.bad_images.values()
+    assert 'leads out of' in reason
+
+
 def test_a_new_form_is_one_entry(tmp_path, monkeypatch):
     """It is found, read by worker processes, named in errors and in the classes of the network."""
     monkeypatch.setattr(sources, 'SOURCES', [OneFile(), *sources.SOURCES])

@@ -32,12 +32,13 @@ def images(tmp_path_factory):
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_two_steps(name, images, tmp_path):
+    classes = max(10, load_config(f'config/{name}.yaml').MODEL.NUM_CLASSES)
     config = load_config(f'config/{name}.yaml', [
         f'DATA_PATH.TRAIN_DATASET_PATH={images}', 'DATA_PATH.TRAIN_DATASET_LABEL_PATH=',
         f'DATA_PATH.VAL_DATASET_PATH={images}', 'DATA_PATH.VAL_DATASET_LABEL_PATH=',
-        'MODEL.IMAGE_SIZE=32', 'MODEL.PRETRAINED=', 'TRAIN.PRE_TRAIN=false',
-        'TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.TRAIN_NUM_WORKS=0', 'TRAIN.VAL_NUM_WORKS=0',
-        'TRAIN.VISUALDL=false', f'TRAIN.OUTPUT_DIR={tmp_path}/run'])
+        f'MODEL.NUM_CLASSES={classes}', 'MODEL.IMAGE_SIZE=32', 'MODEL.PRETRAINED=',
+        'TRAIN.PRE_TRAIN=false', 'TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.TRAIN_NUM_WORKS=0',
+        'TRAIN.VAL_NUM_WORKS=0', 'TRAIN.VISUALDL=false', f'TRAIN.OUTPUT_DIR={tmp_path}/run'])
     run = Training(config)
     stepper = run.stepper
     network, ema = stepper.network, stepper.ema

@@ -208,9 +208,10 @@ def test_the_limits_fit_the_largest_network():
     """With the head of ImageNet-21k and positions for the largest image size."""
     sizes = []
     for name in zoo.MODELS:
-        shapes = names.shapes_of(names.unfilled(name))
-        shapes.update({'head.weight': (shapes['norm.weight'][0], 21_841), 'head.bias': (21_841,),
-                       'pos_embed': (1, (names.MOST_PIXELS // 16) ** 2, shapes['norm.weight'][0])})
+        network = names.unfilled(name)
+        shapes, width = names.shapes_of(network), network.num_features
+        shapes.update({'head.weight': (width, 21_841), 'head.bias': (21_841,),
+                       'pos_embed': (1, (names.MOST_PIXELS // 16) ** 2, width)})
         sizes.append((sum(map(math.prod, shapes.values())), max(map(math.prod, shapes.values()))))
     most, largest = map(max, zip(*sizes))
     assert 0.8 * unpickle.MOST_NUMBERS < most <= unpickle.MOST_NUMBERS

@@ -15,7 +15,14 @@ from data.cifar import Cifar
 from data.folders import ClassFolders, ImageList, NamedFiles
 from data.images import Request, no_folder
 
-SOURCES = [Cifar(), ImageList(), ClassFolders(), NamedFiles()]    # the first that matches
+# The first that matches is taken: a new form stands before those that would take its data. Cifar
+# refuses any other archive; ImageList takes all that has a list, the last two any folder.
+SOURCES = [
+    Cifar(),
+    ImageList(),
+    ClassFolders(),
+    NamedFiles(),
+]
 
 
 def find_images(root, list_file=None, **wanted):
