@@ -1,4 +1,4 @@
-"""The networks of this project for paddle.hub, from any folder and without installing it.
+"""The networks of this project for paddle.hub, without installation.
 
     import paddle
     paddle.hub.list('path/of/this/folder', source='local')
@@ -22,27 +22,26 @@ _FILES = ('output/{name}.pdparams', 'output/{name}.safetensors', 'output/{name}.
 _HELP = """{title}
 
     Args:
-        pretrained: False for fresh weights; a file of weights of any known origin, e.g. the
-            official .pth.tar as it was downloaded; True for output/{name}.pdparams,
-            .safetensors, .pth or .pth.tar, else output/{name}_lit_data.pdparams,
-            of the project's folder.
+        pretrained: False for newly initialised weights; the path of a weights file of any known
+            origin, e.g. the official .pth.tar; True for output/{name}.pdparams, .safetensors,
+            .pth or .pth.tar in the project's folder, else output/{name}_lit_data.pdparams.
         num_classes, img_size: width of the head and side of the square input in pixels; default:
-            what the weights have, without weights what create_model gives the model.
+            those of the weights; without weights, those of create_model.
         **options: further options of {network}, e.g. drop_path_rate=0.1.
 
     Returns:
         paddle.nn.Layer: images `[B, 3, img_size, img_size]` to logits `[B, num_classes]`.
 
     Raises:
-        ValueError: for weights that are missing or don't fit, and for impossible options.
+        ValueError: for weights that are missing or don't fit, and for invalid options.
     """
 
 
 @_contextlib.contextmanager
 def _tools_first():
-    """The modules in tools/ can be imported, whatever the caller has under the same names.
+    """A context in which the modules of tools/ are imported before others of the same names.
 
-    Behind it sys.path is as before, and so are the caller's modules.
+    Afterwards sys.path and the caller's modules are restored.
     """
     folder = _ROOT / 'tools'
     own = {path.stem for path in folder.iterdir()}
@@ -89,14 +88,14 @@ def _entry(name):
         except ValueError:
             raise
         except Exception as error:
-            # A value of a wrong kind: the network's code fails wherever it uses it first.
+            # A value of a wrong type: the network fails where it first uses the value.
             given = ', '.join(f'{key}={value!r}' for key, value in options.items())
             raise ValueError(f'{name}(pretrained={pretrained!r}{", " * bool(given)}{given}): '
-                             f'impossible options ({type(error).__name__}: {error})') from error
+                             f'invalid options ({type(error).__name__}: {error})') from error
 
-    said = ', '.join(f'{key}={value}' for key, value in defaults.items())
+    arguments = ', '.join(f'{key}={value}' for key, value in defaults.items())
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = _HELP.format(title=f'{name}: {network.__name__}({said}).', name=name,
+    create.__doc__ = _HELP.format(title=f'{name}: {network.__name__}({arguments}).', name=name,
                                   network=network.__name__)
     return create
 

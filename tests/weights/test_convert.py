@@ -1,7 +1,7 @@
-"""Weights of every origin find their network, and come out of every conversion bit by bit.
+"""Catches conversions that change a value, and names, layouts or models recognised wrongly.
 
-What is written for torch is read by torch where there is one: importable here, or the Python that
-the environment variable T2T_TORCH_PYTHON names.
+Files written for torch are read by torch if it can be imported here or by the Python that the
+environment variable T2T_TORCH_PYTHON names.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ needs_torch = pytest.mark.skipif(not TORCH, reason='no torch here, and none in T
 
 @pytest.fixture(scope='module')
 def small():
-    """Weights of t2t_vit_7 for 32 pixels and 5 classes, in four types of numbers."""
+    """Weights of t2t_vit_7 for 32 pixels and 5 classes, in four data types."""
     paddle.seed(3)
     network = zoo.create_model('t2t_vit_7', img_size=32, num_classes=5)
     state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     state['head.weight'] = state['head.weight'].astype('float16')
     state['pos_embed'] = state['pos_embed'].astype('float64')
-    # bfloat16 as its 16 bits: the upper half of float32.
+    # bfloat16 as uint16: the upper half of float32.
     for name in ('norm.weight', 'blocks.0.attn.qkv.weight'):
         state[name] = (state[name].view('uint32') >> 16).astype('uint16')
     return state
@@ -54,38 +54,38 @@ def convert_file(*arguments):
     convert.main([str(argument) for argument in arguments])
 
 
-def assert_same(found, wanted):
-    assert list(found) == list(wanted)
+def assert_same(actual, wanted):
+    assert list(actual) == list(wanted)
     for name, array in wanted.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
-        assert found[name].tobytes() == array.tobytes(), name
+        assert actual[name].dtype == array.dtype and actual[name].shape == array.shape, name
+        assert actual[name].tobytes() == array.tobytes(), name
 
 
 def outcome(text):
-    """{'loaded': 111, ...} of what the command printed."""
+    """{'loaded': 111, ...} from the output of the command."""
     return {kind.strip(): int(count)
             for kind, count in re.findall(r'^    ([a-z ]{12}) *(\d+)', text, re.MULTILINE)}
 
 
 # ---- round trips
 
-def test_a_journey_through_every_format_changes_no_bit(tmp_path, small, capsys):
+def test_converting_through_every_format_changes_no_bit(tmp_path, small, capsys):
     metadata = dict(class_names=['a', 'b', 'c', 'd', 'é'], epoch=7)
     write_weights(tmp_path / '0.pdparams', small, metadata)
-    stations = [('1.safetensors', '--layout', 'pytorch'), ('2.safetensors', '--layout', 'paddle'),
-                ('3.pdparams',), ('4.pth',), ('5.safetensors',), ('6.pth',), ('7.pdparams',)]
+    steps = [('1.safetensors', '--layout', 'pytorch'), ('2.safetensors', '--layout', 'paddle'),
+             ('3.pdparams',), ('4.pth',), ('5.safetensors',), ('6.pth',), ('7.pdparams',)]
     before, linears = tmp_path / '0.pdparams', sum(map(is_linear, small.items()))
-    for station, *options in stations:
-        convert_file(before, tmp_path / station, *options)
+    for name, *options in steps:
+        convert_file(before, tmp_path / name, *options)
         said = capsys.readouterr().out
         assert 'the logits of two images are equal bit by bit' in said
         assert outcome(said) == dict(
             loaded=111, missing=0, unexpected=0, renamed=0,
             transposed=linears if before.name[0] in '146' else 0, **{'other shape': 0})
-        before = tmp_path / station
-    state, found = read_weights(tmp_path / '3.pdparams', widen=False)
+        before = tmp_path / name
+    state, actual = read_weights(tmp_path / '3.pdparams', widen=False)
     assert_same(state, small)
-    assert found == dict(metadata, model='t2t_vit_7', image_size=32, layout='paddle')
+    assert actual == dict(metadata, model='t2t_vit_7', image_size=32, layout='paddle')
     assert_same(read_weights(tmp_path / '7.pdparams', widen=False)[0], small)
     other_way, _ = read_weights(tmp_path / '6.pth', widen=False)
     assert_same(other_way, {name: np.ascontiguousarray(array.T) if is_linear((name, array))
@@ -131,18 +131,18 @@ print(json.dumps({name: [str(tensor.dtype), list(tensor.shape), hashlib.sha256(
     tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()]
     for name, tensor in plain.items()}))
 '''
-    found = json.loads(run_torch(script, tmp_path / 'a.pth'))
-    assert list(found) == list(small)
+    actual = json.loads(run_torch(script, tmp_path / 'a.pth'))
+    assert list(actual) == list(small)
     for name, array in small.items():
         array = array.T if is_linear((name, array)) else array
         kind = 'bfloat16' if array.dtype == np.uint16 else str(array.dtype)
         digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-        assert found[name] == [f'torch.{kind}', list(array.shape), digest], name
+        assert actual[name] == [f'torch.{kind}', list(array.shape), digest], name
 
 
 @needs_torch
 def test_a_checkpoint_as_the_official_code_saves_it(tmp_path, small, capsys):
-    """Both parts of one file, behind `module.`, saved by torch itself."""
+    """Both parts of one file, with the prefix `module.`, saved by torch."""
     write_weights(tmp_path / 'a.pdparams', small, {})
     convert_file(tmp_path / 'a.pdparams', tmp_path / 'a.pth')
     run_torch('''
@@ -161,7 +161,7 @@ torch.save({'epoch': 309, 'arch': 't2t_vit_7', 'args': argparse.Namespace(lr=5e-
 
 
 def test_tensors_and_arrays_mixed_in_a_file_of_torch():
-    """tests/fixtures/make_torch_fixtures.py made it."""
+    """The file is made by tests/fixtures/make_torch_fixtures.py."""
     for part, name, value, bits in ((None, 'model_ema', 2, 0x4000), ('raw', 'model', 1, 0x3f80)):
         state, metadata = read_weights(FIXTURES / 'with_numpy.pth', part, widen=False)
         assert metadata == {'layout': 'pytorch', 'part': name}
@@ -178,12 +178,12 @@ def test_arrays_of_every_kind_read_back(tmp_path, ending):
              np.arange(3, dtype='uint8'), 'fortran': np.asfortranarray(np.ones((2, 3), 'float16')),
              'kurz ü': np.arange(5, dtype='int16')}
     write_weights(tmp_path / 'a', state, {}, ending)
-    found, _ = read_weights(tmp_path / 'a', widen=False)
-    assert set(found) == set(state)
+    actual, _ = read_weights(tmp_path / 'a', widen=False)
+    assert set(actual) == set(state)
     for name, array in state.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype.newbyteorder('=') and (
-            found[name].shape == array.shape)
+        np.testing.assert_array_equal(actual[name], array)
+        assert actual[name].dtype == array.dtype.newbyteorder('=') and (
+            actual[name].shape == array.shape)
     with pytest.raises(WeightsError, match=f'uint64, for which a {ending} file has no place'):
         write_weights(tmp_path / 'b', {'a': np.zeros(2, 'uint64')}, {}, ending)
     assert os.listdir(tmp_path) == ['a']
@@ -222,7 +222,7 @@ def paddlevit_t2t(name):
 
 
 def paddlevit_vit(*substitutions):
-    """What the load_pytorch_weights.py of PaddleViT's ViT and DeiT do to timm's names."""
+    """The renaming of timm's names in load_pytorch_weights.py of PaddleViT's ViT and DeiT."""
     def rename(name):
         for pattern, replacement in substitutions:
             name = re.sub(pattern, replacement, name)
@@ -257,11 +257,11 @@ DEIT = dict(VARIANTS['vit_tiny_patch16_224']['state'], dist_token=[1, 1, 192],
 
 def timm_pit(shift):
     return lambda name: re.sub(
-        r'^pools\.(\d)\.', lambda found: f'transformers.{int(found[1]) + shift}.pool.', name)
+        r'^pools\.(\d)\.', lambda actual: f'transformers.{int(actual[1]) + shift}.pool.', name)
 
 
 def network_of(variant):
-    """The network of a golden variant, whose name may end in an image size of its own."""
+    """The network of a golden variant, whose name may end in an image size."""
     if variant in zoo.MODELS:
         return names.unfilled(variant)
     name, _, size = variant.rpartition('_')
@@ -276,7 +276,7 @@ def network_of(variant):
     ('vit_small_patch16_224', PADDLEVIT_TODAY), ('deit', PADDLEVIT_TODAY),
     ('deit', PADDLEVIT_DEIT_2021), ('deit', str), ('pit_s', timm_pit(0)), ('pit_b', timm_pit(1)),
     ('pit_ti_distilled', timm_pit(1))])
-def test_every_origin_fits(variant, rename, layout):
+def test_names_and_layouts_of_all_codebases_are_converted(variant, rename, layout):
     shapes = DEIT if variant == 'deit' else VARIANTS[variant]['state']
     network = network_of('deit_tiny_distilled_patch16_224' if variant == 'deit' else variant)
     wanted, state, linears = {}, {}, 0
@@ -284,7 +284,7 @@ def test_every_origin_fits(variant, rename, layout):
         linear = is_linear_weight(name, shape)
         linears += linear
         wanted[name] = tuple(shape[::-1]) if linear else tuple(shape)
-        # One number, seen in the whole shape, tells the arrays apart and takes no memory.
+        # A number broadcast to the whole shape identifies the array and takes no memory.
         state[rename(name)] = np.broadcast_to(
             np.int32(number), shape if layout == 'pytorch' else wanted[name])
     fitted = names.fit(state, network)
@@ -305,18 +305,18 @@ class Squares(ImageClassifier):
         self.w = self.create_parameter([2, 2])
 
 
-def test_square_linears_go_with_the_others_and_alone_by_what_is_said():
+def test_the_layout_of_square_linears_follows_other_linears_then_metadata():
     square, wide, network = np.arange(4.0).reshape(2, 2), np.zeros((3, 2)), Squares()
     fitted = names.fit({'a.weight': square, 'b.weight': wide, 'w': square}, network)
     np.testing.assert_array_equal(fitted.state['a.weight'], square.T)
-    np.testing.assert_array_equal(fitted.state['w'], square)    # a Performer's is no Linear's
+    np.testing.assert_array_equal(fitted.state['w'], square)    # not a Linear
     assert fitted.transposed == ['a.weight', 'b.weight']
 
     assert names.fit({'a.weight': square}, network).layout == 'paddle'
     assert 'default' in names.fit({'a.weight': square}, network).evidence
-    claims = dict(layout='pytorch')
-    assert names.fit({'a.weight': square}, network, claims).transposed == ['a.weight']
-    contradicted = names.fit({'a.weight': square, 'b.weight': wide.T}, network, claims)
+    metadata = dict(layout='pytorch')
+    assert names.fit({'a.weight': square}, network, metadata).transposed == ['a.weight']
+    contradicted = names.fit({'a.weight': square, 'b.weight': wide.T}, network, metadata)
     assert contradicted.transposed == [] and 'claims pytorch' in contradicted.evidence
 
 
@@ -325,12 +325,12 @@ def test_a_model_is_recognised_by_its_shapes(variant):
     state = {paddlevit_t2t(name): np.broadcast_to(np.float32(0), shape)
              for name, shape in VARIANTS[variant]['state'].items()}
     name = re.sub('_(96|384)$', '', variant)
-    twins = ['t2t_vit_14', 't2t_vit_14_resnext']    # which differ in their number of heads only
-    found = names.recognise(state)
-    assert found == (twins if name in twins else [name])
+    twins = ['t2t_vit_14', 't2t_vit_14_resnext']    # they differ only in their number of heads
+    actual = names.recognise(state)
+    assert actual == (twins if name in twins else [name])
     size = int(variant[len(name) + 1:] or 224)
     assert names.options_for(name, state) == dict(
-        num_classes=1000, img_size=size, norm_epsilon=1e-6)    # PaddleViT's names, not its port
+        num_classes=1000, img_size=size, norm_epsilon=1e-6)    # trained in PaddleViT, not ported
     if name in twins:
         with pytest.raises(WeightsError, match='t2t_vit_14 or t2t_vit_14_resnext.*--model'):
             convert.network_for(state, {}, 'file', None, None)
@@ -341,7 +341,7 @@ def shapes_as_weights(variant):
             for name, shape in VARIANTS[variant]['state'].items()}
 
 
-def test_arch_or_the_only_reading_decides_between_equal_shapes():
+def test_arch_decides_between_models_of_equal_shapes():
     state = shapes_as_weights('t2t_vit_14')
     for arch, name in (('t2t_vit_14', 't2t_vit_14'), ('T2T_ViT_14_resnext', 't2t_vit_14_resnext')):
         assert names.recognise(state, dict(arch=arch)) == [name]
@@ -350,7 +350,7 @@ def test_arch_or_the_only_reading_decides_between_equal_shapes():
     for arch in ('t2t_vit_7', 'pit_ti_224', 'resnet50', '', 'module'):    # not of these shapes
         assert names.recognise(state, dict(arch=arch)) == ['t2t_vit_14', 't2t_vit_14_resnext']
     assert names.recognise(shapes_as_weights('pit_ti'), dict(arch='pit_ti_224')) == ['pit_ti']
-    # One network under two names is no question.
+    # Two names of one network are not ambiguous.
     state = shapes_as_weights('vit_tiny_patch16_224')
     assert names.recognise(state) == ['vit_tiny_patch16_224']
     assert names.recognise(state, dict(arch='deit_tiny_patch16_224.fb_in1k')) == [
@@ -359,8 +359,8 @@ def test_arch_or_the_only_reading_decides_between_equal_shapes():
     assert not zoo.same_network('t2t_vit_14', 't2t_vit_14_resnext')
 
 
-def test_a_file_of_the_twin_is_not_taken(tmp_path):
-    """Six heads instead of 32 would be silently wrong."""
+def test_weights_of_a_model_with_equal_shapes_and_other_heads_are_refused(tmp_path):
+    """Six heads instead of 32 would silently give wrong logits."""
     network = zoo.create_model('t2t_vit_14', img_size=32, num_classes=2)
     state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     (tmp_path / 'a.pth').write_bytes(pickle.dumps({'arch': 't2t_vit_14', 'state_dict': state}))
@@ -374,8 +374,8 @@ def test_a_file_of_the_twin_is_not_taken(tmp_path):
         names.pretrained_model('t2t_vit_14_resnext', tmp_path / 'a.pth')
 
 
-def test_paddlevits_epsilon_follows_the_origin(tmp_path, small, capsys):
-    """In PaddleViT the table and w train, from 0 and short rows; ported ones are the official."""
+def test_the_epsilon_of_paddlevit_weights_tells_trained_from_ported_ones(tmp_path, small, capsys):
+    """PaddleViT trains the table, from 0, and w, from short rows; ported ones are the official."""
     def written(name, **changes):
         state = {paddlevit_t2t(key): changes.get(key.rpartition('.')[2], lambda array: array)(array)
                  for key, array in small.items()}
@@ -394,7 +394,7 @@ def test_paddlevits_epsilon_follows_the_origin(tmp_path, small, capsys):
             assert {layer._epsilon for layer in network.sublayers()
                     if isinstance(layer, paddle.nn.LayerNorm)} == {epsilon}
 
-    for file in (trained, tmp_path / 'a.pdparams'):    # which was made of it
+    for file in (trained, tmp_path / 'a.pdparams'):    # the second is converted from the first
         config = load_config('config/t2t_vit_7.yaml',
                              ['MODEL.IMAGE_SIZE=32', 'MODEL.NUM_CLASSES=5'])
         with pytest.raises(WeightsError, match='set MODEL.NORM_EPSILON=1e-06'):
@@ -404,7 +404,7 @@ def test_paddlevits_epsilon_follows_the_origin(tmp_path, small, capsys):
         assert network.blocks[0].norm1._epsilon == network.norm._epsilon == 1e-6
 
 
-def test_a_file_without_a_head_gives_features_for_a_new_one(tmp_path, small):
+def test_a_file_without_a_head_is_loaded_under_a_new_head(tmp_path, small):
     state = {name: array for name, array in small.items() if not name.startswith('head.')}
     write_weights(tmp_path / 'a.pdparams', state, {})
     options = ['MODEL.IMAGE_SIZE=32', 'MODEL.NUM_CLASSES=3', 'MODEL.ADAPT=true']
@@ -419,8 +419,8 @@ def test_a_file_without_a_head_gives_features_for_a_new_one(tmp_path, small):
     np.testing.assert_array_equal(network.cls_token.numpy(), small['cls_token'])
 
 
-def test_what_a_file_claims_costs_nothing(small):
-    """A million classes or pixels are believed only of weights that are there."""
+def test_sizes_stated_by_a_file_are_not_allocated_unless_its_weights_have_them(small):
+    """Image size and number of classes are bounded by the weights in the file."""
     claims = dict(small, **{'head.bias': np.broadcast_to(np.float32(0), 10 ** 9)})
     assert 'num_classes' not in names.options_for('t2t_vit_7', claims)
     claims['pos_embed'] = np.broadcast_to(np.float32(0), (1, 18, 256))
@@ -428,7 +428,7 @@ def test_what_a_file_claims_costs_nothing(small):
         names.options_for('t2t_vit_7', claims, dict(image_size=16 * 10 ** 6))
 
 
-def test_an_image_size_that_nothing_tells_is_asked_for():
+def test_the_error_for_an_unknown_image_size_names_the_key():
     shapes = dict(VARIANTS['t2t_vit_7']['state'], pos_embed=[1, 18, 256])
     state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     with pytest.raises(WeightsError, match=r'pos_embed \[1, 18, 256\].*MODEL.IMAGE_SIZE'):
@@ -439,7 +439,7 @@ def test_an_image_size_that_nothing_tells_is_asked_for():
     (str, 'pytorch', None), (str, 'paddle', None), (paddlevit_t2t, 'paddle', None),
     ('module.{}'.format, 'pytorch', 'state_dict_ema'), (paddlevit_t2t, 'paddle', 'model_ema')])
 def test_a_downloaded_file_gives_the_golden_logits(tmp_path, rename, layout, nested):
-    """A pickle doesn't say its layout; the file is used as it is, by its model's configuration."""
+    """Unconverted files, pickles without a stated layout, with the model's configuration."""
     shapes = VARIANTS['t2t_vit_7_96']['state']
     state = {name: official_tensor(name, shape) for name, shape in shapes.items()}
     state['pos_embed'] = sinusoid_table(*shapes['pos_embed'][1:])
@@ -456,7 +456,7 @@ def test_a_downloaded_file_gives_the_golden_logits(tmp_path, rename, layout, nes
     np.testing.assert_allclose(network(image_batch(96)).numpy(), golden, rtol=0, atol=1e-5)
 
 
-def test_weights_of_another_model_are_named(tmp_path, small):
+def test_the_error_for_weights_of_another_model_names_it(tmp_path, small):
     write_weights(tmp_path / 'a.pdparams', small, {})
     config = load_config('config/t2t_vit_7.yaml', ['MODEL.NAME=t2t_vit_10'])
     with pytest.raises(WeightsError, match='looks like the weights of t2t_vit_7') as caught:
@@ -470,7 +470,7 @@ def test_weights_of_another_model_are_named(tmp_path, small):
 # ---- the command
 
 def test_the_command_as_a_process(tmp_path):
-    """The shipped weights become PyTorch's, and score what they scored."""
+    """The shipped weights, converted to .pth, have the same accuracy."""
     def run(name, *arguments):
         done = subprocess.run([sys.executable, ROOT / 'tools' / name, *arguments], cwd=tmp_path,
                               capture_output=True, text=True, timeout=120)
@@ -519,7 +519,7 @@ def inputs(tmp_path_factory, small):
      '3 of another shape'),
     (['less.pdparams', 'out.pth'], WeightsError, '1 missing'),
     (['more.pdparams', 'out.pth'], WeightsError, '1 unexpected')])
-def test_what_cannot_be_is_said_and_nothing_is_written(inputs, monkeypatch, arguments, kind, said):
+def test_invalid_conversions_raise_and_write_nothing(inputs, monkeypatch, arguments, kind, said):
     monkeypatch.chdir(inputs)
     before = {path: path.stat().st_mtime_ns for path in inputs.rglob('*')}
     with pytest.raises(kind, match=said) as caught:
@@ -528,7 +528,7 @@ def test_what_cannot_be_is_said_and_nothing_is_written(inputs, monkeypatch, argu
     assert {path: path.stat().st_mtime_ns for path in inputs.rglob('*')} == before
 
 
-def test_what_is_missing_or_too_much_can_be_left_out(tmp_path, small, capsys):
+def test_options_permit_missing_and_unexpected_weights(tmp_path, small, capsys):
     state = dict(small, extra=np.zeros(2))
     del state['norm.bias']
     write_weights(tmp_path / 'a.pdparams', state, dict(model='t2t_vit_7'))
@@ -550,15 +550,15 @@ def test_force_replaces_even_the_input(tmp_path, small):
     assert os.listdir(tmp_path) == ['a.pdparams']
 
 
-def test_a_file_that_reads_back_otherwise_never_gets_its_name(tmp_path, monkeypatch, small):
+def test_a_file_that_reads_back_differently_is_not_written(tmp_path, monkeypatch, small):
     write_weights(tmp_path / 'a.pdparams', small, {})
     real = convert.names.in_pytorch_layout
-    for spoil, said in [
+    for change, said in [
             (lambda state: dict(state, cls_token=np.nextafter(state['cls_token'], 1)), 'cls_token'),
             (lambda state: dict(state, cls_token=state['cls_token'].astype('float64')), 'cls_tok'),
             (lambda state: {name: state[name] for name in state if name != 'head.bias'}, 'head.b')]:
         monkeypatch.setattr(convert.names, 'in_pytorch_layout',
-                            lambda state, spoil=spoil: spoil(real(state)))
+                            lambda state, change=change: change(real(state)))
         with pytest.raises(WeightsError, match=f'was not written.*{said}'):
             convert_file(tmp_path / 'a.pdparams', tmp_path / 'b.pth')
         assert os.listdir(tmp_path) == ['a.pdparams']
@@ -579,7 +579,7 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path):
 
 HUB = '''
 import sys, types
-mine = sys.modules['common'] = types.ModuleType('common')    # the caller has one, too
+mine = sys.modules['common'] = types.ModuleType('common')    # a module of the caller
 import numpy as np, paddle
 folder, weights = sys.argv[1:]
 before = list(sys.path)

@@ -1,7 +1,7 @@
-"""Weight files made to do harm: none runs anything, none takes long or much, all are explained.
+"""Catches malicious weight files that run code, take much time or memory, or get a bad message.
 
-Each generator below yields (name, content, what the message says). One child process, limited in
-memory, reads all of them, so that a crash or an escape can't hide in the tests' own process.
+Each generator below yields (name, content, part of the message). A child process with limited
+memory reads all files, so that a crash or executed code does not affect the test process.
 """
 
 import copyreg
@@ -47,7 +47,7 @@ def forget_peak():
 
 paths = sys.stdin.read().splitlines()
 for path in paths[:2]:
-    read_weights(path)    # good ones: what is imported on the way is not counted
+    read_weights(path)    # valid files: imports happen here and are not measured
 for path in paths[2:]:
     if path.endswith('.safetensors'):
         import safetensors
@@ -67,7 +67,7 @@ for path in paths[2:]:
 
 
 class Gadget:
-    """Calls a function when a trusting reader unpickles it."""
+    """Calls a function when pickle.load reads it."""
 
     def __init__(self, function, *arguments, state=None):
         self.call = (function, arguments) + (() if state is None else (state,))
@@ -90,7 +90,7 @@ def program(*parts, protocol=2):
 
 
 def armed(marker):
-    """Each of them makes the marker for a trusting reader, as a test below proves."""
+    """Each of them creates the marker with pickle.load, as a test below checks."""
     command = f'touch {marker}'
     system, array = Gadget(os.system, command), np.zeros(2)
     call = named('os', 'system') + text(command) + b'\x85R'
@@ -130,7 +130,7 @@ def armed(marker):
 
 
 def other_instructions():
-    """What asks for too much, but needs more than the marker to be seen."""
+    """Instructions that must be refused, though pickle.load would not create the marker."""
     ndarray, rebuild = named('numpy', 'ndarray'), named('numpy.core.multiarray', '_reconstruct')
     ordered = named('collections', 'OrderedDict')
     yield 'NEWOBJ', program(named('io', 'FileIO'), text('x'), b'\x85\x81'), 'io.FileIO'
@@ -149,7 +149,7 @@ def other_instructions():
                                          ), r'\x1b[2J\n'
     yield 'long name', program(text('x' * 10 ** 4), text('y'), b'\x93', protocol=4), 'xxx...'
     yield 'PERSID', program(b'Pstorage\n'), 'PERSID'
-    yield 'BINPERSID', program(b'NQ'), 'outside of itself'
+    yield 'BINPERSID', program(b'NQ'), 'outside of the file'
     yield 'NEXT_BUFFER', program(b'\x97', protocol=5), 'NEXT_BUFFER'
     yield 'POP_MARK', program(b'(NN1'), 'POP_MARK'
     yield 'structured type', program(
@@ -165,7 +165,7 @@ def other_instructions():
 
 
 def claims():
-    """Sizes that are not there."""
+    """Sizes larger than the file."""
     for name, code, form in [
             ('BINBYTES8', pickle.BINBYTES8, '<Q'), ('BINUNICODE8', pickle.BINUNICODE8, '<Q'),
             ('BINBYTES', pickle.BINBYTES, '<I'), ('FRAME', pickle.FRAME, '<Q')]:
@@ -185,7 +185,7 @@ def claims():
 
 
 def protocol_2_array(instructions, size):
-    """{'a': an array of `size` bytes that come as text}."""
+    """{'a': an array of `size` bytes, stored as text}."""
     return program(
         b'}', text('a'), named('numpy.core.multiarray', '_reconstruct'), named('numpy', 'ndarray'),
         b'K\x00\x85', text('b'), b'\x87R(K\x01J', struct.pack('<i', size), b'\x85',
@@ -194,12 +194,12 @@ def protocol_2_array(instructions, size):
 
 
 def structures():
-    """Few bytes that grow when they are walked, hashed, compared or printed."""
+    """Small files whose values are large to traverse, hash, compare or print."""
     double = b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(100))
     array = pickle.dumps(np.zeros(10 ** 6))[2 + 9:-1]
-    yield 'laughing tuples', program(b'}', text('a'), b')', double, b's'), 'not an array'
-    yield 'laughing tuples as a key', program(b'})', double, b'Ns'), 'key'
-    yield 'laughing lists', program(b'}', text('a'), b'(]', b''.join(
+    yield 'exponential tuples', program(b'}', text('a'), b')', double, b's'), 'not an array'
+    yield 'exponential tuples as a key', program(b'})', double, b'Ns'), 'key'
+    yield 'exponential lists', program(b'}', text('a'), b'(]', b''.join(
         b'q' + bytes([i]) + b']h' + bytes([i]) + b'ah' + bytes([i]) + b'a' for i in range(100)),
         b'ts'), 'tuple, not an array'
     yield 'list in itself', program(b'}', text('a'), b']q\x00h\x00as'), 'list, not an array'
@@ -209,7 +209,7 @@ def structures():
     yield 'deep tuples as a key', program(b'})', b'\x85' * 400_000, b'Ns'), 'key'
     yield 'many marks', program(b'(' * 30_000_000), 'instructions'
     yield 'many lists', program(b']' * 30_000_000), 'instructions'
-    wide = 'x' * 3 * 10 ** 7 + '\U0001f600'    # one such makes each take four bytes
+    wide = 'x' * 3 * 10 ** 7 + '\U0001f600'    # makes every character take four bytes
     yield 'wide text', protocol_2_array(text(wide), len(wide)), 'long text'
     yield 'text of other bytes', protocol_2_array(text('x' * 10 ** 5), 10 ** 6), 'has other 100000'
     yield 'text of fewer bytes', protocol_2_array(text('\xe9' * 10 ** 5), 10 ** 5 + 4
@@ -312,7 +312,7 @@ def torch_files(marker):
     yield 'zip: far record', patched(entry + 42, '<I', 2 ** 31), 'claims'
     yield 'zip: many records', patched(end + 10, '<H', 65534), 'records'
     yield 'zip: far directory', patched(end + 16, '<I', 2 ** 31), 'claims'
-    yield 'zip: zip64 without its end', patched(end + 10, '<H', 65535), 'no end'
+    yield 'zip: zip64 without its end', patched(end + 10, '<H', 65535), 'end record'
     locator = b'PK\6\6' + bytes(28) + struct.pack('<QQQ', 2 ** 60, 0, 2 ** 60)
     yield 'zip: 2^60 records', (whole[:end] + locator + b'PK\6\7' + struct.pack('<IQI', 0, end, 1)
                                 + patched(end + 10, '<H', 65535)[end:]), 'records'
@@ -404,7 +404,7 @@ def checkpoints(marker):
 
 
 def sparse(folder):
-    """Files of gigabytes of which the disk holds a page; yields (path, what the message says)."""
+    """Sparse files of several gigabytes; yields (path, part of the message)."""
     def header(number, count):
         entries = {str(i): {'dtype': 'F32', 'shape': [count],
                             'data_offsets': [i * 4 * count, (i + 1) * 4 * count]}
@@ -429,7 +429,7 @@ def sparse(folder):
             file.write(start)
             file.truncate(size + (len(start) if name.startswith('20 GB') else 0))
         yield path, said
-    # Bytes of 5 GB that an array has; then as a checkpoint, whose checksum would have to be made.
+    # An array of 5 GB, then a checkpoint whose checksum would take long.
     path = folder / 'sparse array'
     at, shape = array.rindex(b'C\x01'), b'K\x01\x85'
     assert array.count(shape) == 1
@@ -452,7 +452,7 @@ def marker(tmp_path_factory):
     return tmp_path_factory.mktemp('hostile') / 'executed'
 
 
-def test_the_gadgets_are_armed(marker):
+def test_the_malicious_files_run_code_with_pickle(marker):
     copyreg.add_extension('os', 'system', EXTENSION)
     try:
         for name, content, _ in armed(marker):
@@ -464,9 +464,9 @@ def test_the_gadgets_are_armed(marker):
         copyreg.clear_extension_cache()
 
 
-def test_no_file_runs_anything_or_takes_long_or_much(marker):
+def test_no_malicious_file_runs_code_or_takes_much_time_or_memory(marker):
     folder = marker.parent
-    files = {}    # path: what the message says
+    files = {}    # path: part of the message
     cases = [*armed(marker), *other_instructions(), *claims(), *structures(),
              *torch_files(marker), *damaged(), *checkpoints(marker)]
     if importlib.util.find_spec('safetensors'):
@@ -503,8 +503,8 @@ def test_no_file_runs_anything_or_takes_long_or_much(marker):
           f'{max(result["bytes"] for result in results.values()) / 2 ** 20:.0f} MiB')
 
 
-def test_what_lies_around_tensors_stays_inert(tmp_path):
-    """A Namespace may say what it likes about itself: it is nobody's class, and is forgotten."""
+def test_objects_other_than_tensors_are_ignored(tmp_path):
+    """The attributes of an argparse.Namespace, e.g. __class__, have no effect."""
     content = program(
         b'}', text('args'), named('argparse', 'Namespace'), b')\x81}(', text('__class__'),
         named('torch', 'device'), text('__reduce__'), text('os.system'), b'ubs',

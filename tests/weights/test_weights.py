@@ -1,6 +1,6 @@
-"""Weight files of every format: what is written reads back, what is damaged is named.
+"""Catches weight files of any format that are read or written wrongly, or refused unclearly.
 
-Hostile files have their own test, test_hostile.py.
+Malicious files are in test_hostile.py.
 """
 
 import argparse
@@ -30,10 +30,10 @@ def test_a_file_reads_back_with_its_metadata(tmp_path):
     state = {'cls_token': np.arange(6, dtype='float32').reshape(1, 2, 3),
              'head.bias': paddle.to_tensor([1.0, 2.0])}
     write_weights(path, state, dict(class_names=['plate', 'Schüssel']))
-    found, metadata = read_weights(path)
+    actual, metadata = read_weights(path)
     assert metadata == dict(class_names=['plate', 'Schüssel'])
-    np.testing.assert_array_equal(found['cls_token'], state['cls_token'])
-    np.testing.assert_array_equal(found['head.bias'], [1.0, 2.0])
+    np.testing.assert_array_equal(actual['cls_token'], state['cls_token'])
+    np.testing.assert_array_equal(actual['head.bias'], [1.0, 2.0])
     assert os.listdir(tmp_path) == ['a.pdparams']
 
 
@@ -66,8 +66,8 @@ def test_files_pickled_under_the_other_numpy_are_read(tmp_path):
     assert state['b'] == 2
 
 
-def test_a_split_weight_of_protocol_2_is_put_together(tmp_path):
-    """As paddle.save splits what is over 1 GiB, in pieces of a size that suits a test."""
+def test_a_split_weight_of_protocol_2_is_joined(tmp_path):
+    """paddle.save splits arrays over 1 GiB; the parts here are smaller."""
     weight = np.arange(24, dtype='float32').reshape(4, 6)
     path = tmp_path / 'a.pdparams'
     path.write_bytes(pickle.dumps({
@@ -80,8 +80,8 @@ def test_a_split_weight_of_protocol_2_is_put_together(tmp_path):
     np.testing.assert_array_equal(state['weight'], weight)
 
 
-def test_paddles_own_splitting_is_undone(tmp_path):
-    """The real code of paddle.save at work, told by a huge item size that 24 numbers are much."""
+def test_a_weight_split_by_paddle_is_joined(tmp_path):
+    """Uses paddle.save's own code; a huge item size makes it split 24 numbers."""
     from paddle.framework import io_utils
 
     class Huge(np.ndarray):
@@ -112,7 +112,7 @@ def test_paddles_optimizer_file_is_read(tmp_path):
     assert metadata['LR_Scheduler'] == dict(last_epoch=0, last_lr=0.1)
 
 
-def test_arrays_of_every_kind_come_as_they_are(tmp_path):
+def test_arrays_of_every_kind_are_read(tmp_path):
     path = tmp_path / 'a.pdparams'
     content = {'fortran': np.asfortranarray(np.arange(6.0).reshape(2, 3)),
                'swapped': np.arange(3, dtype='>f4'), 'bool': np.array([True, False]),
@@ -134,7 +134,7 @@ def test_bfloat16_of_paddle_comes_as_float32(tmp_path):
     assert state['a'].dtype == np.float32 and state['a'].tolist() == [1, -2.5]
 
 
-# tests/fixtures/make_torch_fixtures.py made the files.
+# The files are made by tests/fixtures/make_torch_fixtures.py.
 OF_TORCH = {
     'plain': np.arange(6, dtype='float32').reshape(2, 3),
     'transposed': np.arange(6, dtype='float32').reshape(2, 3).T,
@@ -153,14 +153,14 @@ OF_TORCH = {
 
 @pytest.mark.parametrize('name', ['zip.pth', 'legacy.pth'])
 def test_files_of_torch_are_read_by_content(tmp_path, name):
-    path = tmp_path / 'named.pdparams'    # the name says nothing
+    path = tmp_path / 'named.pdparams'    # the name must not matter
     path.write_bytes((ROOT / 'tests' / 'fixtures' / name).read_bytes())
     state, metadata = read_weights(path)
     assert metadata == {'layout': 'pytorch'} and list(state) == list(OF_TORCH)
     for name, value in OF_TORCH.items():
         np.testing.assert_array_equal(state[name], value)
         assert state[name].dtype == value.dtype and state[name].shape == value.shape, name
-    state['first_of_shared'][:] = 0    # nothing is shared any more
+    state['first_of_shared'][:] = 0    # arrays don't share memory
     np.testing.assert_array_equal(state['second_of_shared'], OF_TORCH['second_of_shared'])
 
 
@@ -177,8 +177,8 @@ def test_a_checkpoint_of_torch_gives_its_averaged_weights():
     ('net.pth', 'net'), ('model_state_dict.pth', 'model_state_dict'),
     ('lightning.ckpt', 'state_dict'), ('compiled.pth', 'model'), ('compiled_ranks.pth', None),
     ('settings.pth', 'model')])
-def test_what_trainers_put_around_weights_is_taken_off(name, part):
-    """Written by torch itself, see make_torch_fixtures.py."""
+def test_wrappers_and_prefixes_of_trainers_are_removed(name, part):
+    """Files written by torch, see make_torch_fixtures.py."""
     state, metadata = read_weights(ROOT / 'tests' / 'fixtures' / name)
     assert {key: value.tolist() for key, value in state.items()} == {
         'weight': [[1, 2]], 'bias': [3]}
@@ -186,7 +186,7 @@ def test_what_trainers_put_around_weights_is_taken_off(name, part):
 
 
 @pytest.mark.parametrize('protocol', [2, 3, 4])
-def test_settings_beside_weights_in_a_pickle(tmp_path, protocol):
+def test_settings_in_a_pickle_are_ignored(tmp_path, protocol):
     settings = argparse.Namespace(folder=Path('a', *'bcdefghijklmnopqrstuvw'), skip={'head'},
                                   sizes=frozenset([1]), counts=collections.Counter('aab'))
     path = tmp_path / 'a.pdparams'
@@ -196,7 +196,7 @@ def test_settings_beside_weights_in_a_pickle(tmp_path, protocol):
     assert list(read_weights(path)[0]) == ['weight']
 
 
-def test_a_wrapper_that_holds_itself_ends(tmp_path):
+def test_a_dict_that_contains_itself_is_refused(tmp_path):
     content = {'model': {}}
     content['model'] = content
     (tmp_path / 'a.pth').write_bytes(pickle.dumps(content))
@@ -218,7 +218,7 @@ def test_the_limits_fit_the_largest_network():
     assert 2 * 4 * largest <= unpickle.LONGEST_TEXT    # as text, in the worst case
 
 
-def test_flipped_bits_in_a_file_of_torch_are_noticed(tmp_path):
+def test_a_flipped_bit_in_a_file_of_torch_is_detected(tmp_path):
     content = bytearray((ROOT / 'tests' / 'fixtures' / 'zip.pth').read_bytes())
     content[content.index(np.float64(0.1).tobytes())] ^= 1
     path = tmp_path / 'a.pth'
@@ -235,11 +235,11 @@ def test_safetensors_are_read(tmp_path):
              'e': np.array([True, False])}
     numpy_files.save_file({f'module.{name}': value for name, value in state.items()}, path,
                           {'format': 'pt', 'metadata@@': '{"class_names": ["plate"]}'})
-    found, metadata = read_weights(path)
-    assert metadata == {'class_names': ['plate'], 'layout': 'pytorch'} and set(found) == set(state)
+    actual, metadata = read_weights(path)
+    assert metadata == {'class_names': ['plate'], 'layout': 'pytorch'} and set(actual) == set(state)
     for name, value in state.items():
-        np.testing.assert_array_equal(found[name], value)
-        assert found[name].dtype == value.dtype and found[name].flags.writeable
+        np.testing.assert_array_equal(actual[name], value)
+        assert actual[name].dtype == value.dtype and actual[name].flags.writeable
 
 
 def safetensors_bytes(header, data):
@@ -271,7 +271,7 @@ def test_without_the_package_safetensors_are_refused_in_one_line(tmp_path, monke
 @pytest.mark.parametrize('write', [write_weights, write_checkpoint])
 def test_a_write_reaches_the_disk_file_first_then_folder(tmp_path, monkeypatch, write,
                                                          folders_can_be_synced):
-    """Some network file systems refuse to sync a folder; the file is written all the same."""
+    """Some network file systems can't sync a folder; the file is written nevertheless."""
     synced, sync = [], os.fsync
 
     def fsync(handle):
@@ -304,7 +304,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     (pickle.dumps({'a': np.array(['x'])}), 'refused'),
     (pickle.dumps({'a': np.zeros(1000)})[:-100], 'damaged'),
     (pickle.dumps({'a': np.zeros(2), 'metadata@@': '{'}), 'metadata')])
-def test_damaged_and_foreign_files_are_named(tmp_path, content, said):
+def test_the_error_for_a_damaged_or_unknown_file_names_it(tmp_path, content, said):
     path = tmp_path / 'a.pdparams'
     path.write_bytes(content)
     with pytest.raises(WeightsError) as caught:
@@ -313,13 +313,13 @@ def test_damaged_and_foreign_files_are_named(tmp_path, content, said):
     assert caught.value.exit_code == 2
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(WeightsError, match='no such weights file'):
         read_weights(tmp_path / 'a.pdparams')
 
 
 def test_a_pytorch_file_of_official_names_gives_the_golden_logits(tmp_path):
-    """Linear weights lie transposed there; square ones would load unnoticed the wrong way."""
+    """Linear weights are transposed there; square ones would load without an error."""
     from safetensors.numpy import save_file
     from support.official import GOLDEN, VARIANTS, image_batch, official_tensor
 

@@ -6,7 +6,7 @@
     loss         cross entropy, distillation
     teacher      an exported program as the teacher
     optimizer    SGD and AdamW, what decays, clipping
-    freeze       parts that do not train
-    ema          averages of the weights
+    freeze       parameters that are not trained
+    ema          exponential moving average of the weights
     precision    mixed precision, loss scale
 """

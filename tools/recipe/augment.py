@@ -1,11 +1,11 @@
-"""Augmentation of a training recipe: AutoAugment, RandAugment, colour jitter, random erasing.
+"""Augmentation: AutoAugment, RandAugment, colour jitter, random erasing.
 
-All but the last change one PIL image, before it becomes an array; random erasing changes a
-normalised batch, on the device where it lies. Every random number comes from the numpy Generator
-that is handed in, so that the same seed gives the same images, in any process.
+All but random erasing change a PIL image; random erasing changes a normalised batch on its device.
+All random numbers come from the NumPy Generator that is passed, so that the same seed gives the
+same images in every process.
 
-Operations, magnitudes and policies have timm's meaning, with which the official T2T-ViT was
-trained: `rand-m9-mstd0.5-inc1`, and erasing with probability 0.25.
+Operations, magnitudes and policies are timm's, with which the official T2T-ViT was trained:
+`rand-m9-mstd0.5-inc1`, and erasing with probability 0.25.
 """
 
 import difflib
@@ -17,11 +17,11 @@ import numpy as np
 import paddle
 from PIL import Image, ImageEnhance, ImageOps
 
-FULL_MAGNITUDE = 10    # where an operation has its full strength
+FULL_MAGNITUDE = 10    # magnitude of an operation at full strength
 
 
 def _posterize(image, bits):
-    # Full strength keeps no bit at all, which ImageOps.posterize refuses from Pillow 13 on.
+    # Full strength keeps 0 bits, which ImageOps.posterize refuses from Pillow 13 on.
     kept = 256 - 2 ** (8 - min(max(bits, 0), 8))
     return image.point([value & kept for value in range(256)] * 3)
 
@@ -31,9 +31,9 @@ def _solarize_add(image, addend):
                         for value in range(256)] * 3)
 
 
-# Three kinds of one operation: the plain one may grow weaker with the magnitude (TensorFlow's
-# EfficientNet has it so), Increasing always grows stronger, Original is the AutoAugment paper's.
-# A strength is magnitude / 10.
+# Functions of (image, strength = magnitude / 10). The plain operations may become weaker with the
+# magnitude (as in TensorFlow's EfficientNet), Increasing ones become stronger, Original ones are
+# those of the AutoAugment paper.
 TONES = {
     'AutoContrast': lambda image, strength: ImageOps.autocontrast(image),
     'Equalize': lambda image, strength: ImageOps.equalize(image),
@@ -46,10 +46,10 @@ TONES = {
         image, 256 - int(strength * 256)),
     'SolarizeAdd': lambda image, strength: _solarize_add(image, int(strength * 110)),
 }
-# Each also exists as Increasing. The names are those of Pillow's classes.
+# Each also exists as Increasing. The names are those of classes in PIL.ImageEnhance.
 ENHANCEMENTS = ('Color', 'Contrast', 'Brightness', 'Sharpness')
-# Where a pixel comes from: x' = ax + by + c, y' = dx + ey + f as (a, b, c, d, e, f), of a strength
-# with a sign and the image's size.
+# Functions of (signed strength, image size) to the affine map (a, b, c, d, e, f) from an output
+# pixel (x, y) to its source x' = ax + by + c, y' = dx + ey + f.
 MOVES = {
     'ShearX': lambda amount, size: (1, amount * 0.3, 0, 0, 1, 0),
     'ShearY': lambda amount, size: (1, 0, 0, amount * 0.3, 1, 0),
@@ -63,7 +63,7 @@ OPERATIONS = (*TONES, *ENHANCEMENTS, *(f'{name}Increasing' for name in ENHANCEME
 class Canvas(NamedTuple):
     """How operations move pixels.
 
-    fill: RGB colour of what comes in from outside the image. resampling: Pillow's filter.
+    fill: RGB colour outside the image. resampling: Pillow's filter.
     """
 
     fill: tuple = (124, 116, 104)    # ImageNet's mean
@@ -74,17 +74,17 @@ CANVAS = Canvas()
 
 
 def apply_operation(image, name, magnitude, sign=1, canvas=CANVAS):
-    """Apply one operation to a PIL RGB image, bit by bit as timm does.
+    """Apply one operation to a PIL RGB image, with the same result as timm, bit by bit.
 
     Args:
         name: one of OPERATIONS.
-        magnitude: 0 to 10, full strength.
-        sign: 1 or -1, the direction of what moves, turns, or has a neutral middle (Increasing
-            enhancements); of no consequence elsewhere.
-        canvas: a Canvas, of consequence to Rotate, Shear and Translate.
+        magnitude: 0 to 10 (full strength).
+        sign: 1 or -1, the direction of Rotate, Shear, Translate and the Increasing enhancements;
+            the others ignore it.
+        canvas: a Canvas, used by Rotate, Shear and Translate.
 
     Raises:
-        ValueError: if there is no such operation.
+        ValueError: for an unknown operation.
     """
     strength = magnitude / FULL_MAGNITUDE
     if name in TONES:
@@ -108,15 +108,15 @@ def apply_operation(image, name, magnitude, sign=1, canvas=CANVAS):
 class AutoAugment:
     """AutoAugment (Cubuk et al., CVPR 2019) and RandAugment (Cubuk et al., NeurIPS 2020).
 
-    Draws sequences of steps (operation, probability, magnitude) and applies them one after the
-    other. AutoAugment draws one of its 25 pairs; RandAugment draws some of its one-step sequences.
+    Draws sequences of (operation, probability, magnitude) and applies them in order. AutoAugment
+    draws one of 25 pairs, RandAugment several sequences of one operation.
 
     Args:
         choices: the sequences.
-        count: how many of them to draw, with replacement.
-        noise: standard deviation of a magnitude, which is cut off at 0 and 10.
-        canvas: the Canvas of all operations, apart from its resampling.
-        resamplings: Pillow's filters, one of which is drawn for each operation.
+        count: number of sequences to draw, with replacement.
+        noise: standard deviation of the magnitude, which is clipped to 0 to 10.
+        canvas: the Canvas of all operations; its resampling is not used.
+        resamplings: Pillow's filters; one is drawn for each operation.
     """
 
     def __init__(self, choices, count=1, noise=0.0, canvas=CANVAS,
@@ -128,10 +128,10 @@ class AutoAugment:
         self.resamplings = resamplings
 
     def plan(self, rng):
-        """Draw what to do to an image: a list of apply_operation's arguments after the image."""
+        """Draw the operations for an image: a list of apply_operation's further arguments."""
         plan = []
-        for number in rng.choice(len(self.choices), self.count):
-            for name, probability, magnitude in self.choices[number]:
+        for index in rng.choice(len(self.choices), self.count):
+            for name, probability, magnitude in self.choices[index]:
                 if rng.random() < probability:
                     resampling = self.resamplings[rng.integers(len(self.resamplings))]
                     plan.append((name, self.vary(magnitude, rng), int(rng.choice((-1, 1))),
@@ -139,12 +139,13 @@ class AutoAugment:
         return plan
 
     def vary(self, magnitude, rng):
+        """Add noise to a magnitude and clip it."""
         if self.noise:
             magnitude = rng.normal(magnitude, self.noise)
         return min(max(magnitude, 0), FULL_MAGNITUDE)
 
     def __call__(self, image, rng):
-        """Augment a PIL RGB image with random numbers of a numpy Generator."""
+        """Augment a PIL RGB image with random numbers of a NumPy Generator."""
         for arguments in self.plan(rng):
             image = apply_operation(image, *arguments)
         return image
@@ -180,71 +181,71 @@ ORIGINAL = (    # the paper's ImageNet policy (arXiv 1805.09501)
     (('Color', 0.6, 4), ('Contrast', 1.0, 8)),
     (('Equalize', 0.8, 8), ('Equalize', 0.6, 3)),
 )
-# The parts of a text after its name: type, smallest and largest value.
+# Parameters of a policy text: type, smallest and largest value.
 PARTS = {'m': (int, 0, FULL_MAGNITUDE), 'n': (int, 1, 100), 'mstd': (float, 0, 100),
          'inc': (int, 0, 1)}
-PROBABILITY = 0.5    # of each operation that RandAugment draws
+PROBABILITY = 0.5    # of applying an operation that RandAugment has drawn
 
 
 def auto_augment(text, mean=(0.485, 0.456, 0.406), interpolation='random'):
-    """Build an AutoAugment from a text in timm's language.
+    """Build an AutoAugment from a text in timm's syntax.
 
     `rand`, RandAugment, may be followed by these parts, in any order, each after a dash:
-    m9: magnitude (default 10); n2: operations an image (2), each applied with probability 0.5;
-    mstd0.5: standard deviation of the magnitude (0); inc1: operations that grow stronger with the
-    magnitude (inc0). `original`, AutoAugment's policy for ImageNet, may be followed by mstd.
+    m9: magnitude (default 10); n2: operations for each image (2), each applied with probability
+    0.5; mstd0.5: standard deviation of the magnitude (0); inc1: use Increasing operations (inc0).
+    `original`, AutoAugment's policy for ImageNet, may be followed by mstd.
 
     Args:
-        text: such as `rand-m9-mstd0.5-inc1` or `original`.
-        mean: of the channels, of values in 0 to 1; the colour of what comes in from outside.
+        text: e.g. `rand-m9-mstd0.5-inc1` or `original`.
+        mean: of the channels, in 0 to 1: the colour outside the image.
         interpolation: 'bilinear', 'bicubic', or 'random': one of the two for each operation.
 
     Returns:
-        A callable of a PIL RGB image and a numpy Generator that returns a PIL image.
+        A callable of a PIL RGB image and a NumPy Generator that returns a PIL image.
 
     Raises:
-        ValueError: naming the part of the text that is wrong.
+        ValueError: names the invalid part of the text.
     """
     policy, *parts = text.split('-')
     if policy not in ('rand', 'original'):
         hint = _hint(policy, ('rand', 'original'))
         raise ValueError(f'{text!r}: {policy!r} is unknown{hint}: a text begins with rand or '
                          'original')
-    said = _read_parts(text, parts, tuple(PARTS) if policy == 'rand' else ('mstd',))
+    values = _read_parts(text, parts, tuple(PARTS) if policy == 'rand' else ('mstd',))
     names = ('bilinear', 'bicubic') if interpolation == 'random' else (interpolation,)
     options = dict(
-        noise=said.get('mstd', 0.0),
+        noise=values.get('mstd', 0.0),
         canvas=Canvas(fill=tuple(min(max(round(255 * channel), 0), 255) for channel in mean)),
         resamplings=[Image.Resampling[name.upper()] for name in names])
     if policy == 'original':
         return AutoAugment(ORIGINAL, **options)
-    operations = [f'{name}Increasing' if said.get('inc') and f'{name}Increasing' in OPERATIONS
+    operations = [f'{name}Increasing' if values.get('inc') and f'{name}Increasing' in OPERATIONS
                   else name for name in RAND_OPERATIONS]
-    choices = [[(name, PROBABILITY, said.get('m', FULL_MAGNITUDE))] for name in operations]
-    return AutoAugment(choices, said.get('n', 2), **options)
+    choices = [[(name, PROBABILITY, values.get('m', FULL_MAGNITUDE))] for name in operations]
+    return AutoAugment(choices, values.get('n', 2), **options)
 
 
 def _read_parts(text, parts, known):
     """Read parts such as ['m9', 'mstd0.5'] as {'m': 9, 'mstd': 0.5}."""
-    said = {}
+    values = {}
     for part in parts:
         match = re.fullmatch(r'([a-z]+?)([0-9.]{1,9})', part)
         name = match[1] if match else part
         if name not in known:
-            raise ValueError(f'{text!r}: {part!r} is an unknown part: after a dash may stand '
-                             f'{", ".join(known)} and a number')
-        if name in said:
-            raise ValueError(f'{text!r}: {part!r} says {name} once more: keep one of the two')
+            raise ValueError(f'{text!r}: {part!r} is an unknown part: use '
+                             f'{", ".join(known)}, each with a number')
+        if name in values:
+            raise ValueError(f'{text!r}: {part!r} sets {name} a second time: keep one of the two')
         kind, low, high = PARTS[name]
         try:
-            said[name] = kind(match[2])
+            values[name] = kind(match[2])
         except (TypeError, ValueError):    # no match, or no such number
-            said[name] = math.nan
-        if not low <= said[name] <= high:
+            values[name] = math.nan
+        if not low <= values[name] <= high:
             raise ValueError(f'{text!r}: {part!r} must be {name} and a '
                              f'{"whole " if kind is int else ""}number of at least {low} '
                              f'and at most {high}')
-    return said
+    return values
 
 
 def _hint(word, known):
@@ -253,33 +254,33 @@ def _hint(word, known):
 
 
 class ColorJitter:
-    """Change brightness, contrast and saturation, in random order, as torchvision does.
+    """Change brightness, contrast and saturation in random order, as torchvision does.
 
     Args:
-        factor: each of them is multiplied by a number that is uniform in 1 - factor (at least 0)
-            to 1 + factor; timm's default is 0.4.
+        factor: each is multiplied by a number drawn uniformly from max(0, 1 - factor) to
+            1 + factor; timm's default is 0.4.
     """
 
     def __init__(self, factor):
         self.factor = factor
 
     def __call__(self, image, rng):
-        """Change a PIL RGB image with random numbers of a numpy Generator."""
+        """Change a PIL RGB image with random numbers of a NumPy Generator."""
         enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        for number in rng.permutation(len(enhancers)):
+        for index in rng.permutation(len(enhancers)):
             factor = rng.uniform(max(0, 1 - self.factor), 1 + self.factor)
-            image = enhancers[number](image).enhance(factor)
+            image = enhancers[index](image).enhance(factor)
         return image
 
 
 class RandomErasing:
     """Random erasing (Zhong et al., AAAI 2020) of a normalised batch, with timm's distributions.
 
-    A box is filled with a colour for every pixel, of the normal distribution.
+    A box in each erased image is filled with standard normal noise for every pixel and channel.
 
     Args:
-        probability: of an image to have a box.
-        min_area, max_area: range of the box's area as a part of the image's.
+        probability: of erasing a box of an image.
+        min_area, max_area: range of the box's area as a fraction of the image's.
         min_aspect: smallest height / width of the box; the largest is 1 / min_aspect.
     """
 
@@ -289,10 +290,10 @@ class RandomErasing:
         self.min_aspect = min_aspect
 
     def box(self, height, width, rng):
-        """Draw the box of one image: (top, left, height, width), or None, as for most.
+        """Draw the box of one image in pixels, (top, left, height, width), or None.
 
-        The area is uniform, the logarithm of height / width too. A box that is as high or as wide
-        as the image is drawn again, at most ten times.
+        The area and the logarithm of height / width are uniform. A box as high or as wide as the
+        image is drawn again; after ten such boxes there is none.
         """
         if rng.random() >= self.probability:
             return None
@@ -310,26 +311,26 @@ class RandomErasing:
     def __call__(self, images, rng):
         """Erase boxes of a batch.
 
-        The noise is drawn on the host too, and only for the boxes: so that it is the same on every
-        device. What travels to the device are the images that are erased, a fourth of the batch
-        in the official recipe.
+        Boxes and noise are drawn on the CPU, so that they are the same on every device. Noise is
+        copied to the device only for the erased images, a quarter of the batch in the official
+        recipe.
 
         Args:
-            images: float tensor `[B, 3, H, W]`; is left as it is.
-            rng: a numpy Generator, the source of boxes and noise.
+            images: float tensor `[B, 3, H, W]`; not changed.
+            rng: a NumPy Generator.
 
         Returns:
-            A tensor like images.
+            A new tensor of the same shape and type.
         """
         batch, channels, height, width = images.shape
-        drawn = [self.box(height, width, rng) for _ in range(batch)]
-        erased = [number for number, box in enumerate(drawn) if box]
+        boxes = [self.box(height, width, rng) for _ in range(batch)]
+        erased = [index for index, box in enumerate(boxes) if box]
         if not erased:
             return images
         mask = np.zeros((len(erased), 1, height, width), dtype=bool)
         noise = np.zeros((len(erased), channels, height, width), dtype=np.float32)
-        for row, number in enumerate(erased):
-            top, left, box_height, box_width = drawn[number]
+        for row, index in enumerate(erased):
+            top, left, box_height, box_width = boxes[index]
             box = np.s_[row, :, top:top + box_height, left:left + box_width]
             mask[box] = True
             noise[box] = rng.standard_normal((channels, box_height, box_width), dtype=np.float32)

@@ -1,23 +1,22 @@
-"""What happens to a batch of pixels on its way into the network: mix, normalise, erase.
+"""Prepare a batch of pixels for the network: mix, normalise, erase.
 
-Runs on the device, where a batch arrives as bytes: a quarter of what float32 would take in
-memory and on the way to a card.
+Runs on the device, which receives a batch as bytes, a quarter of the size of float32.
 """
 
 import numpy as np
 import paddle
 
-STREAM = 1    # keeps these draws apart from those of orders and images, which end in other numbers
+STREAM = 1    # last element of the seed: a random stream of its own, apart from order and images
 
 
 class BatchTransform:
-    """Turns a training batch of pixels into what the network and the loss take.
+    """Turn a training batch of pixels into the inputs of the network and the loss.
 
-    All random numbers follow from the seed and the batch's place in the run, so a resumed run
-    repeats them, and every process mixes its own batch in its own way.
+    Random numbers depend only on seed, rank, epoch and step: a resumed run repeats them, and every
+    process draws its own.
 
     Args:
-        mean, std: one number a channel, for pixels in [0, 1].
+        mean, std: one number for each channel, for pixels in [0, 1].
         seed, rank: of the run and of this process.
         mixup: called with (images uint8, labels, rng) and returns (images, targets); None: no
             mixing.
@@ -40,14 +39,14 @@ class BatchTransform:
             labels: int64 `[B]`.
 
         Returns:
-            (images float32 `[B, 3, S, S]`, targets): the labels `[B]` where nothing was to be
-            mixed, else float32 `[B, num_classes]`.
+            (images float32 `[B, 3, S, S]`, targets): the labels int64 `[B]` without mixup, else
+            float32 `[B, num_classes]`.
         """
-        # Never shorter: NumPy pads seeds with zeros, so (seed, epoch, 5) is (seed, epoch, 5, 0).
+        # Always five numbers: NumPy pads seeds with zeros, so (s, e, 5) equals (s, e, 5, 0).
         rng = np.random.default_rng((self.seed, epoch, step, self.rank, STREAM))
         if self.mixup:
             images, labels = self.mixup(images, labels, rng)
-        # The same two float32 operations as data.transforms.normalise, so the same bits.
+        # The same two float32 operations as in data.transforms.normalise, for equal bits.
         images = images.astype('float32') * self.scale - self.shift
         if self.erase:
             images = self.erase(images, rng)

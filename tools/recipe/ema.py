@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights, which often scores better than they do."""
+"""Exponential moving average (EMA) of a network's weights."""
 
 import contextlib
 
@@ -7,23 +7,21 @@ import paddle
 
 
 class Ema:
-    """Averages of everything in a network's state dict.
+    """Averages of all tensors in a network's state dict.
 
-    After each update, average = decay * average + (1 - decay) * value for floating numbers,
-    frozen ones included; anything else is copied. Averages are float32, whatever the weights are:
-    half precision would lose what a decay of 0.9999 adds.
+    Each update sets average = decay * average + (1 - decay) * value for floating-point tensors,
+    frozen ones included, and copies others. Averages are float32 also for half precision weights,
+    in which the small updates of a decay of 0.9999 would be lost.
 
     Args:
-        network: the bare network; the averages start as its present values.
-        decay: below 1. The larger, the longer back an average reaches: about 1 / (1 - decay)
-            updates.
-        warmup: use min(decay, (1 + t) / (10 + t)) in update t, counted from 1. Without it the
-            averages of a run shorter than 1 / (1 - decay) updates are little more than the
-            weights at its start.
+        network: the unwrapped network; the averages start from its current values.
+        decay: below 1; an average covers about 1 / (1 - decay) updates.
+        warmup: use min(decay, (1 + t) / (10 + t)) in update t, counted from 1. Otherwise the
+            initial weights dominate in runs shorter than 1 / (1 - decay) updates.
 
     Attributes:
         average: {name: tensor}.
-        updates: how many there were.
+        updates: number of updates.
     """
 
     def __init__(self, network, decay=0.9999, warmup=True):
@@ -34,19 +32,20 @@ class Ema:
 
     @paddle.no_grad()
     def start(self):
-        """Begin anew, with the network's present values."""
+        """Restart from the network's current values."""
         self.updates = 0
-        # Cloned first: astype may hand back the tensor that the optimizer goes on changing.
+        # Cloned first: astype may return the same tensor, which the optimizer changes.
         self.average = {
             name: value.clone().astype('float32' if _is_floating(value) else value.dtype)
             for name, value in self.network.state_dict().items()}
 
     @paddle.no_grad()
     def update(self, state=None):
-        """Take in the network's values; to be called after every step of the optimizer.
+        """Update the averages; to be called after every optimizer step.
 
         Args:
-            state: these values, where there are more exact ones than the network's own.
+            state: {name: tensor} to use instead of the network's state dict, e.g. the float32
+                weights of mixed precision.
         """
         self.updates += 1
         decay = self.decay
@@ -54,14 +53,14 @@ class Ema:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         for name, value in (state or self.network.state_dict()).items():
             if _is_floating(value):
-                # average + (1 - decay) * (value - average): a frozen value stays, to the bit.
+                # average + (1 - decay) * (value - average) keeps frozen values bit by bit.
                 self.average[name].lerp_(value.detach().astype('float32'), 1 - decay)
             else:
                 paddle.assign(value, self.average[name])
 
     @contextlib.contextmanager
     def in_network(self):
-        """Inside `with`, the network holds the averages; then, come what may, its own values."""
+        """Inside `with`, the network has the averages; afterwards its own values are restored."""
         own = {}
         try:
             with paddle.no_grad():
@@ -75,15 +74,15 @@ class Ema:
                     paddle.assign(before, value)
 
     def state_dict(self):
-        """All that `load_state_dict` needs to go on: {name: ndarray}, `updates` among them."""
+        """The averages and `updates` as {name: ndarray}."""
         return {'updates': np.int64(self.updates),
                 **{name: value.numpy() for name, value in self.average.items()}}
 
     def load_state_dict(self, state):
-        """Put back what `state_dict` gave.
+        """Restore the result of `state_dict`.
 
         Raises:
-            ValueError: naming what is missing, unexpected or of another shape.
+            ValueError: names tensors that are missing, unexpected or of another shape.
         """
         shapes = {name: tuple(value.shape) for name, value in self.average.items()}
         shapes['updates'] = ()

@@ -1,8 +1,8 @@
 """Training losses: cross entropy with labels or mixed targets, and distillation from a teacher.
 
 Every loss is called with (outputs, targets, images). Outputs are the network's in training: logits
-`[B, num_classes]`, or of a network with a distillation token two of them, (logits, dist_logits).
-Targets are labels, int64 `[B]`, or distributions, float32 `[B, num_classes]`.
+`[B, num_classes]`, or (logits, dist_logits) of a network with a distillation token. Targets are
+labels, int64 `[B]`, or distributions, float32 `[B, num_classes]`.
 """
 
 import paddle
@@ -10,17 +10,17 @@ from paddle.nn import functional as F
 
 
 def logits_of(outputs):
-    """One `[B, num_classes]` of outputs: two heads are averaged, as they are in evaluation."""
+    """Logits `[B, num_classes]` of outputs: the mean of two heads, as in evaluation."""
     return (outputs[0] + outputs[1]) / 2 if isinstance(outputs, (tuple, list)) else outputs
 
 
 def labels_of(targets):
-    """Labels int64 `[B]` of targets: of a mixed image that of its larger part."""
+    """Labels int64 `[B]` of targets: for a mixed image the label with the larger share."""
     return targets if targets.ndim == 1 else targets.argmax(axis=1)
 
 
 def hits(outputs, targets):
-    """Whether each image of a batch is classified as its (larger) label says: bool `[B]`."""
+    """Whether the top-1 class of each image is its label (see labels_of): bool `[B]`."""
     return logits_of(outputs).detach().argmax(axis=1) == labels_of(targets)
 
 
@@ -28,8 +28,8 @@ class CrossEntropy:
     """Mean cross entropy of a batch.
 
     Args:
-        smoothing: share of a label spread evenly over all classes. Distributions are taken as
-            they are: what mixes labels smooths them.
+        smoothing: share of a label that is spread evenly over all classes. It applies to labels
+            only; distributions are used unchanged (Mixup smooths its own).
     """
 
     def __init__(self, smoothing=0.0):
@@ -43,27 +43,26 @@ class CrossEntropy:
 
 
 class DistillationLoss:
-    """Learning from a teacher beside the labels (Touvron et al., ICML 2021, section 4).
+    """Distillation from a teacher (Touvron et al., ICML 2021, section 4).
 
-    (1 - alpha) * base_loss of the class head + alpha * distillation of the other head:
+    (1 - alpha) * base_loss of the class head + alpha * distillation loss of the other head:
 
-        hard  cross entropy with the class that the teacher finds best
-        soft  tau ** 2 * KL(teacher || student), both softened by the temperature tau, as a mean
-              over images and classes (the official DeiT code divides by both)
+        hard  cross entropy with the teacher's top-1 class
+        soft  tau ** 2 * KL(teacher || student) of softmax(logits / tau), averaged over images and
+              classes as in the official DeiT code
 
     Args:
         base_loss: called with (logits, targets).
-        teacher: images float32 `[B, 3, S, S]` to logits `[B, num_classes]`; asked without
-            gradients, for the very pixels that the student sees, mixed and erased.
+        teacher: images float32 `[B, 3, S, S]` to logits `[B, num_classes]`; called without
+            gradients with the student's input, mixed and erased.
         kind: 'hard' or 'soft'.
-        alpha: the teacher's part of the loss, 0 to 1.
+        alpha: the weight of distillation, 0 to 1.
         tau: temperature of 'soft', above 0.
 
     Raises:
-        ValueError: for an unknown kind; when called, for one head with 'hard'. With 'soft' one
-            head may learn from both, as in Hinton et al. (2015): what the teacher says is a
-            distribution, which the labels' one can be mixed with. Two hard labels that contradict
-            each other would only be noise.
+        ValueError: for an unknown kind; when called, for a network with one head if kind is
+            'hard', as its targets could contradict each other. With 'soft' one head may learn
+            both distributions, as in Hinton et al. (2015).
     """
 
     def __init__(self, base_loss, teacher, kind='hard', alpha=0.5, tau=1.0):
@@ -95,5 +94,5 @@ class DistillationLoss:
 def soft_distillation(logits, teacher_logits, tau):
     """tau ** 2 times the mean over images and classes of p log(p / q), p being the teacher's."""
     log_student = F.log_softmax(logits / tau, axis=1)                      # (B, num_classes)
-    log_teacher = F.log_softmax(teacher_logits / tau, axis=1)
+    log_teacher = F.log_softmax(teacher_logits / tau, axis=1)              # (B, num_classes)
     return tau ** 2 * (log_teacher.exp() * (log_teacher - log_student)).mean()

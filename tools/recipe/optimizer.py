@@ -1,4 +1,4 @@
-"""Optimizers as the recipes use them: who decays, who learns how fast, and gradient clipping."""
+"""Optimizers of the recipes: weight decay and learning rate by parameter, gradient clipping."""
 
 import math
 
@@ -8,10 +8,9 @@ from recipe.freeze import lies_in
 
 
 def decays(network):
-    """The names of the parameters that decay in the official recipes.
+    """The names of the parameters with weight decay in the official recipes.
 
-    Not those with one axis, biases, and what the network itself names in `no_weight_decay`: the
-    official T2T-ViT freezes its position table, and DeiT, ViT and PiT leave theirs out.
+    Excluded are biases, parameters with one axis, and the network's `no_weight_decay`.
     """
     return {name for name, parameter in network.named_parameters()
             if parameter.ndim > 1 and not name.endswith('.bias')
@@ -19,17 +18,18 @@ def decays(network):
 
 
 def rate_scales(network, backbone_scale=1.0, layer_decay=1.0):
-    """The factor on the learning rate of every parameter.
+    """The learning rate factor of every parameter.
 
     Args:
-        network: tells its `heads` and, from the first block to the heads, its `layers`.
-        backbone_scale: factor of all that is no head (the official transfer recipe has 0.01).
-        layer_decay: factor from a layer to the one below it (BEiT, Bao et al., ICLR 2022,
-            appendix): the last norm and the heads have 1, the last block `layer_decay`, and
-            tokens and tables below the first block the lowest power.
+        network: an ImageClassifier.
+        backbone_scale: factor of all parameters outside the heads (0.01 in the official transfer
+            recipe).
+        layer_decay: ratio of the factors of a layer and the one above it (BEiT, Bao et al., ICLR
+            2022, appendix): 1 for the last norm and the heads, `layer_decay` for the last block,
+            the smallest for the embeddings below the first block.
 
     Returns:
-        dict: name to factor.
+        dict: {parameter name: factor}.
     """
     layers, scales = network.layers(), {}
     for name, _ in network.named_parameters():
@@ -43,15 +43,15 @@ def rate_scales(network, backbone_scale=1.0, layer_decay=1.0):
 
 def build_optimizer(network, learning_rate, weight_decay, decay_all=True, kind='adamw',
                     momentum=0.9, backbone_scale=1.0, layer_decay=1.0):
-    """An optimizer over what is trainable.
+    """Build an optimizer of the trainable parameters.
 
     Args:
-        network: the bare network; names are its structured ones.
+        network: the unwrapped network (an ImageClassifier).
         learning_rate: a number or a Paddle LRScheduler.
-        weight_decay: for 'adamw' (Loshchilov and Hutter, ICLR 2019) multiplied by the rate and
-            taken from the parameter; for 'sgd' added to the gradient, as PyTorch's does.
-        decay_all: True decays every parameter, as the Paddle repository does; False only those
-            of `decays`, as the official recipes do.
+        weight_decay: for 'adamw' decoupled (Loshchilov and Hutter, ICLR 2019); for 'sgd' added to
+            the gradient, as in PyTorch.
+        decay_all: True: all parameters decay, as in the Paddle repository; False: only those of
+            `decays`, as in the official recipes.
         kind: 'adamw' or 'sgd'.
         momentum: of 'sgd'.
         backbone_scale, layer_decay: see `rate_scales`.
@@ -59,7 +59,7 @@ def build_optimizer(network, learning_rate, weight_decay, decay_all=True, kind='
     trainable = [(name, p) for name, p in network.named_parameters() if not p.stop_gradient]
     scales = rate_scales(network, backbone_scale, layer_decay)
     official = decays(network)
-    # Paddle asks by automatic names (linear_0.w_0), hence the detour.
+    # Paddle identifies parameters by automatic names (linear_0.w_0).
     decayed = {p.name for name, p in trainable if decay_all or name in official}
     for name, parameter in trainable:
         parameter.optimize_attr = {'learning_rate': scales[name]}
@@ -74,18 +74,18 @@ def build_optimizer(network, learning_rate, weight_decay, decay_all=True, kind='
 
 @paddle.no_grad()
 def clip_gradients(parameters, limit=0.0, loss_scale=1.0):
-    """Take the loss scale out of all gradients and clip them, in place.
+    """Unscale all gradients and clip them by their global norm, in place.
 
-    Gradients that are not finite are left as they are: their step is to be skipped, and that
-    clipping happens here and not in the optimizer allows it.
+    Gradients are not changed if any is not finite, so that the caller can skip the step; the
+    optimizer's own clipping would not allow this.
 
     Args:
-        parameters: those without a gradient are passed over.
-        limit: the largest norm of all gradients together; 0 clips nothing.
-        loss_scale: what the loss was multiplied by before its gradients were computed.
+        parameters: those without a gradient are ignored.
+        limit: largest global norm; 0: no clipping.
+        loss_scale: factor by which the loss was multiplied.
 
     Returns:
-        The norm before clipping and without the loss scale, a float: inf or nan where any
+        The global norm before clipping, without the loss scale, as a float; inf or nan if any
         gradient is not finite.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -1,8 +1,7 @@
-"""Mixed precision: a forward in float16 or bfloat16, and the loss scale that float16 needs.
+"""Mixed precision: forward in float16 or bfloat16, and the loss scale that float16 needs.
 
-It works on GPUs only: Paddle ignores it on a CPU, silently, and has no kernels for it there. So
-what is below has been tested as far as a CPU shows it (the arithmetic of the loss scale, names
-and dtypes, checkpoints) and was not run on a GPU here.
+It works on GPUs only; on a CPU Paddle silently ignores it. It was not run on a GPU here: tests on
+a CPU cover the arithmetic of the loss scale, names and dtypes, and checkpoints.
 """
 
 import math
@@ -14,7 +13,7 @@ HALF = (paddle.float16, paddle.bfloat16)
 
 
 class LossScaleError(ValueError):
-    """A checkpoint without a usable loss scale: one line naming the file."""
+    """A checkpoint without a valid loss scale: one line naming the file."""
 
     exit_code = 2
 
@@ -22,40 +21,41 @@ class LossScaleError(ValueError):
 class LossScale:
     """The factor on the loss that keeps small float16 gradients from becoming 0.
 
-    Dynamic (Micikevicius et al., ICLR 2018, section 3.2): a step whose gradients are not finite
-    halves it, `growth_steps` good ones in a row double it. All processes see the same gradients,
-    so their scales stay equal.
+    Dynamic (Micikevicius et al., ICLR 2018, section 3.2): halved after a step with gradients that
+    are not finite, doubled after `growth_steps` finite steps in a row. Gradients are equal on all
+    ranks, and so are the scales.
 
     Args:
-        value: where it starts; 1 for the precisions that need none.
-        dynamic: whether it moves.
+        value: initial scale; 1 for float32 and bfloat16.
+        dynamic: whether `update` changes it.
+        growth_steps: finite steps before the scale doubles.
     """
 
     def __init__(self, value=2.0 ** 16, dynamic=True, growth_steps=2000):
         self.value = value
         self.dynamic = dynamic
         self.growth_steps = growth_steps
-        self.good_steps = 0    # in a row, since the scale last moved
+        self.good_steps = 0    # finite steps since the scale last changed
 
     def update(self, finite):
-        """Move on after a step; `finite` says whether its gradients were."""
+        """Adapt the scale after a step whose gradients were finite or not."""
         if not self.dynamic:
             return
         self.good_steps = self.good_steps + 1 if finite else 0
         if not finite:
-            self.value = max(self.value / 2, 1.0)    # a scale below 1 would hide a real fault
+            self.value = max(self.value / 2, 1.0)    # below 1 it would hide actual overflows
         elif self.good_steps == self.growth_steps:
             self.value, self.good_steps = self.value * 2, 0
 
     def state(self):
-        """What a checkpoint must hold, of plain numbers."""
+        """The state for a checkpoint, a dict of numbers."""
         return dict(value=self.value, good_steps=self.good_steps)
 
     def restore(self, state, path):
-        """Go on from the `state()` that stood in the file `path`; without `dynamic` stay at 1.
+        """Restore a `state()` read from the checkpoint `path`; a scale not dynamic stays.
 
         Raises:
-            LossScaleError: for a state that is none.
+            LossScaleError: for an invalid state.
         """
         if not self.dynamic:
             return
@@ -70,13 +70,13 @@ class LossScale:
 
 
 class Precision:
-    """How a run computes: float32, or mixed precision of one of Paddle's levels.
+    """The precision of a run: float32, or one of Paddle's levels of mixed precision.
 
     Args:
-        network, optimizer: 'O2' turns the network's weights into `dtype` (norms excepted in
-            float16) and has the optimizer keep float32 copies of them, here in place.
-        level: 'none', 'O1' (the operations on Paddle's white list run in `dtype`) or 'O2' (all
-            do but those on its short black list).
+        network, optimizer: changed in place by 'O2': weights become `dtype` (in float16 except
+            norms), and the optimizer keeps float32 master weights.
+        level: 'none', 'O1' (operations on Paddle's white list run in `dtype`) or 'O2' (all except
+            those on its black list).
         dtype: 'float16' or 'bfloat16', which has float32's range and needs no loss scale.
     """
 
@@ -86,26 +86,26 @@ class Precision:
         self.loss_scale = LossScale() if scaled else LossScale(1.0, dynamic=False)
         self.frozen = {}
         if level == 'O2':
-            # Half precision would round what no master weight remembers.
+            # Frozen parameters have no master weights: keep their exact values.
             self.frozen = {name: parameter.clone() for name, parameter
                            in network.named_parameters() if parameter.stop_gradient}
             paddle.amp.decorate(network, optimizer, level='O2', dtype=dtype, master_weight=True,
                                 master_grad=True)
 
     def wrap(self, network):
-        """The network as it is to be called; in float32 the network itself."""
+        """The network to call in training; in float32 the network itself."""
         return network if self.level == 'none' else InMixedPrecision(network, self)
 
     def autocast(self):
-        """The context of a forward."""
+        """The auto_cast context of a forward."""
         return paddle.amp.auto_cast(enable=True, level=self.level, dtype=self.dtype)
 
     def scaled(self, loss):
-        """The loss to call backward() on; clip_gradients takes the scale out again."""
+        """The loss to call backward() on; clip_gradients divides by the scale."""
         return loss if self.loss_scale.value == 1 else loss * self.loss_scale.value
 
     def float32_state(self, network, optimizer):
-        """The network's state dict in float32: the weights that the optimizer goes on from."""
+        """The network's state dict with float32 master weights in place of half precision ones."""
         state = network.state_dict()
         if self.level != 'O2':
             return state
@@ -118,7 +118,10 @@ class Precision:
 
 
 class InMixedPrecision(nn.Layer):
-    """A network whose forward runs in mixed precision and gives float32."""
+    """A network whose forward runs in mixed precision and returns float32 logits.
+
+    Images `[B, 3, S, S]` to logits `[B, num_classes]`, or a tuple of two.
+    """
 
     def __init__(self, network, precision):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A teacher that is an exported program, of whatever network, run by Paddle Inference."""
+"""An exported program of any network as the teacher, run by Paddle Inference."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from paddle import inference
 
 
 class ExportedTeacher:
-    """Called with images float32 `[B, 3, S, S]`, normalised, returns logits `[B, num_classes]`.
+    """Normalised images float32 `[B, 3, S, S]` to logits `[B, num_classes]`.
 
-    Paddle executes the program, so it must come from someone you trust; paddle.jit.load, which
-    would unpickle a file beside it as well, is not used.
+    Paddle executes the program: use only trusted files. paddle.jit.load is not used, as it would
+    also unpickle a file.
 
     Args:
         path: the program of paddle.jit.save, x.json (Paddle 3) or x.pdmodel (Paddle 2), with its
-            weights beside it in x.pdiparams.
-        num_classes, image_size: of the student.
+            weights in x.pdiparams in the same folder.
+        num_classes, image_size: of the student; image_size in pixels.
 
     Raises:
-        ValueError: for files that are missing or can't be run, and for outputs that are no
-            logits of so many classes.
+        ValueError: for missing files, for a program that can't be run, and for outputs other than
+            logits of num_classes classes.
     """
 
     def __init__(self, path, num_classes, image_size):
@@ -34,14 +34,14 @@ class ExportedTeacher:
             settings.enable_use_gpu(256, paddle.distributed.ParallelEnv().device_id)
         try:
             self.predictor = inference.create_predictor(settings)
-            answer = self(paddle.zeros([1, 3, image_size, image_size])).numpy()
-        except Exception as error:    # whatever the program is
+            logits = self(paddle.zeros([1, 3, image_size, image_size])).numpy()
+        except Exception as error:    # an unknown program can raise anything
             raise ValueError(f'{path}: cannot be run on an image of {image_size} pixels; export '
                              'it for this size, with this version of Paddle') from error
-        if answer.shape != (1, num_classes):
-            raise ValueError(f'{path}: gives {list(answer.shape)} for one image instead of '
+        if logits.shape != (1, num_classes):
+            raise ValueError(f'{path}: gives {list(logits.shape)} for one image instead of '
                              f'[1, {num_classes}], the logits of the student\'s classes')
-        if (answer >= 0).all() and abs(answer.sum() - 1) < 1e-3:
+        if (logits >= 0).all() and abs(logits.sum() - 1) < 1e-3:
             raise ValueError(f'{path}: gives probabilities, and a loss needs logits: export it '
                              'without softmax')
 

@@ -1,8 +1,8 @@
 """How are weight files read and written?
 
     files         weights of any known origin, by name
-    torch_file    what torch.save wrote
-    unpickle      pickles, without running code of them
-    container     arrays and a JSON text, sealed by a checksum
-    writer        files that are whole or absent
+    torch_file    PyTorch's files
+    unpickle      pickles, without running their code
+    container     arrays and a JSON text with a checksum
+    writer        atomic writes
 """

@@ -1,6 +1,6 @@
-"""Arrays and a JSON text in one file that is whole or absent, sealed by a checksum.
+"""Arrays and a JSON text in one file with a checksum, written atomically.
 
-The file is a NumPy .npz archive (arrays only, never code) followed by its SHA-256.
+The file is a NumPy .npz archive (arrays only, no code) followed by its SHA-256.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 from weights.unpickle import shown
 from weights.writer import replacing
 
-FOOTER = b'T2TCKPT1'    # behind it the 32 bytes of the SHA-256
+FOOTER = b'T2TCKPT1'    # followed by the 32 bytes of the SHA-256
 STATE = 'state.json'
 
 
@@ -25,7 +25,11 @@ class CheckpointError(ValueError):
 
 
 def write_checkpoint(path, arrays, state):
-    """Write {name: array} and a JSON-able dict as one file, atomically and durably."""
+    """Write {name: array} and a dict that JSON can represent, atomically and durably.
+
+    Raises:
+        OSError: see weights.writer.
+    """
     text = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
     with replacing(path) as temporary, open(temporary, 'w+b') as file:
         np.savez(file, **{STATE: text}, **arrays)
@@ -34,10 +38,10 @@ def write_checkpoint(path, arrays, state):
 
 
 def read_checkpoint(path):
-    """Read what write_checkpoint wrote; returns ({name: array}, state).
+    """Read a file of write_checkpoint; returns ({name: array}, state).
 
     Raises:
-        CheckpointError: for a file that is missing, cut off, changed, or something else.
+        CheckpointError: for a file that is missing, incomplete, changed, or of another kind.
     """
     path = Path(path)
     try:
@@ -59,7 +63,7 @@ def read_checkpoint(path):
 
 
 def _unpack(file, size, path):
-    # The checksum guards against accidents, not against strangers, who can compute one.
+    # The checksum detects damage, not manipulation: anyone can compute a valid one.
     try:
         with zipfile.ZipFile(file) as archive:
             claimed = sum(_claimed_bytes(archive, member) for member in archive.infolist())
@@ -71,14 +75,14 @@ def _unpack(file, size, path):
         state = json.loads(arrays.pop(STATE).tobytes())
         if not isinstance(state, dict):
             raise ValueError('its state is no dict')
-    except Exception as error:    # an archive made to hurt can raise nearly anything
+    except Exception as error:    # a malicious archive can raise nearly anything
         raise CheckpointError(f'{path}: is no checkpoint of this project '
                               f'({shown(str(error))})') from error
     return arrays, state
 
 
 def _claimed_bytes(archive, member):
-    """What reading a member would take: its size, or that of the array which it says it holds."""
+    """Bytes that reading a member takes: its size, or that of the array in its header if larger."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0
@@ -87,7 +91,7 @@ def _claimed_bytes(archive, member):
 
 
 def _digest(file, length=None):
-    """SHA-256 of the next `length` bytes of a file, or of all that is left."""
+    """SHA-256 of the next `length` bytes of a file, or of the rest of it."""
     sha256, left = hashlib.sha256(), length
     while left is None or left > 0:
         part = file.read(1 << 20 if left is None else min(1 << 20, left))

@@ -1,12 +1,12 @@
-"""Reading and writing weight files, which come from strangers.
+"""Read and write weight files, including untrusted ones.
 
-Read are .pdparams and .pdopt (pickles of paddle.save), .pth and .pth.tar (PyTorch's zip archives
-and their predecessor), .safetensors and this project's checkpoints, told apart by their content.
-paddle.load, torch.load and pickle.load would run whatever code such a file asks for;
-weights/unpickle.py can't.
+Reads .pdparams and .pdopt (pickles of paddle.save), .pth and .pth.tar (PyTorch's zip archives and
+the format before them), .safetensors and this project's checkpoints; the format is detected by
+content. paddle.load, torch.load and pickle.load may run code from such a file; weights/unpickle.py
+can't.
 
-Written are .pdparams, .safetensors and .pth. Next to the weights the first two hold a JSON text
-with class names and the network's name, under a key that Paddle's own loader skips over.
+Writes .pdparams, .safetensors and .pth. The first two also hold metadata as a JSON text, e.g. class
+names and the network's name, under a key that Paddle's loader ignores.
 """
 
 import json
@@ -41,17 +41,17 @@ METADATA_KEY = 'metadata@@'
 NAME_TABLE_KEY = 'StructuredToParameterName@@'
 SPLIT_KEY = 'UnpackBigParamInfor@@'
 LONGEST_METADATA = 4_000_000     # bytes
-LONGEST_HEADER = 4_000_000       # bytes of a .safetensors file that describe its tensors
-LARGEST_CHECKPOINT = 4 * 4 * MOST_NUMBERS    # bytes: weights, their averages, two moments; float32
-# bfloat16 travels as its 16 bits, in Paddle's files and here; no weights are unsigned numbers.
+LONGEST_HEADER = 4_000_000       # bytes of the header of a .safetensors file
+LARGEST_CHECKPOINT = 4 * 4 * MOST_NUMBERS    # bytes: float32 weights, EMA and two moments
+# bfloat16 is represented as uint16, as in Paddle's files; weights are never unsigned integers.
 SAFETENSORS_TYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': '<u2', 'I64': '<i8',
                      'I32': '<i4', 'I16': '<i2', 'I8': 'i1', 'U8': 'u1', 'BOOL': '?'}
-# What a training checkpoint may call its averaged and its raw weights, in order of preference.
+# Names of averaged and of raw weights in training checkpoints, in order of preference.
 PARTS = {'ema': ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema'),
          'raw': ('state_dict', 'model_state_dict', 'model', 'network', 'net', 'weights')}
 OF_CHECKPOINT = {'ema': 'ema', 'raw': 'network'}    # in this project's own checkpoints
-MOST_WRAPPINGS = 3    # as in {'model': {'state_dict': ...}}
-# What wrappers put before every name: DataParallel, torch.compile, Lightning and other trainers.
+MOST_WRAPPINGS = 3    # nested dicts, as in {'model': {'state_dict': ...}}
+# Prefixes that wrappers add to every name: DataParallel, torch.compile, Lightning and others.
 PREFIXES = ('module.', '_orig_mod.', 'model.', 'net.', 'network.')
 
 
@@ -62,28 +62,28 @@ class WeightsError(ValueError):
 
 
 def read_weights(path, part=None, widen=True):
-    """Read a weights file or a training checkpoint without running any code of it.
+    """Read a weights file or a training checkpoint without running its code.
 
     Args:
-        part: of a training checkpoint, 'ema' or 'raw' weights; None: averaged ones if it has them.
-        widen: bfloat16 comes as float32; else as its 16 bits, in an array of uint16.
+        part: 'ema' or 'raw' weights of a training checkpoint; None: 'ema' if it has them.
+        widen: convert bfloat16 to float32; if False, bfloat16 is returned as uint16 bits.
 
     Returns:
-        (state, metadata). State is {parameter name: ndarray}, names and shapes as found, except
-        that the PREFIXES of wrappers before every name are dropped. Metadata is what
-        `write_weights` was given; besides, `layout` is 'pytorch' for files of PyTorch (a Linear's
-        weight is `[out, in]` there, not `[in, out]`), `part` is the checkpoint's own name of the
-        part, `arch` what it calls its network, and `LR_Scheduler` is that of a .pdopt file.
+        (state, metadata). State is {parameter name: ndarray}; names and shapes are the file's, but
+        without PREFIXES that all names share. Metadata is that given to `write_weights`, and if
+        known: `layout`, 'pytorch' for PyTorch's files (a Linear's weight is `[out, in]`, not
+        `[in, out]`); `part`, the name of the weights in the checkpoint; `arch`, its name of the
+        network; `LR_Scheduler` of a .pdopt file.
 
     Raises:
-        WeightsError: for a missing, damaged, foreign or hostile file, one without the part, or
-            one of more than MOST_NUMBERS numbers, which no network of the zoo has.
+        WeightsError: for a missing, damaged, unknown or malicious file, for one without the part,
+            or with more than MOST_NUMBERS numbers, which no network of the zoo has.
     """
     path = Path(path)
     if not os.path.isfile(path):
         raise WeightsError(f'{path}: no such weights file')
     try:
-        content = _look_at(path)
+        content = _mapped(path)
         if content[-len(FOOTER) - 32:-32] == FOOTER:
             if len(content) > LARGEST_CHECKPOINT:
                 raise Refused(f'it is a checkpoint of {len(content)} bytes, more than any network '
@@ -118,31 +118,32 @@ def read_weights(path, part=None, widen=True):
         raise WeightsError(f'{path}: {error}') from error
     except Damaged as error:
         raise WeightsError(f'{path}: is damaged or no weights file ({error})') from error
-    except Exception as error:    # nobody foresees all that a damaged file can hold
+    except Exception as error:    # a damaged file can cause nearly any error
         raise WeightsError(f'{path}: is damaged or no weights file '
                            f'({type(error).__name__}: {shown(str(error))})') from error
 
 
 def widened(state):
-    """The weights with bfloat16, given as its 16 bits, as float32, whose upper half it is."""
+    """Convert bfloat16, given as uint16 bits, to float32: its bits are float32's upper half."""
     return {name: (array.astype(np.uint32) << 16).view(np.float32)
             if array.dtype == np.uint16 else array for name, array in state.items()}
 
 
 def write_weights(path, state, metadata, ending='.pdparams', check=None):
-    """Write a weights file that is either complete or not there at all.
+    """Write a weights file atomically.
 
     Args:
-        path: the file; one that exists is replaced in a single step.
-        state: {parameter name: tensor or ndarray}; arrays of uint16 hold the bits of bfloat16.
-        metadata: what else to remember, anything that JSON can hold. A .pth file, whose every
-            entry torch takes for a parameter, remembers nothing.
+        path: the file; an existing one is replaced in a single step.
+        state: {parameter name: tensor or ndarray}; uint16 arrays hold the bits of bfloat16.
+        metadata: a dict that JSON can represent. A .pth file has none: torch takes every entry for
+            a parameter.
         ending: the format, one of WRITERS.
-        check: called with the path of the complete file before it gets its name; what it raises
-            leaves nothing behind.
+        check: called with the path of the complete temporary file; if it raises, nothing is
+            written.
 
     Raises:
-        WeightsError: for values of a type that the format doesn't have.
+        WeightsError: for values of a type that the format doesn't support.
+        OSError: see weights.writer.
     """
     write, types = WRITERS[ending]
     state = {name: np.asarray(value) for name, value in state.items()}
@@ -163,11 +164,11 @@ def _write_pdparams(file, state, metadata):
 
 
 def _write_safetensors(file, state, metadata):
-    """Eight bytes of length, a JSON header, the arrays' bytes without gaps, large items first."""
+    """Eight bytes of header length, a JSON header, the arrays' bytes, largest item size first."""
     types = {np.dtype(code): name for name, code in SAFETENSORS_TYPES.items()}
-    # Other programs know a file's layout, if at all, by these two letters.
-    letters = 'pt' if metadata.get('layout') == 'pytorch' else 'pd'
-    header = {'__metadata__': {'format': letters, METADATA_KEY: json.dumps(metadata)}}
+    # The only hint at the layout that other programs know: 'pt' for PyTorch, 'pd' for Paddle.
+    framework = 'pt' if metadata.get('layout') == 'pytorch' else 'pd'
+    header = {'__metadata__': {'format': framework, METADATA_KEY: json.dumps(metadata)}}
     names, position = sorted(state, key=lambda name: -state[name].itemsize), 0
     for name in names:
         array = state[name]
@@ -181,14 +182,14 @@ def _write_safetensors(file, state, metadata):
         file.write(state[name].astype(state[name].dtype.newbyteorder('<')).tobytes())
 
 
-# ending: (what writes it, the types of numbers that it has; none: all of them).
+# ending: (writer, supported data types; (): all).
 WRITERS = {'.pdparams': (_write_pdparams, ()),
            '.safetensors': (_write_safetensors, tuple(SAFETENSORS_TYPES.values())),
            '.pth': (lambda file, state, _: write_zip(file, state), tuple(STORAGE_TYPES.values()))}
 
 
-def _look_at(path):
-    """The file's content, of which only what is used comes into memory."""
+def _mapped(path):
+    """The file's content as a memory map: only the parts that are used are read."""
     with open(path, 'rb') as file:
         if not os.fstat(file.fileno()).st_size:
             raise Damaged('it is empty')
@@ -208,7 +209,7 @@ def _read_safetensors(path, content):
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise Damaged(shown(str(error), 200)) from error
-    # The library itself would copy the whole file, and gives no bfloat16 to numpy.
+    # The library would copy the whole file, and can't convert bfloat16 to NumPy.
     header, data = json.loads(bytes(content[8:8 + length])), content[8 + length:]
     state = {}
     for name, tensor in header.items():
@@ -223,7 +224,7 @@ def _read_safetensors(path, content):
 
 
 def _read_checkpoint(path, part):
-    """Of a checkpoint of this project the entries `ema/NAME`, else `network/NAME`."""
+    """(entries, metadata) of a checkpoint of this project, by default its EMA if it has one."""
     arrays, state = read_checkpoint(path)
     identity = state.get('identity')
     model = identity['config']['MODEL'] if isinstance(identity, dict) else {}
@@ -238,7 +239,7 @@ def _read_checkpoint(path, part):
 
 
 def _entries_of(content, metadata, part):
-    """(named entries, metadata) of what a pickle held."""
+    """(entries, metadata) of an unpickled file."""
     if not isinstance(content, dict):
         raise WeightsError(f'holds a {type(content).__name__} instead of named weights')
     metadata = {**_parsed(content.get(METADATA_KEY, '{}')), **metadata}
@@ -252,7 +253,7 @@ def _entries_of(content, metadata, part):
             break
         metadata.setdefault('part', name)
         content = content[name]
-    # What Paddle's optimizers keep beside their arrays: numbers, and a dict of more arrays.
+    # Paddle's optimizer files also hold a dict of numbers and a dict of arrays.
     content = dict(content)
     if isinstance(content.get('LR_Scheduler'), dict):
         metadata['LR_Scheduler'] = {name: value
@@ -265,7 +266,7 @@ def _entries_of(content, metadata, part):
 
 
 def _without_prefixes(entries):
-    """Names as before a wrapper put its prefix before each of them."""
+    """Entries without the PREFIXES that all names share."""
     while entries:
         prefix = next((prefix for prefix in PREFIXES if all(
             isinstance(name, str) and name.startswith(prefix) for name in entries)), None)
@@ -276,8 +277,8 @@ def _without_prefixes(entries):
 
 
 def _state_of(entries, most_bytes):
-    """{name: ndarray}; `most_bytes` ends what repeats one stored array under many names."""
-    found = {}
+    """{name: ndarray}; `most_bytes` limits files that repeat one stored array under many names."""
+    values = {}
     for name, value in entries.items():
         if not isinstance(name, str):
             raise WeightsError(f'holds a key that is no name: {shown(str(name))}')
@@ -289,15 +290,15 @@ def _state_of(entries, most_bytes):
             raise WeightsError(f'{shown(name)} is a {type(value).__name__}, not an array')
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in 'fiub':
             raise Refused(f'{shown(name)} holds values of type {value.dtype}')
-        found[name] = value
-    # All sizes are known before the first array comes into memory.
-    if sum(value.nbytes for value in found.values()) > most_bytes:
+        values[name] = value
+    # All sizes are checked before the first array is read.
+    if sum(value.nbytes for value in values.values()) > most_bytes:
         raise Refused('its arrays are much larger than the file')
-    if sum(value.size for value in found.values()) > MOST_NUMBERS:
+    if sum(value.size for value in values.values()) > MOST_NUMBERS:
         raise Refused(f'its arrays have more than {MOST_NUMBERS:,} numbers, and no network here '
                       'needs as many')
     state = {name: value.read() if isinstance(value, (StoredArray, Tensor))
-             else np.require(value, requirements=['C', 'W']) for name, value in found.items()}
+             else np.require(value, requirements=['C', 'W']) for name, value in values.items()}
     _join_split(state, entries.get(SPLIT_KEY))
     if not state:
         raise WeightsError('holds no weights')
@@ -305,21 +306,21 @@ def _state_of(entries, most_bytes):
 
 
 def _join_split(state, table):
-    """Put together what paddle.save split, in protocols 2 and 3, for being over 1 GiB."""
+    """Join arrays over 1 GiB, which paddle.save splits in protocols 2 and 3; changes `state`."""
     if table is None:
         return
     try:
         for name, entry in table.items():
-            # A part that is taken is gone, so that no table can multiply it.
+            # Each part is used once: a table must not multiply arrays.
             parts = [state.pop(part) for part in entry['slices']]
             state[name] = np.concatenate(parts).reshape(entry['OriginShape'])
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise Damaged(f'its table of split weights makes no sense ({type(error).__name__})'
+        raise Damaged(f'its table of split weights is invalid ({type(error).__name__})'
                       ) from error
 
 
 def _parsed(text):
-    """Metadata from its JSON text."""
+    """Metadata from a JSON text."""
     if isinstance(text, LongText) and len(text.data) <= LONGEST_METADATA:
         text = str(text.data, 'utf-8', 'replace')
     if type(text) is not str or len(text) > LONGEST_METADATA:

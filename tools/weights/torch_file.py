@@ -1,14 +1,12 @@
-"""PyTorch's weight files, read and written without PyTorch and without running anything of them.
+"""Read and write PyTorch's weight files without PyTorch and without running their code.
 
-It is our own because torch, 200 MB or more, would be installed for nothing else, and its
-`weights_only` reader refuses what published files hold beside their weights, such as the arguments
-of the training command.
+PyTorch itself is not used: it would be a dependency of 200 MB or more for this alone, and its
+`weights_only` reader refuses published files that also hold e.g. training arguments.
 
-Since version 1.6 they are zip archives of one pickle, data.pkl, and a record of plain bytes for
-each storage. The records are stored, never compressed, so they are looked at where they lie in
-the file: nothing is unpacked, and an archive that would unpack to terabytes has no chance to.
-Before 1.6 the same things followed one another: a magic number, the version, the machine, the
-pickle, the names of the storages, the storages.
+Since PyTorch 1.6 a file is a zip archive of one pickle, data.pkl, and a record of bytes for each
+storage. Records are stored uncompressed, so they are used in place: nothing is unpacked, and a
+zip bomb has no effect. Before 1.6 a file was a sequence: magic number, version, machine, pickle,
+names of the storages, storages.
 
 Sources: torch/serialization.py, torch/_utils.py and PKWARE's APPNOTE.TXT (4.3, 4.5.3).
 """
@@ -35,7 +33,7 @@ from weights.unpickle import (
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 MOST_RECORDS = 50_000
 
-# bfloat16 is kept as its 16 bits.
+# bfloat16 is represented as uint16.
 STORAGE_TYPES = {'FloatStorage': 'f4', 'HalfStorage': 'f2', 'BFloat16Storage': 'u2',
                  'DoubleStorage': 'f8', 'LongStorage': 'i8', 'IntStorage': 'i4',
                  'ShortStorage': 'i2', 'CharStorage': 'i1', 'ByteStorage': 'u1',
@@ -43,7 +41,7 @@ STORAGE_TYPES = {'FloatStorage': 'f4', 'HalfStorage': 'f2', 'BFloat16Storage': '
 
 
 def read_zip(content):
-    """What torch.save wrote into a zip archive; tensors come as `Tensor`.
+    """Read a zip archive of torch.save (a memoryview); tensors are returned as `Tensor`.
 
     Raises:
         Refused, Damaged: see weights.unpickle.
@@ -69,7 +67,11 @@ def read_zip(content):
 
 
 def read_legacy(content, position):
-    """What torch.save wrote before version 1.6, from behind the magic number on."""
+    """Read a file of torch.save before 1.6; `position` is that after the magic number.
+
+    Raises:
+        Refused, Damaged: see weights.unpickle.
+    """
     _, position = unpickle(content, position)    # the protocol's version, always 1001
     machine, position = unpickle(content, position)
     order = '<' if not isinstance(machine, dict) or machine.get('little_endian', True) else '>'
@@ -93,12 +95,12 @@ def read_legacy(content, position):
 
 
 def write_zip(file, state):
-    """Write {name: ndarray} as torch.save writes a state dict; uint16 holds bits of bfloat16."""
+    """Write {name: ndarray} in the format of torch.save; uint16 holds the bits of bfloat16."""
     with zipfile.ZipFile(file, 'w') as archive:
         def add(name, data):
             entry = zipfile.ZipInfo(f'archive/{name}')
-            # torch can map a file into memory if its records start at multiples of 64.
-            here = file.tell() + 30 + len(entry.filename)    # behind the record's header
+            # torch can memory-map a file whose records start at multiples of 64.
+            here = file.tell() + 30 + len(entry.filename)    # end of the record's header
             entry.extra = struct.pack('<2sH', b'FB', (-here - 4) % 64) + bytes((-here - 4) % 64)
             archive.writestr(entry, data)
 
@@ -110,9 +112,9 @@ def write_zip(file, state):
 
 
 def _pickled(state):
-    """The instructions by which torch, also with weights_only=True, makes the state dict.
+    """The pickle of a state dict, which torch also loads with weights_only=True.
 
-    Each tensor is a storage of its own, named by its number, whose bytes are another record.
+    Each tensor has its own storage, whose key is its number; the bytes are a separate record.
     """
     kinds = {np.dtype(code): kind for kind, code in STORAGE_TYPES.items()}
 
@@ -145,7 +147,7 @@ def _pickled(state):
 
 
 class Storage:
-    """A run of numbers in the file, which several tensors may share."""
+    """A contiguous block of numbers in the file, which tensors may share."""
 
     def __init__(self, key, dtype, count):
         self.key, self.dtype, self.count = key, dtype, count
@@ -158,7 +160,7 @@ class Storage:
         self.data, self.checksum = data, checksum
 
     def checked(self):
-        """The bytes; torch.save can be told to leave checksums out, which then are 0."""
+        """The bytes, after comparing their checksum; it is 0 if torch.save did not compute it."""
         if self.data is None:
             raise Damaged(f'its storage {shown(self.key)} is missing')
         if self.checksum and zlib.crc32(self.data) != self.checksum:
@@ -168,7 +170,7 @@ class Storage:
 
 
 class Tensor:
-    """A view on a storage, with torch's offset, size and stride, which count numbers."""
+    """A view on a storage; offset, size and stride count numbers, not bytes."""
 
     def __init__(self, storage, offset, size, stride, *_):
         if type(storage) is not Storage or type(offset) is not int or offset < 0:
@@ -194,7 +196,7 @@ class Tensor:
         dtype = self.storage.dtype
         if 0 in self.shape:
             return np.empty(self.shape, dtype.newbyteorder('='))
-        # The stride over an axis of one is never walked, and may be anything.
+        # The stride of an axis of length 1 is not used and may have any value.
         steps = [step * dtype.itemsize if length > 1 else 0
                  for length, step in zip(self.shape, self.stride)]
         view = np.ndarray(self.shape, dtype, self.storage.checked(),
@@ -203,7 +205,7 @@ class Tensor:
 
 
 class StorageType:
-    """Stands for torch.FloatStorage and its like."""
+    """Represents torch.FloatStorage and similar classes."""
 
     def __init__(self, code):
         self.code = code
@@ -223,7 +225,7 @@ ADMITTED = {
 
 
 def _described(storages, identifier, order):
-    """The storage of a persistent id ('storage', type, key, device, count), each made once."""
+    """The storage of a persistent id ('storage', type, key, device, count); one for each key."""
     if not (type(identifier) is tuple and len(identifier) in (5, 6)
             and type(identifier[1]) is StorageType and type(identifier[2]) is str
             and len(identifier[2]) < 100 and identifier[5:] in ((), (None,))):
@@ -240,7 +242,7 @@ def _described(storages, identifier, order):
 
 
 def _zip_records(content):
-    """{name: (bytes, checksum)} of an archive whose records are stored as they are."""
+    """{name: (bytes, checksum)} of an archive with uncompressed records."""
     count, position = _zip_directory(content)
     if count > MOST_RECORDS:
         raise Refused(f'it is a zip archive of {count} records')
@@ -250,7 +252,7 @@ def _zip_records(content):
          comment_length, start) = struct.unpack('<4s4xHH4xIIIHHH8xI',
                                                 _slice(content, position, 46))
         if signature != b'PK\1\2':
-            raise Damaged('the directory of its zip archive is no directory')
+            raise Damaged('the directory of its zip archive is invalid')
         name = bytes(_slice(content, position + 46, name_length)).decode('utf-8', 'replace')
         if 0xffffffff in (packed, size, start):
             extra = bytes(_slice(content, position + 46 + name_length, extra_length))
@@ -278,14 +280,14 @@ def _zip_directory(content):
     if count == 0xffff or position == 0xffffffff:
         locator = bytes(_slice(content, max(0, end - 20), 20))
         if locator[:4] != b'PK\6\7':
-            raise Damaged('the end of its zip archive is no end')
+            raise Damaged('the end record of its zip archive is invalid')
         record = struct.unpack('<Q', locator[8:16])[0]
         count, position = struct.unpack('<Q8xQ', _slice(content, record + 32, 24))
     return count, position
 
 
 def _zip64_sizes(extra, *sizes):
-    """Replace each size that didn't fit into 32 bits by the next one of the zip64 field."""
+    """Replace each size that exceeds 32 bits by the next one of the zip64 field."""
     while len(extra) >= 4:
         kind, length = struct.unpack('<HH', extra[:4])
         if kind == 1:

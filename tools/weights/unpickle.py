@@ -1,17 +1,17 @@
-"""A pickle reader that builds arrays and plain data, and can do nothing else.
+"""A pickle reader that builds arrays and plain data and can't do anything else.
 
-It is our own because no library does this: pickle.Unpickler with a restricted `find_class` still
-sets attributes and calls what it admits, picklescan and fickling judge a file and leave the loading
-to pickle, and torch.load(weights_only=True) needs PyTorch and does not read Paddle's files.
+No library does this: pickle.Unpickler with a restricted `find_class` still sets attributes and
+calls the admitted names; picklescan and fickling analyse a file but leave loading to pickle;
+torch.load(weights_only=True) needs PyTorch and does not read Paddle's files.
 
-A pickle is a program for a small stack machine, and Python's own machine imports and calls
-whatever the program names. The machine here knows the instructions that weight files use, and a
-short table of names. Behind each name stands a function of this project. Nothing is imported,
-no attribute is set, no method of a foreign object is called, so there is nothing to escape from.
+A pickle is a program for a stack machine; Python's machine imports and calls any name in it. The
+machine here supports only the instructions that weight files use and a short table of names, each
+of which maps to a function of this project. It imports nothing, sets no attributes, and calls no
+methods of objects that the file chooses.
 
-What bounds time and memory: an item has to lie in the file before it is looked at, bytes and long
-texts stay in the file until an array is asked for, the number of instructions is limited, and so is
-all that comes into memory. No instruction costs more than what it takes from the file or the stack.
+Time and memory are bounded: lengths are checked against the file before use, bytes and long texts
+stay in the file until an array is read, and the number of instructions and the bytes of texts are
+limited. The cost of an instruction is at most proportional to its input from file and stack.
 """
 
 import math
@@ -23,26 +23,26 @@ import numpy as np
 
 MOST_STEPS = 500_000    # a checkpoint of T2T-ViT-24 with its optimizer needs about 50,000
 MOST_DIMENSIONS = 16
-LONGEST_KEY = 1000      # comparing equal keys costs their length
-SHORT_TEXT = 255        # bytes, the most of the instruction SHORT_BINSTRING
-LONG_TEXT = 2 ** 16     # bytes; longer texts stay in the file, for they are bytes in disguise
-MOST_TEXT = 2 ** 26     # bytes of all texts that come into memory
-MOST_ARGUMENTS = 256    # of a call; a path has one for each of its folders
+LONGEST_KEY = 1000      # characters; comparing equal keys takes time proportional to their length
+SHORT_TEXT = 255        # bytes, the maximum of the instruction SHORT_BINSTRING
+LONG_TEXT = 2 ** 16     # bytes; longer texts stay in the file: they are arrays encoded as text
+MOST_TEXT = 2 ** 26     # bytes of all texts that are decoded
+MOST_ARGUMENTS = 256    # of a call; a pathlib.Path has one for each folder
 
-# The largest network of the zoo, vit_large_patch16_384, has 305 million weights, and with the head
-# of ImageNet-21k and positions for 2048 pixels 342 million. That head is its largest array: 89 MB,
-# about 134 MB as text, in which half of the bytes take two.
+# The largest network of the zoo, vit_large_patch16_384, has 305 million weights; with the head of
+# ImageNet-21k and positions for 2048 pixels it has 342 million. The largest array is that head:
+# 89 MB, or about 134 MB as latin1 text in UTF-8, where half of the bytes take two.
 MOST_NUMBERS = 400_000_000
 LONGEST_TEXT = 2 ** 28    # bytes
 NUMBER_CODES = {kind + size for kind in 'fiu' for size in '1248'} - {'f1'} | {'b1'}
 
 
 class Refused(Exception):
-    """A file that asks for something other than arrays and plain data."""
+    """The file contains something other than arrays and plain data."""
 
 
 class Damaged(Exception):
-    """A file that contradicts itself or ends too early."""
+    """The file is inconsistent or incomplete."""
 
 
 def unpickle(content, position=0, admitted=None, persistent=None, python_2=False):
@@ -50,19 +50,19 @@ def unpickle(content, position=0, admitted=None, persistent=None, python_2=False
 
     Args:
         content: memoryview of the file.
-        position: where in it the pickle starts.
-        admitted: {(module, name): value}, further names that it may use; one that it may call is
-            a `Call`.
-        persistent: from a persistent id to its value, where the format has such.
-        python_2: also read Python 2's texts, which are bytes: up to 255 of them as a str (latin1),
-            longer ones as a view. Dictionary keys that are bytes become a str, too.
+        position: start of the pickle in the content.
+        admitted: {(module, name): value}, further names that the pickle may use; a value that it
+            may call is a `Call`.
+        persistent: function from a persistent id to its value, if the format has these.
+        python_2: also read strings of Python 2, which are bytes: up to 255 bytes as str (latin1),
+            longer ones as a view. Dictionary keys that are bytes also become str.
 
     Returns:
-        (value, position behind the pickle). Bytes come as views on the content, an ndarray as a
-        `StoredArray`, an OrderedDict as a dict.
+        (value, position after the pickle). Bytes are views on the content, an ndarray is a
+        `StoredArray`, an OrderedDict a dict.
 
     Raises:
-        Refused, Damaged: saying what is wrong in words that fit behind the file's name.
+        Refused, Damaged: with a message that can follow the file's name.
     """
     machine = _Machine(content, position, {**ADMITTED, **(admitted or {})}, persistent,
                        python_2)
@@ -70,14 +70,14 @@ def unpickle(content, position=0, admitted=None, persistent=None, python_2=False
 
 
 def shown(text, most=60):
-    """Text of a stranger, fit for one line of a message."""
+    """Untrusted text, shortened and escaped for a one-line message."""
     text = text if isinstance(text, str) else type(text).__name__
     text = text if len(text) <= most else text[:most] + '...'
     return text if text.isprintable() else ascii(text)
 
 
 def checked_shape(shape):
-    """A tuple of a few sizes, or Damaged."""
+    """Return the shape if it is a tuple of at most MOST_DIMENSIONS sizes, else raise Damaged."""
     if (type(shape) is not tuple or len(shape) > MOST_DIMENSIONS
             or not all(type(size) is int and 0 <= size < 2 ** 48 for size in shape)):
         raise Damaged('it holds an array of an impossible shape')
@@ -85,14 +85,14 @@ def checked_shape(shape):
 
 
 class Call:
-    """A name that a pickle may call, and the function of this project that answers."""
+    """A name that a pickle may call, with the function that is called in its place."""
 
     def __init__(self, function):
         self.function = function
 
 
 class NumberType:
-    """Stands for a numpy.dtype of numbers."""
+    """Represents a numpy.dtype of numbers."""
 
     def __init__(self, code, *_):
         if type(code) is not str or code not in NUMBER_CODES:
@@ -112,9 +112,9 @@ class NumberType:
 
 
 class StoredArray:
-    """Stands for a numpy.ndarray whose bytes are still in the file."""
+    """Represents a numpy.ndarray whose bytes are still in the file."""
 
-    def __init__(self, *_):    # the (type, shape, code) of numpy's _reconstruct mean nothing
+    def __init__(self, *_):    # the (type, shape, code) of numpy's _reconstruct are placeholders
         self.shape, self.type, self.order, self.data = (0,), NumberType('f4'), 'C', b''
 
     def build(self, state):
@@ -145,7 +145,7 @@ class StoredArray:
 
 
 class LongText:
-    """A text of the file that is decoded when it is needed."""
+    """A text in the file that is decoded on demand."""
 
     def __init__(self, data):
         if len(data) > LONGEST_TEXT:
@@ -153,14 +153,14 @@ class LongText:
         self.data = data
 
     def __str__(self):
-        # One character beyond latin1 would make all of them take two or four bytes.
+        # A single character beyond latin1 makes every character of a str take two or four bytes.
         if np.frombuffer(self.data, np.uint8).max() > 0xc3:
             raise Refused('it holds a long text')
         return str(self.data, 'utf-8', 'surrogatepass')
 
 
 class Latin1:
-    """Stands for the result of _codecs.encode, through which protocol 2 carries bytes as text."""
+    """Represents the result of _codecs.encode, with which protocol 2 stores bytes as text."""
 
     def __init__(self, text, encoding='latin1'):
         if type(text) not in (str, LongText) or encoding not in ('latin1', 'latin-1'):
@@ -171,7 +171,7 @@ class Latin1:
         return len(self.text.data if type(self.text) is LongText else self.text)
 
     def encoded(self, size):
-        """The bytes, of which there have to be `size`."""
+        """The bytes; raises Damaged if there are not exactly `size`."""
         if not size <= len(self) <= 2 * size:    # a byte takes one or two in UTF-8
             raise Damaged(f'it holds an array that claims {size} bytes and has other {len(self)}')
         data = str(self.text).encode('latin1')
@@ -181,7 +181,7 @@ class Latin1:
 
 
 class Ignored:
-    """Stands for what lies around the arrays and is of no use here, e.g. argparse.Namespace."""
+    """Represents objects other than arrays, whose content is not needed: argparse.Namespace etc."""
 
     def __init__(self, *_):
         pass
@@ -212,7 +212,7 @@ def _dictionary(*_):
     return {}
 
 
-IGNORED = {    # settings of a training run, which stand beside the weights
+IGNORED = {    # settings of a training run in a checkpoint
     'argparse': ('Namespace',), 'types': ('SimpleNamespace',),
     **dict.fromkeys(('builtins', '__builtin__'), ('set', 'frozenset', 'slice', 'range', 'xrange',
                                                   'complex')),
@@ -226,7 +226,7 @@ DICTIONARIES = {
                      'lightning_fabric.utilities.data',
                      'lightning.pytorch.utilities.parsing'), ('AttributeDict',)),
 }
-FACTORIES = ('list', 'dict', 'int', 'float', 'str', 'bool')    # only named, for a defaultdict
+FACTORIES = ('list', 'dict', 'int', 'float', 'str', 'bool')    # arguments of a defaultdict
 
 ADMITTED = {
     **{(module, name): Call(Ignored) for module, names in IGNORED.items() for name in names},
@@ -234,11 +234,11 @@ ADMITTED = {
        for module, names in DICTIONARIES.items() for name in names},
     **{(module, name): Ignored()
        for module in ('builtins', '__builtin__') for name in FACTORIES},
-    ('numpy', 'ndarray'): None,    # only ever named, as an argument of _reconstruct
+    ('numpy', 'ndarray'): None,    # argument of _reconstruct
     ('numpy', 'dtype'): Call(NumberType),
     ('_codecs', 'encode'): Call(Latin1),
     **{(module, name): Call(function)
-       for module in ('builtins', '__builtin__')    # Python 3's name, and protocol 2's
+       for module in ('builtins', '__builtin__')    # in Python 3, and in protocol 2
        for name, function in (('tuple', _tuple), ('bytes', lambda: b''))},
     **{(f'numpy.{core}.multiarray', name): Call(function)
        for core in ('core', '_core')    # before and from numpy 2 on
@@ -247,6 +247,8 @@ ADMITTED = {
 
 
 class _Machine:
+    """The stack machine: `run` executes one pickle and returns its value."""
+
     def __init__(self, content, position, admitted, persistent, python_2):
         self.content, self.position, self.python_2 = content, position, python_2
         self.admitted, self.persistent = admitted, persistent
@@ -270,7 +272,7 @@ class _Machine:
                 step()
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
                     struct.error) as error:
-                raise Damaged(f'the pickle instruction at byte {start} makes no sense '
+                raise Damaged(f'the pickle instruction at byte {start} is invalid '
                               f'({type(error).__name__})') from error
         raise Refused(f'it has more than {MOST_STEPS} pickle instructions')
 
@@ -299,7 +301,7 @@ class _Machine:
         return items
 
     def instructions(self):
-        """{byte: what it does}. What is missing here is refused: INST, OBJ, EXT1, DUP, ..."""
+        """{opcode: function}. Others are refused: INST, OBJ, EXT1, DUP, ..."""
         push, pop, number, take = self.push, lambda: self.stack.pop(), self.number, self.take
 
         def text(form):
@@ -412,7 +414,7 @@ class _Machine:
             items[::2] = [str(key, 'latin1') if isinstance(key, (bytes, memoryview))
                           and len(key) <= LONGEST_KEY else key for key in items[::2]]
         for key in items[::2]:
-            # Hashing a nested tuple, or numbers made to collide, can take for ever.
+            # Hashing nested tuples or colliding numbers can take practically unlimited time.
             if not (type(key) is str and len(key) <= LONGEST_KEY
                     or type(key) is int and abs(key) < 2 ** 63):
                 raise Refused('it holds a dictionary key that is '
@@ -429,7 +431,7 @@ class _Machine:
             raise Refused(f'it asks for {shown(f"{module}.{name}")}') from None
 
     def call(self):
-        """Functions and classes alike: `Call` stands for both."""
+        """REDUCE and NEWOBJ: functions and classes are both `Call` objects."""
         arguments, callee = self.stack.pop(), self.stack.pop()
         if type(callee) is not Call:
             raise Refused(f'it calls a {type(callee).__name__}')
@@ -437,17 +439,17 @@ class _Machine:
             raise TypeError
         value = callee.function(*arguments)
         if self.python_2 and type(value) is Latin1 and type(value.text) is str:
-            value = value.text.encode('latin1')    # how Python 3 writes a bytes key or class name
+            value = value.text.encode('latin1')    # bytes that Python 3 wrote, e.g. a key
         self.push(value)
 
     def build(self):
         state, target = self.stack.pop(), self.stack[-1]
         if hasattr(type(target), 'build'):
             target.build(state)
-        elif type(target) is not dict:    # a dict's attributes, as torch adds them, are left out
+        elif type(target) is not dict:    # attributes of a dict, which torch adds, are dropped
             raise Refused(f'it sets attributes of a {type(target).__name__}')
 
     def load_persistent(self, identifier):
         if self.persistent is None:
-            raise Refused('it refers to data outside of itself')
+            raise Refused('it refers to data outside of the file')
         return self.persistent(identifier)

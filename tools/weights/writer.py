@@ -1,4 +1,4 @@
-"""The one writer of files that are whole or absent, whenever the process or the machine stops."""
+"""Atomic writes: a file is complete or absent, even if the process or the machine stops."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ def replacing(path):
         with replacing(path) as temporary:
             temporary.write_bytes(content)
 
-    Yields the path of a temporary file beside it. At the end of the block it is on the disk and
-    gets its name; after an exception nothing is left of it, and an older file is untouched.
+    Yields the path of a temporary file in the same folder. At the end of the block it is synced to
+    disk and renamed; after an exception it is removed, and an existing file is unchanged.
 
     Raises:
-        OSError: for a full disk, a missing or a read-only folder.
+        OSError: for a full disk, or for a missing or read-only folder.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -31,7 +31,7 @@ def replacing(path):
 
 
 def _sync_folder(folder):
-    """Make a rename in a folder survive a power cut; some network file systems can't."""
+    """Make a rename durable; network file systems that don't support this are ignored."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
