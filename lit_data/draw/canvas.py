@@ -1,8 +1,8 @@
 """Colours, outlines, and a canvas to draw them on.
 
-Every drawer works in a frame of its own: x to the right and y downwards, both from -1 to 1. A
-placement carries that frame into the picture, with its size, turn, shear and perspective. Things
-are drawn OVERSAMPLE times too large and then shrunk, which smooths their edges.
+Every drawer uses its own coordinates ("frame"): x to the right and y downwards, both from -1 to 1.
+A placement maps the frame to pixels, with scale, rotation, shear and perspective. Objects are drawn
+OVERSAMPLE times larger and then reduced, which smooths their edges.
 """
 
 import colorsys
@@ -14,8 +14,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 OVERSAMPLE = 3
 WHITE, BLACK = (250, 250, 248), (24, 24, 28)
 
-# Strokes of letters and digits on a grid 2 wide and 4 high, each point as two digits "xy": a font
-# file would make the pictures depend on the machine.
+# Strokes of letters and digits on a grid 2 wide and 4 high; a point is two digits "xy". Fonts are
+# not used: they differ between machines.
 GLYPHS = {
     '0': ('00 20 24 04 00',), '1': ('01 10 14',), '2': ('00 20 22 02 04 24',),
     '3': ('00 20 24 04', '02 22'), '4': ('00 02 22', '20 24'), '5': ('20 00 02 22 24 04',),
@@ -31,19 +31,19 @@ GLYPHS = {
 # Colours: (red, green, blue), each 0 to 255.
 
 def hsv(hue, saturation, value):
-    """The colour at a hue, saturation and value of 0 to 1."""
+    """The RGB colour of hue, saturation and value, each 0 to 1."""
     channels = colorsys.hsv_to_rgb(hue % 1, saturation, value)
     return tuple(round(255 * channel) for channel in channels)
 
 
 def tint(color, amount):
-    """`color` moved towards white (amount 0 to 1) or black (amount -1 to 0)."""
-    goal = 255 if amount > 0 else 0
-    return tuple(round(channel + (goal - channel) * abs(amount)) for channel in color)
+    """`color` blended with white (amount 0 to 1) or black (amount -1 to 0)."""
+    target = 255 if amount > 0 else 0
+    return tuple(round(channel + (target - channel) * abs(amount)) for channel in color)
 
 
 def paint(random):
-    """A colour of any hue for a made thing: vivid, pale, dark or nearly grey."""
+    """A random colour of any hue: vivid, pale, dark or nearly grey."""
     saturation, value = random.choice(
         [(0.85, 0.9), (0.75, 0.75), (0.35, 0.95), (0.7, 0.45), (0.1, 0.95), (0.08, 0.35)])
     return hsv(random.random(), saturation * random.uniform(0.8, 1.1),
@@ -56,7 +56,7 @@ def mostly(random, usual, share=0.7):
 
 
 def palette(random, count):
-    """`count` colours, of which each two neighbours differ clearly."""
+    """`count` random colours; each differs clearly from the previous and the first one."""
     colors = [paint(random)]
     while len(colors) < count:
         color = paint(random)
@@ -66,14 +66,14 @@ def palette(random, count):
 
 
 def distance(one, other):
-    """The distance of two colours in the red-green-blue cube, 0 to 442."""
+    """Euclidean distance of two RGB colours, 0 to 442."""
     return math.dist(one, other)
 
 
 # Outlines: lists of (x, y).
 
 def ellipse(x, y, width, height, start=0, end=360):
-    """The outline of an ellipse with half axes `width` and `height`, between two degrees."""
+    """The outline of an ellipse with half axes `width` and `height`; start and end in degrees."""
     steps = max(8, abs(end - start) // 6)
     angles = [math.radians(start + (end - start) * step / steps) for step in range(steps + 1)]
     return [(x + width * math.cos(angle), y + height * math.sin(angle)) for angle in angles]
@@ -85,7 +85,7 @@ def box(left, top, right, bottom):
 
 
 def curve(points, closed=True):
-    """A smooth line through `points` (Catmull-Rom), eight steps between each two."""
+    """A smooth line through `points`: a Catmull-Rom spline with eight steps for each segment."""
     if not closed:
         points = [points[0], *points, points[-1]]
     count, smooth = len(points), []
@@ -101,19 +101,19 @@ def curve(points, closed=True):
 
 
 def symmetric(right):
-    """A closed outline from its right half, listed from top to bottom."""
+    """A closed outline, symmetric about x = 0, from its right half, listed from top to bottom."""
     return right + [(-x, y) for x, y in reversed(right)]
 
 
 def moved(points, x, y, size=1.0, degrees=0.0):
-    """`points` enlarged, turned about the origin and then moved."""
+    """`points` scaled and rotated about the origin, then translated by (x, y)."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return [(x + size * (cosine * a - sine * b), y + size * (sine * a + cosine * b))
             for a, b in points]
 
 
 def blob(random, x, y, radius, roughness=0.25):
-    """A round outline with an uneven edge."""
+    """A round outline whose radius varies by the fraction `roughness`."""
     count = 9
     radii = [radius * random.uniform(1 - roughness, 1 + roughness) for _ in range(count)]
     return curve([(x + r * math.cos(math.tau * i / count), y + r * math.sin(math.tau * i / count))
@@ -121,9 +121,9 @@ def blob(random, x, y, radius, roughness=0.25):
 
 
 def placement(center, scale, degrees=0.0, shear=0.0, lean=(0.0, 0.0), mirror=1):
-    """A function from a point of the drawer's frame to a pixel of the picture.
+    """A function from a point of the frame to pixel coordinates (x, y).
 
-    `scale` is in pixels a unit; `lean` tips the frame away from the viewer, along x and along y.
+    `scale` is in pixels per unit of the frame; `lean` is the strength of perspective along x and y.
     """
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
 
@@ -137,9 +137,9 @@ def placement(center, scale, degrees=0.0, shear=0.0, lean=(0.0, 0.0), mirror=1):
 
 
 class Canvas:
-    """A transparent sheet on which a drawer paints in its own frame.
+    """A transparent image on which a drawer paints in the coordinates of its frame.
 
-    `size` is (width, height) in pixels, `place` a placement and `scale` its pixels a unit.
+    `size` is (width, height) in pixels, `place` a placement and `scale` its pixels per unit.
     """
 
     def __init__(self, size, place, scale):
@@ -148,14 +148,14 @@ class Canvas:
         self.place, self.scale = place, scale
 
     def inset(self, x, y, size, degrees=0.0):
-        """A canvas on the same sheet, its frame moved, made smaller and turned within this one."""
+        """A canvas on the same image with a translated, scaled and rotated frame."""
         inset = copy(self)
         inset.place = lambda point: self.place(moved([point], x, y, size, degrees)[0])
         inset.scale = self.scale * size
         return inset
 
     def fill(self, outline, color, opacity=1.0):
-        """Paint the inside of an outline; below an opacity of 1 it is like coloured glass."""
+        """Fill an outline; an opacity below 1 is blended with what is below."""
         points = [self.place(point) for point in outline]
         if opacity == 1:
             self.pen.polygon(points, fill=color)
@@ -173,13 +173,13 @@ class Canvas:
                 self.pen.ellipse((x - half, y - half, x + half, y + half), fill=color)
 
     def shade(self, outline, color, opacity, softness=0.1):
-        """A soft light or shadow, only upon what is painted already."""
+        """A soft light or shadow, only on parts that are already painted."""
         mask = self._mask([self.place(point) for point in outline], opacity)
         mask = mask.filter(ImageFilter.GaussianBlur(softness * self.scale))
         self._glaze(ImageChops.multiply(mask, self.sheet.getchannel('A')), color)
 
     def glow(self, outline, color, opacity, softness=0.1):
-        """A soft light that also spreads beyond what is painted."""
+        """A soft light, also on transparent parts."""
         mask = self._mask([self.place(point) for point in outline], opacity)
         self._glaze(mask.filter(ImageFilter.GaussianBlur(softness * self.scale)), color)
 

@@ -1,4 +1,4 @@
-"""Draw `lit_data/`: a small data set in ImageNet's layout, so that every command runs at once.
+"""Draw `lit_data/`, a small data set in ImageNet's layout, on which every command can be tried.
 
     python lit_data/draw/scene.py
     python lit_data/draw/scene.py --out more_data --train 500 --val 50
@@ -6,18 +6,17 @@
     lit_data/train/n07579787/n07579787_0001.JPEG    170 pictures of each of 16 classes
     lit_data/val/n07579787/lit_val_00000097.JPEG    8 others of each class
     lit_data/train.txt, lit_data/val.txt            lines `n07579787/n07579787_0001.JPEG 923`
-    lit_data/drawn.json                             what was drawn, by which a later run knows it
+    lit_data/drawn.json                             options and classes, for replacing the files
 
-Classes keep ImageNet's ids and WordNet ids. The pictures are drawn, not photographed: a network
-that names them all has learnt to tell shapes, and nothing about ImageNet.
+Classes have ImageNet's class ids and WordNet ids. The pictures are drawings: accuracy on them says
+nothing about accuracy on ImageNet.
 
-Every picture follows from the seed, its split, class and number alone, so one picture or all of
-them, in any order, come out the same. The stored bytes also depend on the Pillow and libjpeg at
-hand; with others, pixels may differ by a little.
+A picture depends only on the seed, its split, class and number, not on which other pictures are
+drawn. With other versions of Pillow and libjpeg, bytes differ and pixels may differ slightly.
 
-A picture is a background, some clutter, the thing itself with its shadow, and a camera that
-blurs, tints and adds noise. Backgrounds, clutter and camera are drawn from one distribution for
-all classes, so that only the thing tells the class.
+A picture consists of a background, distractors, the object with its shadow, and camera effects
+(blur, tint, noise). All but the object have the same distribution for all classes, so that only the
+object tells the class.
 """
 
 import argparse
@@ -43,20 +42,20 @@ from canvas import (
     tint,
 )
 from PIL import Image, ImageDraw, ImageFilter
-from things import CLASSES, READ_FROM_LEFT, TILT
+from things import CLASSES, NOT_MIRRORED, TILT
 from tqdm import tqdm
 
 RECORD = 'drawn.json'
 
 
-# What surrounds the things: the same for all classes.
+# Background, distractors and camera: the same distribution for all classes.
 
 def _ground_color(random):
     return hsv(random.random(), random.uniform(0.03, 0.4), random.uniform(0.25, 0.9))
 
 
 def _ramp(random, size):
-    """A slope from 0 to 1 across the picture in a random direction, (height, width)."""
+    """A linear gradient from 0 to 1 in a random direction, array `[height, width]`."""
     turn = random.uniform(0, math.tau)
     x, y = numpy.meshgrid(numpy.linspace(-1, 1, size[0]), numpy.linspace(-1, 1, size[1]))
     slope = x * math.cos(turn) + y * math.sin(turn)
@@ -64,9 +63,9 @@ def _ramp(random, size):
 
 
 def background(random, noise, size):
-    """A ground of any colours.
+    """A random background as an RGB image.
 
-    `size` is (width, height) in pixels; `noise` a numpy RandomState. Returns an RGB image.
+    `size` is (width, height) in pixels; `noise` a numpy RandomState.
     """
     first, second = _ground_color(random), _ground_color(random)
     paint_ground = random.choice([_planks, _cloth, _strokes, _lights, _tiles, _horizon, None, None])
@@ -79,7 +78,7 @@ def background(random, noise, size):
             part = part.resize(size, Image.BICUBIC)
         return Image.composite(Image.new('RGB', size, first), Image.new('RGB', size, second), part)
 
-    # Patterns are painted on a larger sheet, turned, and cut to the picture.
+    # Patterns are painted on a larger image, rotated, and cropped.
     side = round(1.5 * max(size))
     sheet = Image.new('RGB', (side, side), first)
     paint_ground(ImageDraw.Draw(sheet), random, side, first, second)
@@ -87,7 +86,7 @@ def background(random, noise, size):
         sheet = sheet.filter(ImageFilter.GaussianBlur(side * random.uniform(0.01, 0.04)))
     turn = 12 if paint_ground in (_horizon, _strokes) else 90
     sheet = sheet.rotate(random.uniform(-turn, turn), Image.BICUBIC)
-    # Muted, as a ground out of focus is: it must not speak louder than the thing.
+    # Less contrast than the object.
     plain = Image.new('RGB', sheet.size, sheet.resize((1, 1), Image.BOX).getpixel((0, 0)))
     sheet = Image.blend(sheet, plain, random.uniform(0.4, 0.7))
     left, top = (side - size[0]) // 2, (side - size[1]) // 2
@@ -151,7 +150,7 @@ def _horizon(pen, random, side, first, second):
 
 
 def distractor(canvas, random):
-    """A small plain shape which belongs to no class."""
+    """Draw a small plain shape that belongs to no class."""
     color = _ground_color(random) if random.random() < 0.6 else paint(random)
     kind = random.choice(['bar', 'blob', 'corner', 'ring', 'leaf', 'zigzag', 'cross'])
     if kind == 'bar':
@@ -172,8 +171,8 @@ def distractor(canvas, random):
         canvas.line([(0, -0.7), (0, 0.7)], color, 0.25)
 
 
-def _drop(scene, canvas, random):
-    """Lay what a canvas holds upon the scene, with the shadow it throws."""
+def _paste(scene, canvas, random):
+    """Paste a canvas onto the scene, with a shadow."""
     alpha = canvas.sheet.getchannel('A')
     reach = max(1.0, canvas.scale * random.uniform(0.03, 0.12))
     turn, strength = random.uniform(0, math.tau), random.uniform(0.35, 0.75)
@@ -186,25 +185,25 @@ def _drop(scene, canvas, random):
 
 
 def _scatter(scene, random, count, center=None):
-    """Lay distractors upon the scene: anywhere, or around `center`, in pixels."""
+    """Paste distractors onto the scene, at random places or at `center`, in pixels."""
     short = min(scene.size)
     for _ in range(count):
         scale = short * random.uniform(0.05, 0.13)
         x, y = center or (random.uniform(0, scene.size[0]), random.uniform(0, scene.size[1]))
         canvas = Canvas(scene.size, placement((x, y), scale, random.uniform(0, 360)), scale)
         distractor(canvas, random)
-        _drop(scene, canvas, random)
+        _paste(scene, canvas, random)
 
 
 def _out_of_focus(scene, random):
-    """The surroundings as a lens at the thing's distance shows them: soft, with less contrast."""
+    """Blur the background and reduce its contrast."""
     soft = scene.filter(ImageFilter.GaussianBlur(min(scene.size) * random.uniform(0.005, 0.03)))
     mean = tuple(numpy.asarray(soft).reshape(-1, 3).mean(axis=0).round().astype(int).tolist())
     return Image.blend(soft, Image.new('RGB', soft.size, mean), random.uniform(0.3, 0.65))
 
 
-def _photograph(image, random, noise):
-    """What light and camera do: uneven light, a cast, softness, noise, at times no colour."""
+def _camera(image, random, noise):
+    """Camera effects: uneven light, tint, blur, noise; one picture in twenty is grey."""
     light = 1 + random.uniform(0, 0.3) * (2 * _ramp(random, image.size) - 1)
     cast = [random.uniform(0.93, 1.07) for _ in range(3)]
     if random.random() < 0.6:
@@ -221,12 +220,12 @@ def picture(draw, seed):
     """Draw one picture.
 
     Args:
-        draw: the drawer of the thing, one of the functions above.
+        draw: the drawer of the object, one of things.CLASSES.
         seed: any string; the same string gives the same picture.
 
     Returns:
-        (image, quality): a Pillow image in RGB or L, its sides 64 to 120 pixels, and the JPEG
-        quality at which to store it, 38 to 80.
+        (image, quality): a Pillow image in RGB or L with sides of 64 to 120 pixels, and its JPEG
+        quality, 38 to 80.
     """
     random = Random(seed)
     noise = numpy.random.RandomState(random.getrandbits(32))
@@ -243,14 +242,14 @@ def picture(draw, seed):
     tilt, mirror = TILT.get(draw, 8), random.choice([-1, 1])
     place = placement(center, extent / 2, random.uniform(-tilt, tilt), random.uniform(-0.08, 0.08),
                       (random.uniform(-0.12, 0.12), random.uniform(-0.12, 0.12)),
-                      1 if draw in READ_FROM_LEFT else mirror)
+                      1 if draw in NOT_MIRRORED else mirror)
     canvas = Canvas(large, place, extent / 2)
     draw(canvas, random)
-    _drop(scene, canvas, random)
+    _paste(scene, canvas, random)
     if random.random() < 0.12:
         turn = random.uniform(0, math.tau)
         _scatter(scene, random, 1, place((0.85 * math.cos(turn), 0.85 * math.sin(turn))))
-    image = _photograph(scene.reduce(OVERSAMPLE), random, noise)
+    image = _camera(scene.reduce(OVERSAMPLE), random, noise)
     return image, random.randint(38, 80)
 
 
@@ -269,11 +268,11 @@ def plan(train, val, wordnet_ids):
     """Name the files of a data set.
 
     Args:
-        train, val: pictures a class.
+        train, val: pictures in each class.
         wordnet_ids: the classes' WordNet ids, in the order of their class ids.
 
     Returns:
-        A list of (split, path under the split's folder, place of the class, number from 1).
+        A list of (split, path in the split's folder, index of the class, number from 1).
     """
     files = []
     for place, wordnet_id in enumerate(wordnet_ids):
@@ -286,15 +285,15 @@ def plan(train, val, wordnet_ids):
 
 
 def clear(out):
-    """Remove from the folder `out` what an earlier run drew there, and nothing else.
+    """Remove the files of an earlier run, and no others, from the folder `out`.
 
     Raises:
-        FileExistsError: the folder holds files but no record of an earlier run.
+        FileExistsError: if the folder has files but no valid record of an earlier run.
     """
     record = out / RECORD
     if not record.is_file():
         if out.exists() and any(out.iterdir()):
-            raise FileExistsError(f'{out} holds files which this command did not draw: '
+            raise FileExistsError(f'{out} holds files that this command did not draw: '
                                   'choose an empty or new folder with --out')
         return
     try:
@@ -316,15 +315,19 @@ def clear(out):
 
 
 def prepare(out, train, val, seed=0):
-    """Draw the data set into the folder `out`, in place of an earlier one.
+    """Draw the data set into the folder `out`, replacing an earlier one.
 
-    `train` and `val` are pictures a class. Raises FileExistsError as `clear` does, and OSError
-    where the folder cannot be written.
+    Args:
+        train, val: pictures in each class.
+
+    Raises:
+        FileExistsError: see `clear`.
+        OSError: if the folder cannot be written.
     """
     clear(out)
     out.mkdir(parents=True, exist_ok=True)
     classes = {str(class_id): wordnet_id for class_id, (wordnet_id, _) in CLASSES.items()}
-    # The record goes first: a run that is stopped half-way can then be drawn over.
+    # The record is written first, so that an incomplete run can be replaced.
     record = {'train': train, 'val': val, 'seed': seed, 'classes': classes}
     (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding='utf-8')
 
@@ -349,10 +352,12 @@ def main():
                         default=Path(__file__).resolve().parent.parent,
                         help='folder to draw into (default: lit_data)')
     parser.add_argument('--train', type=int, default=170, metavar='N',
-                        help='training pictures a class (default: 170)')
+                        help='training pictures in each class (default: 170)')
     parser.add_argument('--val', type=int, default=8, metavar='N',
-                        help='validation pictures a class (default: 8)')
-    parser.add_argument('--seed', type=int, default=0, help='another seed, other pictures')
+                        help='validation pictures in each class (default: 8)')
+    parser.add_argument('--seed', type=int, default=0,
+                        help='seed of all pictures (default: 0)')
+    parser.error = lambda message: parser.exit(2, f'error: {message}\n')    # without the usage
     options = parser.parse_args()
     if options.train < 1 or options.val < 1:
         parser.error('--train and --val must be 1 or more')

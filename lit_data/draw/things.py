@@ -1,4 +1,4 @@
-"""Sixteen things of ImageNet: each drawer takes the canvas and the source of chance."""
+"""The sixteen drawers, one for each class: functions of a canvas and a random.Random."""
 
 import math
 
@@ -171,7 +171,7 @@ def beacon(canvas, random):
 
 
 def candle(canvas, random):
-    """A burning candle, at times two, plain or twisted, at times in a saucer."""
+    """One or two burning candles, plain or twisted, sometimes in a saucer."""
     places = [(-0.34, 0.88), (0.34, 1.0)] if random.random() < 0.2 else [(0, 1.0)]
     wide = random.uniform(0.2, 0.28) if len(places) == 2 else random.uniform(0.24, 0.36)
     wax = mostly(random, [WHITE, (240, 225, 190), (185, 30, 40)]) or paint(random)
@@ -206,7 +206,7 @@ def candle(canvas, random):
 
 
 def hourglass(canvas, random):
-    """Two glass bulbs between wooden or metal plates, sand running down."""
+    """Two glass bulbs with running sand between wooden or metal plates."""
     frame = mostly(random, [(120, 75, 40), (165, 115, 60), (70, 45, 35)], 0.8) or paint(random)
     sand = mostly(random, [(225, 190, 125), (235, 215, 170), (205, 120, 60)]) or paint(random)
     wide, left = random.uniform(0.48, 0.6), random.uniform(0.2, 0.9)
@@ -235,7 +235,7 @@ def hourglass(canvas, random):
 
 
 def soccer_ball(canvas, random):
-    """A ball of twelve pentagons and twenty hexagons, turned at random in space."""
+    """A ball of twelve pentagons and twenty hexagons, rotated at random in three dimensions."""
     golden = (1 + math.sqrt(5)) / 2
     corners = [corner for a in (-1, 1) for b in (-golden, golden)
                for corner in ((0, a, b), (a, b, 0), (b, 0, a))]
@@ -284,7 +284,7 @@ def soccer_ball(canvas, random):
 
 
 def spider_web(canvas, random):
-    """Threads from a hub, joined by rounds that sag inwards; at times the spider."""
+    """Radial threads joined by sagging rings; sometimes with a spider."""
     light = random.random() < 0.85
     thread, halo = ((240, 242, 246), BLACK) if light else ((30, 30, 36), WHITE)
     count, rounds = random.randint(9, 14), random.randint(6, 9)
@@ -533,7 +533,7 @@ def mushroom(canvas, random):
                          (235, 150, 60), (120, 100, 130), (95, 65, 45), (225, 195, 90)])
     stem = random.choice([WHITE, (235, 222, 195), (215, 190, 150)])
     thick, high = random.uniform(0.16, 0.27), random.uniform(0.5, 0.9)
-    # Below 1 the cap is flat with a steep edge, above 1 it comes to a point.
+    # Below 1 the cap is flat with a steep edge, above 1 it is pointed.
     sharp = random.choice([0.75, 1, 1, 1.35])
     spotted, grass = random.random() < 0.45, random.random() < 0.5
     for x, y, size in places:
@@ -568,7 +568,7 @@ def _toadstool(canvas, random, cap, stem, thick, high, sharp):
 
 
 def strawberry(canvas, random):
-    """A heart-shaped berry with seeds and a green crown; at times two."""
+    """One or two heart-shaped berries with seeds and a green crown."""
     places = [(0, 0, 1.0, 0)]
     if random.random() < 0.15:
         places = [(-0.38, 0.1, 0.68, 18), (0.4, 0, 0.66, -20)]
@@ -604,7 +604,7 @@ def _berry(canvas, random, color, wide, shoulder):
 
 
 def daisy(canvas, random):
-    """Narrow petals around a yellow disc; at times with stem and leaf, or two flowers."""
+    """One or two flowers with narrow petals around a yellow disc, sometimes with stem and leaf."""
     petal = mostly(random, [WHITE, (245, 240, 225)]) or random.choice(
         [(240, 190, 215), (200, 180, 235), (250, 230, 140)])
     eye = hsv(random.uniform(0.1, 0.15), 0.85, random.uniform(0.8, 0.98))
@@ -661,7 +661,8 @@ CLASSES = {
     949: ('n07745940', strawberry),
     985: ('n11939491', daisy),
 }
-# How far a thing may be turned either way, in degrees, where it is not 8.
+# Largest rotation in degrees, if it is not 8.
 TILT = {crossword_puzzle: 15, daisy: 30, plate: 20, soccer_ball: 180, spider_web: 180,
         strawberry: 20, umbrella: 12}
-READ_FROM_LEFT = (analog_clock, crossword_puzzle)
+# Drawers with figures or writing.
+NOT_MIRRORED = (analog_clock, crossword_puzzle)

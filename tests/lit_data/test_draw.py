@@ -1,4 +1,4 @@
-"""The drawn data set: reproducible, well formed, and honest."""
+"""Catches a drawn data set that is not reproducible or well formed, or that colours give away."""
 
 import hashlib
 import io
@@ -47,19 +47,19 @@ def small(tmp_path_factory):
     return out
 
 
-def test_a_picture_alone_equals_the_one_of_a_whole_run(small):
+def test_a_single_picture_equals_that_of_a_whole_run(small):
     for split in ('val', 'train'):
         for path, class_id in reversed(read_list(small, split)):
             assert path.read_bytes() == scene.draw_jpeg(split, class_id, 1)
 
 
-def test_another_seed_split_or_number_is_another_picture():
-    ways = [('train', 923, 1, 0), ('train', 923, 1, 1), ('val', 923, 1, 0), ('train', 923, 2, 0)]
-    assert len({scene.draw_jpeg(*way) for way in ways}) == 4
+def test_another_seed_split_or_number_gives_another_picture():
+    cases = [('train', 923, 1, 0), ('train', 923, 1, 1), ('val', 923, 1, 0), ('train', 923, 2, 0)]
+    assert len({scene.draw_jpeg(*case) for case in cases}) == 4
 
 
 def test_stored_pictures_equal_a_redraw():
-    # Other builds of Pillow and libjpeg may round otherwise, so pixels are compared, not bytes.
+    # Other builds of Pillow and libjpeg may round differently, so pixels are compared, not bytes.
     files = [file for file in scene.plan(170, 8, [w for w, _ in scene.CLASSES.values()])
              if file[3] in (1, 7)]
     for split, path, place, number in files:
@@ -87,7 +87,7 @@ def test_training_and_validation_share_no_picture():
     assert len({hashlib.sha256(path.read_bytes()).digest() for path in paths}) == len(paths)
 
 
-def test_pictures_are_jpeg_of_many_sizes_and_small():
+def test_pictures_are_small_jpegs_of_many_sizes():
     sizes, modes = set(), set()
     for path in LIT_DATA.glob('*/*/*'):
         with Image.open(path) as image:
@@ -99,7 +99,7 @@ def test_pictures_are_jpeg_of_many_sizes_and_small():
     assert sum(path.stat().st_size for path in LIT_DATA.rglob('*') if path.is_file()) < 5_000_000
 
 
-def test_mean_colour_does_not_tell_the_class():
+def test_the_mean_colour_does_not_predict_the_class():
     def describe(split, crop):
         colors, class_ids = [], []
         for path, class_id in read_list(LIT_DATA, split):
@@ -147,7 +147,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
 @pytest.mark.parametrize('record', [
     '', '[]', '{"train": "x", "val": 1, "classes": {"1": "n00000001"}}',
     '{"train": 1, "val": 1, "classes": {"1": "../../n01"}}'])
-def test_a_spoilt_record_is_refused(tmp_path, record):
+def test_an_invalid_record_is_refused(tmp_path, record):
     (tmp_path / scene.RECORD).write_text(record)
     with pytest.raises(FileExistsError, match='cannot be read'):
         scene.clear(tmp_path)

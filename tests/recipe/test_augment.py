@@ -1,4 +1,4 @@
-"""Operations, policies, colour jitter and random erasing, against timm's figures."""
+"""Catches augmentation that differs from timm's: operations, policies, jitter, random erasing."""
 
 import collections
 import importlib.util
@@ -30,20 +30,20 @@ from recipe.augment import (
 GOLDEN = np.load(ROOT / 'tests' / 'golden' / 'randaugment.npz')
 OFFICIAL = 'rand-m9-mstd0.5-inc1'
 DRAWS = 4000
-CRITICAL_GAP = 1.95 / math.sqrt(DRAWS)    # of a distribution: exceeded in one of a thousand seeds
+CRITICAL_GAP = 1.95 / math.sqrt(DRAWS)    # Kolmogorov-Smirnov, exceeded by 1 of 1000 seeds
 
 
 def photograph(height=96, width=128):
     return Image.fromarray(GOLDEN['input'][:height, :width])
 
 
-def near_share(found, share, draws):
+def near_share(actual, share, draws):
     """Whether a count is within four standard deviations of its binomial distribution."""
-    return abs(found - share * draws) <= 4 * math.sqrt(draws * share * (1 - share))
+    return abs(actual - share * draws) <= 4 * math.sqrt(draws * share * (1 - share))
 
 
 def largest_gap(values, distribution):
-    """Kolmogorov-Smirnov: the largest gap between the values' and a distribution function."""
+    """Kolmogorov-Smirnov: the largest gap between empirical and given distribution function."""
     values = np.sort(values)
     steps = np.arange(len(values) + 1) / len(values)
     expected = distribution(values)
@@ -58,8 +58,8 @@ class TestOperations:
     @pytest.mark.parametrize('key', [key for key in GOLDEN.files if key != 'input'])
     def test_golden(self, key):
         name, magnitude, *other_sign = key.split('_')
-        found = apply_operation(photograph(), name, int(magnitude), 1 if other_sign else -1)
-        gap = abs(np.asarray(found).astype(int) - GOLDEN[key])
+        actual = apply_operation(photograph(), name, int(magnitude), 1 if other_sign else -1)
+        gap = abs(np.asarray(actual).astype(int) - GOLDEN[key])
         # Pillow's own filters may differ between versions in the last bit of a few pixels.
         assert gap.max() <= 1 and (gap > 0).mean() <= 0.001
 
@@ -68,8 +68,8 @@ class TestOperations:
         pixels = GOLDEN['input'].astype(int)
 
         def check(name, expected, sign=1):
-            found = np.asarray(apply_operation(photograph(), name, magnitude, sign))
-            np.testing.assert_array_equal(found, expected)
+            actual = np.asarray(apply_operation(photograph(), name, magnitude, sign))
+            np.testing.assert_array_equal(actual, expected)
 
         bits = math.floor(magnitude / 10 * 4)
         for name, kept in (('Posterize', bits), ('PosterizeIncreasing', 4 - bits),
@@ -84,38 +84,38 @@ class TestOperations:
         for name, sign, factor in (('Brightness', 1, 0.1 + 0.18 * magnitude),
                                    ('BrightnessIncreasing', 1, 1 + 0.09 * magnitude),
                                    ('BrightnessIncreasing', -1, max(0.1, 1 - 0.09 * magnitude))):
-            found = np.asarray(apply_operation(photograph(), name, magnitude, sign)).astype(int)
-            assert abs(found - np.clip(pixels * factor, 0, 255)).max() <= 1
+            actual = np.asarray(apply_operation(photograph(), name, magnitude, sign)).astype(int)
+            assert abs(actual - np.clip(pixels * factor, 0, 255)).max() <= 1
 
     @pytest.mark.parametrize('name, axis, magnitude, pixels', [
         ('TranslateXRel', 1, 10, 36), ('TranslateYRel', 0, 5, 18)])
     def test_translations_fill_with_the_mean_colour(self, name, axis, magnitude, pixels):
         canvas = Canvas(fill=(1, 2, 3))
-        found = np.asarray(apply_operation(photograph(80, 80), name, magnitude, 1, canvas))
+        actual = np.asarray(apply_operation(photograph(80, 80), name, magnitude, 1, canvas))
         expected = np.roll(GOLDEN['input'][:80, :80], -pixels, axis)
         np.moveaxis(expected, axis, 0)[-pixels:] = (1, 2, 3)
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(actual, expected)
         back = np.asarray(apply_operation(photograph(80, 80), name, magnitude, -1, canvas))
         np.testing.assert_array_equal(np.moveaxis(back, axis, 0)[pixels:],
                                       np.moveaxis(GOLDEN['input'][:80, :80], axis, 0)[:-pixels])
 
-    def test_no_magnitude_fails(self):
+    def test_every_magnitude_works(self):
         for name, magnitude, sign in itertools.product(OPERATIONS, (0, 3.7, 10), (1, -1)):
-            found = apply_operation(photograph(20, 30), name, magnitude, sign)
-            assert found.size == (30, 20) and found.mode == 'RGB'
+            actual = apply_operation(photograph(20, 30), name, magnitude, sign)
+            assert actual.size == (30, 20) and actual.mode == 'RGB'
 
-    def test_an_unknown_operation_is_named(self):
+    def test_the_error_for_an_unknown_operation_names_it(self):
         with pytest.raises(ValueError, match='Rotated is an unknown .*did you mean Rotate?'):
             apply_operation(photograph(), 'Rotated', 3)
 
 
 @pytest.fixture(scope='module')
 def timm():
-    """timm's module of operations; the rest of timm would need PyTorch."""
-    found = importlib.util.find_spec('timm')
-    if found is None:
+    """timm's module of operations, loaded without the rest of timm, which needs PyTorch."""
+    actual = importlib.util.find_spec('timm')
+    if actual is None:
         pytest.skip('timm is not installed')
-    path = Path(found.submodule_search_locations[0]) / 'data' / 'auto_augment.py'
+    path = Path(actual.submodule_search_locations[0]) / 'data' / 'auto_augment.py'
     spec = importlib.util.spec_from_file_location('timm_auto_augment', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -123,7 +123,7 @@ def timm():
 
 
 class TestTimm:
-    """Against timm's own code, where timm is installed."""
+    """Compare with timm's code, if it is installed."""
 
     @pytest.mark.parametrize('name', OPERATIONS)
     def test_operations(self, timm, monkeypatch, name):
@@ -137,9 +137,9 @@ class TestTimm:
                 except ValueError as error:    # Pillow 13 keeps at least one bit
                     assert name.startswith('Posterize') and 'bits must be' in str(error)
                     continue
-                found = apply_operation(image, name, magnitude, sign,
+                actual = apply_operation(image, name, magnitude, sign,
                                         Canvas((1, 2, 3), resampling))
-                np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+                np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
 
     def test_the_policy(self, timm):
         expected = timm.auto_augment_policy('original')
@@ -149,11 +149,11 @@ class TestTimm:
     @pytest.mark.parametrize('text', [
         'rand', OFFICIAL, 'rand-m7-n3-mstd2', 'rand-n1-inc0'])
     def test_texts(self, timm, text):
-        expected, found = timm.rand_augment_transform(text, {}), auto_augment(text)
+        expected, actual = timm.rand_augment_transform(text, {}), auto_augment(text)
         steps = {(step.name, step.prob, step.magnitude) for step in expected.ops}
-        assert {step for (step,) in found.choices} == steps and len(found.choices) == len(steps)
-        assert found.count == expected.num_layers
-        assert found.noise == expected.ops[0].magnitude_std
+        assert {step for (step,) in actual.choices} == steps and len(actual.choices) == len(steps)
+        assert actual.count == expected.num_layers
+        assert actual.noise == expected.ops[0].magnitude_std
         assert expected.ops[0].magnitude_max in (None, 10) and expected.choice_weights is None
 
 
@@ -169,11 +169,11 @@ class TestDraws:
             assert near_share(lengths[length], share, DRAWS)
 
     def test_all_operations_equally_and_with_replacement(self):
-        found = plans('rand-m9-inc1')
-        counts = collections.Counter(name for plan in found for name, *_ in plan)
+        actual = plans('rand-m9-inc1')
+        counts = collections.Counter(name for plan in actual for name, *_ in plan)
         assert len(counts) == 15 and 'PosterizeIncreasing' in counts and 'Posterize' not in counts
         assert all(near_share(count, 0.5 / 15, 2 * DRAWS) for count in counts.values())
-        twice = sum(len(plan) == 2 and plan[0][0] == plan[1][0] for plan in found)
+        twice = sum(len(plan) == 2 and plan[0][0] == plan[1][0] for plan in actual)
         assert near_share(twice, 0.25 / 15, DRAWS)
         plain = {name for plan in plans('rand', 300) for name, *_ in plan}
         assert plain == {name.replace('Increasing', '') for name in counts}
@@ -185,7 +185,7 @@ class TestDraws:
         assert set(magnitudes('rand-m7')) == {7} and set(magnitudes('rand')) == {10}
         normal = np.vectorize(lambda z: (1 + math.erf(z / math.sqrt(2))) / 2)
         values = magnitudes('rand-m9-mstd0.5')
-        at_ten = values == 10    # where the two standard deviations above 9 are cut off
+        at_ten = values == 10    # clipped two standard deviations above 9
         assert values.max() == 10 and near_share(at_ten.sum(), 1 - normal(2), len(values))
         below = values[~at_ten]
         assert largest_gap(below, lambda m: normal((m - 9) / 0.5) / normal(2)
@@ -205,18 +205,18 @@ class TestDraws:
                     for *_, canvas in plan} == {Canvas((124, 116, 104), filter_)}
 
     def test_auto_augment_draws_one_pair(self):
-        found = plans('original')
-        # Pairs of the policy that nothing else there resembles, with their probabilities.
+        actual = plans('original')
+        # Pairs that are unique in the policy, with their probabilities.
         for first, second, share in (('Color', 'Solarize', 0.8 * 0.8),
                                      ('Sharpness', 'Invert', 0.4 * 0.6),
                                      ('ShearX', 'Equalize', 0.6 * 1.0)):
-            count = sum([step[0] for step in plan] == [first, second] for plan in found)
+            count = sum([step[0] for step in plan] == [first, second] for plan in actual)
             assert near_share(count, share / 25, DRAWS)
-        assert {step[1] for plan in found for step in plan} <= set(range(11))
+        assert {step[1] for plan in actual for step in plan} <= set(range(11))
         noisy = [step[1] for plan in plans('original-mstd0.5', 200) for step in plan]
         assert len(set(noisy)) > 100 and max(noisy) <= 10
 
-    def test_the_generator_alone_decides(self):
+    def test_results_depend_only_on_the_generator(self):
         policy = auto_augment('rand-m9-mstd0.5-inc1-n4')
         np.random.seed(1)
         first = policy(photograph(), np.random.default_rng(5)).tobytes()
@@ -226,12 +226,12 @@ class TestDraws:
                   for seed in range(20)}
         assert len(others) > 15
 
-    def test_a_plan_is_carried_out_in_its_order(self):
+    def test_operations_are_applied_in_order(self):
         steps = (('Invert', 1.0, 0), ('SolarizeAdd', 1.0, 10), ('Rotate', 0.0, 9))
-        found = AutoAugment([steps])(photograph(), np.random.default_rng(0))
+        actual = AutoAugment([steps])(photograph(), np.random.default_rng(0))
         inverted = 255 - GOLDEN['input'].astype(int)
         np.testing.assert_array_equal(
-            np.asarray(found), np.where(inverted < 128, inverted + 110, inverted))
+            np.asarray(actual), np.where(inverted < 128, inverted + 110, inverted))
 
 
 WRONG_TEXTS = [
@@ -244,14 +244,14 @@ WRONG_TEXTS = [
     ('rand-m9999999999', 'unknown part'), ('rand-n0', "'n0' must be"),
     ('rand-p0.5', "'p0.5' is an unknown part"), ('rand-w0', "'w0' is an unknown part"),
     ('rand-mstd1.2.3', "'mstd1.2.3' must be"), ('rand-inc2', "'inc2' must be"),
-    ('rand-minf', 'unknown part'), ('rand-m9-m8', "'m8' says m once more"),
+    ('rand-minf', 'unknown part'), ('rand-m9-m8', "'m8' sets m a second time"),
     ('original-m9', "'m9' is an unknown part"), ('v0', "'v0' is unknown"),
     ('RAND-m9', "'RAND' is unknown"), ('rand m9', 'is unknown')]
 
 
 class TestTexts:
     @pytest.mark.parametrize('text, said', WRONG_TEXTS)
-    def test_a_wrong_text_is_one_line_that_names_the_part(self, text, said):
+    def test_the_error_for_an_invalid_text_names_the_part(self, text, said):
         with pytest.raises(ValueError) as caught:
             auto_augment(text)
         message = str(caught.value)
@@ -302,10 +302,10 @@ class TestColorJitter:
         jitter, rng, image = ColorJitter(0.4), np.random.default_rng(0), photograph(8, 8)
         orders = collections.Counter()
         for _ in range(DRAWS):
-            found, expected = jitter(image, rng), image
+            actual, expected = jitter(image, rng), image
             for name, factor in drawn[-3:]:
                 expected = functions[name](expected, factor)
-            assert found.tobytes() == expected.tobytes()
+            assert actual.tobytes() == expected.tobytes()
             orders[tuple(name for name, _ in drawn[-3:])] += 1
         assert set(orders) == set(itertools.permutations(names))
         assert all(near_share(count, 1 / 6, DRAWS) for count in orders.values())
@@ -321,7 +321,7 @@ class TestColorJitter:
 
 
 def simulated_boxes(height, width, draws, rng):
-    """timm's rule in another way: ten candidates for each box at once, the first that fits."""
+    """timm's rule, vectorised: draw ten candidates for each box and take the first that fits."""
     area = rng.uniform(0.02, 1 / 3, (draws, 10)) * height * width
     aspect = np.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3), (draws, 10)))
     heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
@@ -352,7 +352,7 @@ class TestRandomErasing:
         assert two_sample_gap(box_height * box_width, heights * widths) < limit
         assert top.min() == left.min() == 0
         assert (top + box_height).max() == height and (left + box_width).max() == width
-        # A position is uniform on the whole numbers 0 to free; shifted by a part, on 0 to 1.
+        # Positions are uniform whole numbers; adding uniform noise makes them continuous on [0, 1].
         for start, size, side in ((top, box_height, height), (left, box_width, width)):
             shifted = (start + rng.random(len(start))) / (side - size + 1)
             assert largest_gap(shifted, uniform(0, 1)) < CRITICAL_GAP
@@ -363,7 +363,7 @@ class TestRandomErasing:
         assert near_share(count, 0.25, DRAWS)
 
     def erase(self, erasing, images, seed=7):
-        found = erasing(paddle.to_tensor(images), np.random.default_rng(seed)).numpy()
+        actual = erasing(paddle.to_tensor(images), np.random.default_rng(seed)).numpy()
         rng = np.random.default_rng(seed)
         mask = np.zeros(images.shape, dtype=bool)
         for row in range(len(images)):
@@ -371,21 +371,21 @@ class TestRandomErasing:
                 top, left, height, width = box
                 mask[row, :, top:top + height, left:left + width] = True
         assert mask.any() and not mask.all()
-        np.testing.assert_array_equal(found[~mask], images[~mask])
-        return found, mask
+        np.testing.assert_array_equal(actual[~mask], images[~mask])
+        return actual, mask
 
     @pytest.fixture
     def images(self):
         return np.random.default_rng(4).uniform(5, 6, (64, 3, 48, 48)).astype('float32')
 
-    def test_a_colour_for_every_pixel(self, images):
-        found, mask = self.erase(RandomErasing(0.5), images)
-        noise = found[mask]
+    def test_every_pixel_and_channel_has_its_own_noise(self, images):
+        actual, mask = self.erase(RandomErasing(0.5), images)
+        noise = actual[mask]
         normal = np.vectorize(lambda z: (1 + math.erf(z / math.sqrt(2))) / 2)
         assert largest_gap(noise, normal) < 1.95 / math.sqrt(noise.size)
         assert len(np.unique(noise)) > 0.99 * noise.size
 
-    def test_the_generator_alone_decides_and_the_images_stay(self, images):
+    def test_results_depend_only_on_the_generator_and_the_input_is_unchanged(self, images):
         given, erasing = paddle.to_tensor(images), RandomErasing(0.5)
         paddle.seed(1)
         first = erasing(given, np.random.default_rng(1)).numpy()
@@ -398,9 +398,9 @@ class TestRandomErasing:
 
     def test_other_types_and_sizes(self):
         images = paddle.ones([2, 3, 32, 64], dtype='float64')
-        found = RandomErasing(1.0)(images, np.random.default_rng(0))
-        assert found.dtype == paddle.float64 and found.shape == [2, 3, 32, 64]
-        assert (found.numpy() != 1).any(axis=(1, 2, 3)).all()
+        actual = RandomErasing(1.0)(images, np.random.default_rng(0))
+        assert actual.dtype == paddle.float64 and actual.shape == [2, 3, 32, 64]
+        assert (actual.numpy() != 1).any(axis=(1, 2, 3)).all()
 
 
 class TestConfiguration:
@@ -417,8 +417,8 @@ class TestConfiguration:
         for seed in range(8):
             rng = np.random.default_rng(seed)
             before = Image.fromarray(interpolated.pixels(photograph(), rng))
-            found = official.pixels(photograph(), np.random.default_rng(seed))
-            np.testing.assert_array_equal(found, np.asarray(policy(before, rng)))
+            actual = official.pixels(photograph(), np.random.default_rng(seed))
+            np.testing.assert_array_equal(actual, np.asarray(policy(before, rng)))
         assert plain.operations == []
 
     def test_colour_jitter_is_inactive_beside_auto_augment(self):

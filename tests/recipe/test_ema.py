@@ -1,4 +1,4 @@
-"""Averaged weights, and optimizer steps of several batches, on one process and on two."""
+"""Catches wrong averages and wrong accumulated gradients, in one process and in two."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from weights.container import CheckpointError, read_checkpoint, write_checkpoint
 
 
 class Everything(nn.Layer):
-    """What a state dict can hold: trained, frozen, a buffer, a count."""
+    """All kinds of tensors in a state dict: trained, frozen, float and integer buffers."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ class Everything(nn.Layer):
 
 
 def walk(network, ema, steps, seed=0):
-    """Change the weights and average them, in the network and in float64 by itself."""
+    """Change the weights and average them, by `ema` and independently in float64."""
     rng = np.random.default_rng(seed)
     average = {name: value.numpy().astype('float64')
                for name, value in network.state_dict().items()}
@@ -52,14 +52,14 @@ def walk(network, ema, steps, seed=0):
 
 
 @pytest.mark.parametrize('decay, warmup', [(0.9, False), (0.9, True), (0.2, True), (0.9999, True)])
-def test_averages_are_what_the_formula_says(decay, warmup):
+def test_averages_follow_the_formula(decay, warmup):
     network = Everything()
     ema = Ema(network, decay, warmup)
     expected = walk(network, ema, steps=20)
     assert set(ema.average) == set(expected) and ema.updates == 20
     for name in ('linear.weight', 'linear.bias', 'running'):
         np.testing.assert_allclose(ema.average[name], expected[name], rtol=1e-5, atol=1e-6)
-    assert ema.average['count'].item() == 20, 'what is no floating number is copied'
+    assert ema.average['count'].item() == 20, 'integers are copied'
     np.testing.assert_array_equal(ema.average['frozen'], network.frozen)
 
 
@@ -76,7 +76,7 @@ def test_half_precision_is_averaged_in_float32():
     assert (ema.average['weight'].numpy() - start == moved).all()
 
 
-def test_averages_visit_the_network_and_leave_nothing_behind():
+def test_in_network_swaps_the_averages_in_and_restores_the_weights():
     network = Everything()
     ema = Ema(network, 0.9)
     walk(network, ema, steps=3)
@@ -87,7 +87,7 @@ def test_averages_visit_the_network_and_leave_nothing_behind():
         try:
             with ema.in_network():
                 inside = {name: value.numpy() for name, value in network.state_dict().items()}
-                found = network(x).numpy()
+                actual = network(x).numpy()
                 if error:
                     raise error
         except RuntimeError:
@@ -97,8 +97,8 @@ def test_averages_visit_the_network_and_leave_nothing_behind():
             np.testing.assert_array_equal(network.state_dict()[name], own[name], err_msg=name)
             np.testing.assert_array_equal(ema.average[name], average[name], err_msg=name)
         expected = average['linear.weight'].sum(axis=0) + average['linear.bias']
-        np.testing.assert_allclose(found[0], expected, rtol=1e-5)
-    network(x).sum().backward()    # the network trains on
+        np.testing.assert_allclose(actual[0], expected, rtol=1e-5)
+    network(x).sum().backward()    # training continues
     assert network.linear.weight.grad is not None and network.frozen.stop_gradient
 
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_holds_the_averages_to_the_bit(tmp_path):
 
     without = {name: array for name, array in arrays.items() if not name.startswith('ema/')}
     restore(other, other_optimizer, without, 'a.ckpt', other_ema)
-    assert other_ema.updates == 0, 'averages of a run that had none begin with its weights'
+    assert other_ema.updates == 0, 'a checkpoint without averages: they start from its weights'
     np.testing.assert_array_equal(other_ema.average['linear.weight'],
                                   arrays['network/linear.weight'])
     for wrong in ({'ema/linear.weight': np.zeros((1, 1))}, {'ema/more': np.zeros(1)}):
@@ -142,7 +142,7 @@ def test_an_impossible_decay_is_refused(decay):
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Starts a run of a small network on 38 images."""
+    """A function that starts a run of a small network on 38 images."""
     monkeypatch.setitem(zoo.MODELS, 'plain', (Plain, {}))
     lines = (ROOT / 'lit_data' / 'train.txt').read_text().splitlines()
     (tmp_path / 'train.txt').write_text('\n'.join(lines[::len(lines) // 38][:38]) + '\n')
@@ -154,7 +154,7 @@ def start(tmp_path, monkeypatch):
 
 
 def steps_of(run):
-    """The gradients and the rate of every optimizer step of an epoch in which nothing is learnt."""
+    """Gradients and rate of every optimizer step of an epoch, without changing the weights."""
     steps = []
 
     def move(epoch, step):
@@ -169,21 +169,21 @@ def steps_of(run):
 
 
 @pytest.mark.parametrize('batch_size, accumulate', [(4, 4), (2, 8), (1, 16), (6, 100)])
-def test_gradients_of_a_group_are_those_of_one_batch(start, batch_size, accumulate):
-    """The last group of an epoch is smaller, and that of (4, 4) has a batch of 4 and one of 2."""
+def test_accumulated_gradients_equal_those_of_one_batch(start, batch_size, accumulate):
+    """The last group of an epoch is smaller; with (4, 4) it has a batch of 4 and one of 2."""
     whole = batch_size * accumulate
     expected = steps_of(start(f'TRAIN.TRAIN_BATCH_SIZE={whole}'))
     run = start(f'TRAIN.TRAIN_BATCH_SIZE={batch_size}', f'TRAIN.ACCUMULATE={accumulate}')
-    found = steps_of(run)
-    assert len(found) == len(expected) == -(-38 // whole)
-    for number, ((gradients, rate), (expected_gradients, _)) in enumerate(zip(found, expected)):
+    actual = steps_of(run)
+    assert len(actual) == len(expected) == -(-38 // whole)
+    for number, ((gradients, rate), (expected_gradients, _)) in enumerate(zip(actual, expected)):
         for one, other in zip(gradients, expected_gradients):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * abs(other).max())
         # The rate of a group is that of its first batch.
         assert rate == run.stepper.schedule.rate(number * accumulate / run.steps)
 
 
-def test_a_skipped_step_leaves_weights_averages_and_log_alone(start):
+def test_a_skipped_step_changes_no_weights_averages_or_meter(start):
     run = start('TRAIN.TRAIN_BATCH_SIZE=4', 'TRAIN.ACCUMULATE=3')
     stepper = run.stepper
     plain_loss, head, ema = stepper.loss, stepper.network.head, stepper.ema
@@ -202,13 +202,14 @@ def test_a_skipped_step_leaves_weights_averages_and_log_alone(start):
     assert sums['seen'] == 2 * 3 * 4 and np.isfinite(sums['loss_sum'])
 
 
-def test_lines_and_checkpoints_wait_for_the_optimizer(start, tmp_path):
+def test_log_lines_and_checkpoints_come_after_optimizer_steps(start, tmp_path):
     run = start('TRAIN.TRAIN_BATCH_SIZE=2', 'TRAIN.ACCUMULATE=4', 'TRAIN.LOG_EVERY=3',
                 'TRAIN.SAVE_STEPS=5', 'TRAIN.KEEP_CHECKPOINTS=99', 'SCHEDULER.NUM_EPOCHS=1',
                 'TRAIN.VAL_BATCH_SIZE=16')
     run.run()
     log = (tmp_path / 'run' / 'train.log').read_text()
-    # 19 batches, optimizer steps after 4, 8, 12, 16 and 19, which pass 3, 6, 9 and 12, 15, 18.
+    # 19 batches, optimizer steps after 4, 8, 12, 16 and 19. The first ones after a multiple of
+    # LOG_EVERY = 3 are logged, after a multiple of SAVE_STEPS = 5 saved.
     assert [int(line.split('/')[1].split('[')[1]) for line in log.splitlines()
             if 'Step [' in line] == [4, 8, 12, 16, 19]
     assert sorted(int(path.stem[5:]) for path in (
@@ -216,8 +217,8 @@ def test_lines_and_checkpoints_wait_for_the_optimizer(start, tmp_path):
     assert run.stepper.ema.updates == 5
 
 
-def test_two_processes_share_gradients_once_a_step_and_average_alike(tmp_path):
-    """Two with two batches of 4 a step are one with a batch of 16."""
+def test_two_processes_have_the_gradients_and_averages_of_one(tmp_path):
+    """Two processes with two batches of 4 for each step, one with a batch of 16."""
     options = ['EMA.DECAY=0.9', 'EMA.WARMUP=false']
     subprocess.run([sys.executable, 'tests/support/ema_ranks.py', str(tmp_path / 'one'), *options,
                     'TRAIN.TRAIN_BATCH_SIZE=16'], cwd=ROOT, check=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Losses against their formulas in NumPy, teachers, and a network that learns from one."""
+"""Catches losses that differ from their formulas, and teachers loaded or used wrongly."""
 
 import re
 
@@ -21,7 +21,7 @@ DRAWN = np.random.default_rng(0)
 LOGITS, DIST_LOGITS, TEACHER = DRAWN.normal(0, 3, (3, 8, 10)).astype('float32')
 LABELS = DRAWN.integers(0, 10, 8)
 MIXED = DRAWN.dirichlet(np.ones(10), 8).astype('float32')
-# What is distilled at 32 pixels on a few of the drawn images.
+# A run of one epoch at 32 pixels.
 SMALL = ['MODEL.IMAGE_SIZE=32', 'TRAIN.TRAIN_NUM_WORKS=0', 'TRAIN.VAL_NUM_WORKS=0',
          'TRAIN.VISUALDL=false', 'SCHEDULER.NUM_EPOCHS=1', 'SCHEDULER.WARMUP_EPOCHS=0']
 
@@ -32,7 +32,7 @@ def probabilities(logits, tau=1.0):
 
 
 def cross_entropy(logits, labels, smoothing=0.0):
-    """Of labels, or of distributions."""
+    """Mean cross entropy with labels or distributions."""
     targets = labels if labels.ndim == 2 else (
         np.eye(10)[labels] * (1 - smoothing) + smoothing / 10)
     return -(targets * np.log(probabilities(logits))).sum() / len(logits)
@@ -53,7 +53,7 @@ def test_cross_entropy_of_labels_and_of_mixed_targets(smoothing):
     assert loss(tensors(LOGITS, DIST_LOGITS), labels).item() == pytest.approx(both, rel=1e-6)
 
 
-def test_labels_and_logits_of_what_a_training_step_holds():
+def test_labels_and_logits_of_all_kinds_of_targets_and_outputs():
     np.testing.assert_array_equal(labels_of(paddle.to_tensor(LABELS)), LABELS)
     np.testing.assert_array_equal(labels_of(paddle.to_tensor(MIXED)), MIXED.argmax(axis=1))
     np.testing.assert_array_equal(logits_of(paddle.to_tensor(LOGITS)), LOGITS)
@@ -63,7 +63,7 @@ def test_labels_and_logits_of_what_a_training_step_holds():
 
 @pytest.mark.parametrize('targets', [LABELS, MIXED], ids=['labels', 'mixed'])
 @pytest.mark.parametrize('kind, tau', [('hard', 1.0), ('soft', 1.0), ('soft', 3.0)])
-def test_distillation_is_what_its_formula_says(kind, tau, targets):
+def test_distillation_follows_its_formula(kind, tau, targets):
     images = paddle.ones([8, 3, 2, 2])
     seen = []
 
@@ -72,12 +72,12 @@ def test_distillation_is_what_its_formula_says(kind, tau, targets):
         return paddle.to_tensor(TEACHER)
 
     loss = DistillationLoss(CrossEntropy(0.1), teacher, kind, alpha=0.3, tau=tau)
-    found = loss(tensors(LOGITS, DIST_LOGITS), paddle.to_tensor(targets), images).item()
+    actual = loss(tensors(LOGITS, DIST_LOGITS), paddle.to_tensor(targets), images).item()
     p, q = probabilities(TEACHER, tau), probabilities(DIST_LOGITS, tau)
     taught = (cross_entropy(DIST_LOGITS, TEACHER.argmax(axis=1)) if kind == 'hard'
               else tau ** 2 * (p * np.log(p / q)).sum() / p.size)
     expected = 0.7 * cross_entropy(LOGITS, targets, 0.1) + 0.3 * taught
-    assert found == pytest.approx(expected, rel=1e-5) and seen[0] is images
+    assert actual == pytest.approx(expected, rel=1e-5) and seen[0] is images
 
 
 def test_gradients_reach_both_heads_and_not_the_teacher():
@@ -91,11 +91,11 @@ def test_gradients_reach_both_heads_and_not_the_teacher():
     assert network.weight.grad is None
 
 
-def test_one_head_learns_soft_and_not_hard():
+def test_a_network_with_one_head_supports_soft_but_not_hard_distillation():
     logits, labels = tensors(LOGITS, LABELS)
     soft = DistillationLoss(CrossEntropy(), lambda images: paddle.to_tensor(LOGITS), 'soft', 0.25)
     assert soft(logits, labels, None).item() == pytest.approx(
-        0.75 * cross_entropy(LOGITS, LABELS), rel=1e-5), 'the teacher agrees and costs nothing'
+        0.75 * cross_entropy(LOGITS, LABELS), rel=1e-5), 'the teacher agrees: no distillation loss'
     hard = DistillationLoss(CrossEntropy(), lambda images: logits, 'hard')
     with pytest.raises(ValueError, match='two heads.*distilled'):
         hard(logits, labels, None)
@@ -120,13 +120,14 @@ def distilling(path, *overrides, teacher='t2t_vit_7', kind='soft'):
         *overrides])
 
 
-def test_a_teacher_has_its_weights_and_no_dropout(teacher_file):
+def test_a_teacher_has_the_weights_of_its_file_and_no_dropout(teacher_file):
     teacher = build.loss(distilling(teacher_file, 'MODEL.IMAGE_SIZE=48')).teacher
     state, _ = read_weights(teacher_file)
     for name, value in teacher.state_dict().items():
         np.testing.assert_array_equal(value, state[name], err_msg=name)
     images = paddle.randn([2, 3, 48, 48])
-    np.testing.assert_array_equal(teacher(images), teacher(images))    # the Performers' would show
+    # In training mode the dropout of the Performers would make these differ.
+    np.testing.assert_array_equal(teacher(images), teacher(images))
     smaller = build.loss(distilling(teacher_file)).teacher
     np.testing.assert_array_equal(smaller.head.weight, state['head.weight'])
     assert tuple(smaller(paddle.randn([2, 3, 32, 32])).shape) == (2, 1000)
@@ -137,7 +138,7 @@ def test_a_teacher_has_its_weights_and_no_dropout(teacher_file):
     (('MODEL.NUM_CLASSES=10',), {}, 'a teacher of 1000 classes for 10'),
     ((), dict(kind='hard'), 'DISTILL.TYPE hard needs a network with two heads'),
 ])
-def test_a_teacher_that_does_not_fit_is_one_line(teacher_file, overrides, options, said):
+def test_the_error_for_an_unfitting_teacher_is_one_line(teacher_file, overrides, options, said):
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         build.loss(distilling(teacher_file, *overrides, **options))
     assert '\n' not in str(caught.value)
@@ -149,14 +150,14 @@ def test_a_teacher_that_does_not_fit_is_one_line(teacher_file, overrides, option
     (('DISTILL.ALPHA=1.1',), 'DISTILL.ALPHA must be at most 1'),
     (('DISTILL.TAU=0',), 'DISTILL.TAU must be more than 0'),
 ])
-def test_wrong_values_are_one_line(overrides, said):
+def test_the_error_for_an_invalid_value_is_one_line(overrides, said):
     with pytest.raises(ConfigError, match=said):
         load_config('config/lit_data.yaml', overrides)
 
 
 @pytest.fixture(scope='module')
 def program(tmp_path_factory):
-    """Exports a linear network, with or without softmax, and returns (program, network)."""
+    """A function that exports a linear network and returns (program, network)."""
     def export(softmax=False):
         folder = tmp_path_factory.mktemp('exported')
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 1000),
@@ -169,14 +170,14 @@ def program(tmp_path_factory):
     return export
 
 
-def test_an_exported_program_teaches(program):
+def test_an_exported_program_can_be_the_teacher(program):
     path, network = program()
     teacher = build.loss(distilling(path, teacher='')).teacher
     images = paddle.randn([4, 3, 32, 32])
     np.testing.assert_allclose(teacher(images), network(images), atol=2e-5)
 
 
-def test_a_program_that_gives_no_fitting_logits_is_refused(program, tmp_path):
+def test_a_program_without_fitting_logits_is_refused(program, tmp_path):
     path, _ = program(softmax=True)
     with pytest.raises(ConfigError, match='DISTILL.WEIGHTS: .*probabilities'):
         build.loss(distilling(path, teacher=''))
@@ -191,7 +192,7 @@ def test_a_program_that_gives_no_fitting_logits_is_refused(program, tmp_path):
 # ---- a run
 
 class TwoHeads(ImageClassifier):
-    """A student as DeiT's are: both logits in training, their mean in evaluation."""
+    """A student with DeiT's outputs: both logits in training, their mean in evaluation."""
 
     heads = ('head', 'head_dist')
 
@@ -206,8 +207,8 @@ class TwoHeads(ImageClassifier):
         return (logits, dist_logits) if self.training else (logits + dist_logits) / 2
 
 
-def test_a_student_with_two_heads_follows_its_teacher(teacher_file, tmp_path, monkeypatch):
-    """With the teacher's part of the loss at 1, all that the student learns is from it."""
+def test_a_student_with_two_heads_learns_from_its_teacher(teacher_file, tmp_path, monkeypatch):
+    """With DISTILL.ALPHA=1 the student learns only from the teacher."""
     monkeypatch.setitem(zoo.MODELS, 'linear_distilled', (TwoHeads, {}))
     lines = (ROOT / 'lit_data' / 'train.txt').read_text().splitlines()[::40]
     (tmp_path / 'train.txt').write_text('\n'.join(lines) + '\n')
@@ -225,4 +226,4 @@ def test_a_student_with_two_heads_follows_its_teacher(teacher_file, tmp_path, mo
     assert len(losses) == 4 and losses[-1] < losses[0] - 1.5
     assert (run.stepper.network.head_dist.weight.numpy() != before['head_dist.weight']).any()
     decay = run.stepper.network.head.weight.numpy() / before['head.weight']
-    assert decay.std() < 1e-4, 'the labels weigh nothing: only decay moves their head'
+    assert decay.std() < 1e-4, 'labels have weight 0: only weight decay changes their head'

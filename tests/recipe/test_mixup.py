@@ -1,4 +1,4 @@
-"""Mixup, CutMix and the way of a batch into the network, each computed a second time in NumPy."""
+"""Catches mixup, CutMix and batch preparation that differ from an implementation in NumPy."""
 
 import math
 import re
@@ -24,14 +24,14 @@ def batch(size, side=12, classes=10, seed=0):
 
 
 def mixed(mixup, images, labels, seed=0):
-    found, targets = mixup(paddle.to_tensor(images), paddle.to_tensor(labels),
+    actual, targets = mixup(paddle.to_tensor(images), paddle.to_tensor(labels),
                            np.random.default_rng(seed))
-    assert found.dtype == targets.dtype == paddle.float32
-    return found.numpy(), targets.numpy()
+    assert actual.dtype == targets.dtype == paddle.float32
+    return actual.numpy(), targets.numpy()
 
 
 def one_by_one(images, labels, share, box, classes, smoothing):
-    """The same mixing, image by image, with loops, slices and NumPy's rounding."""
+    """The same mixing in NumPy, image by image."""
     results, targets = [], []
     for index, image in enumerate(images):
         partner = len(images) - 1 - index
@@ -57,24 +57,24 @@ def test_a_mixed_batch_equals_a_computation_image_by_image(size):
         mixup = Mixup(probability=0.8, smoothing=0.1, num_classes=10)
         images, labels = batch(size, seed=seed)
         share, box = mixup.draw(images.shape[2:], np.random.default_rng(seed))
-        found, targets = mixed(mixup, images, labels, seed)
+        actual, targets = mixed(mixup, images, labels, seed)
         expected, expected_targets = one_by_one(images, labels, share, box, 10, 0.1)
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(actual, expected)
         np.testing.assert_allclose(targets, expected_targets, atol=2e-7)
         np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
         kinds.add('cutmix' if box else 'none' if share == 1 else 'mixup')
     assert kinds == {'cutmix', 'none', 'mixup'}
 
 
-def test_what_is_left_of_an_image_is_its_labels_share():
-    """Counted in pixels: every image has a colour of its own."""
+def test_the_share_of_a_label_is_that_of_its_images_pixels():
+    """Every image has one colour, so its pixels can be counted."""
     images = np.broadcast_to(np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1), (6, 3, 20, 30))
     partly = 0
     for seed in range(40):
         mixup = Mixup(0, 1.0, smoothing=0, num_classes=6)
-        found, targets = mixed(mixup, np.ascontiguousarray(images), np.arange(6), seed)
-        own = (found == images).mean(axis=(1, 2, 3))
-        theirs = (found == images[::-1]).mean(axis=(1, 2, 3))
+        actual, targets = mixed(mixup, np.ascontiguousarray(images), np.arange(6), seed)
+        own = (actual == images).mean(axis=(1, 2, 3))
+        theirs = (actual == images[::-1]).mean(axis=(1, 2, 3))
         np.testing.assert_allclose(own + theirs, 1, atol=1e-12)
         np.testing.assert_allclose(targets[range(6), range(6)], own, atol=1e-6)
         partly += ((own > 0) & (own < 1)).sum()
@@ -87,12 +87,12 @@ def test_halves_are_rounded_to_the_even_neighbour(monkeypatch):
     first = np.arange(0, 255, dtype=np.uint8)
     images = np.zeros((2, 3, 1, 255), np.uint8)
     images[0], images[1] = first, first + 1
-    found, _ = mixed(mixup, images, np.array([0, 1]))
-    assert found[0, 0, 0].tolist() == [round(value + 0.5) for value in first.tolist()]
+    actual, _ = mixed(mixup, images, np.array([0, 1]))
+    assert actual[0, 0, 0].tolist() == [round(value + 0.5) for value in first.tolist()]
 
 
 def draws_of(count=4000, side=1000, **options):
-    """Lambdas and whether it is CutMix, both `[count]`, and the boxes of CutMix, `[n, 4]`."""
+    """Lambdas `[count]`, whether each is CutMix `[count]`, and the boxes of CutMix `[n, 4]`."""
     mixup, rng = Mixup(num_classes=2, **options), np.random.default_rng(3)
     draws = [mixup.draw((side, side), rng) for _ in range(count)]
     shares, boxes = zip(*draws)
@@ -100,7 +100,7 @@ def draws_of(count=4000, side=1000, **options):
             np.array([box for box in boxes if box]))
 
 
-CRITICAL_GAP = 1.95 / math.sqrt(4000)    # exceeded by chance once in a thousand seeds
+CRITICAL_GAP = 1.95 / math.sqrt(4000)    # Kolmogorov-Smirnov, exceeded by 1 of 1000 seeds
 
 
 def test_lambda_follows_its_beta_distribution():
@@ -113,22 +113,22 @@ def test_lambda_follows_its_beta_distribution():
 
 
 @pytest.mark.parametrize('probability', [1.0, 0.7])
-def test_how_often_it_is_what(probability):
+def test_the_frequency_of_mixup_and_cutmix(probability):
     shares, is_cutmix, _ = draws_of(probability=probability)
     is_mixup = ~is_cutmix & (shares < 1)
-    for found in is_cutmix.mean(), is_mixup.mean():
+    for actual in is_cutmix.mean(), is_mixup.mean():
         expected = probability / 2
-        assert abs(found - expected) < 3.3 * math.sqrt(expected * (1 - expected) / 4000)
+        assert abs(actual - expected) < 3.3 * math.sqrt(expected * (1 - expected) / 4000)
 
 
-def test_boxes_are_uniform_and_as_large_as_lambda_says():
+def test_boxes_are_uniform_and_have_the_area_of_lambda():
     shares, is_cutmix, boxes = draws_of(mixup_alpha=0, cutmix_alpha=1)
     assert is_cutmix.all() and (boxes >= 0).all() and (boxes <= 1000).all()
     top, bottom, left, right = boxes.T
     np.testing.assert_allclose(shares, 1 - (bottom - top) * (right - left) / 1e6, atol=1e-7)
     axes = (top, bottom), (left, right)
     for (low, high), (other_low, other_high) in (axes, axes[::-1]):
-        # Where the other axis was not cut off, it shows the box's size, and that the centre.
+        # If the other axis is not clipped, it gives the box's size, from which the centre follows.
         whole = (other_low > 0) & (other_high < 1000)
         half = ((other_high - other_low) // 2)[whole]
         centre = np.where(low[whole] == 0, high[whole] - half, low[whole] + half) / 1000
@@ -136,14 +136,14 @@ def test_boxes_are_uniform_and_as_large_as_lambda_says():
         assert whole.sum() > 1000 and (low[whole] == 0).any() and (high[whole] == 1000).any()
 
 
-def test_nothing_to_mix_with_is_refused():
+def test_two_alphas_of_zero_are_refused():
     with pytest.raises(ValueError, match='both 0'):
         Mixup(0, 0)
 
 
-# ---- the way of a batch
+# ---- batch preparation
 
-def test_pixels_become_what_they_were_when_workers_normalised_them():
+def test_pixels_are_normalised_as_by_the_transforms():
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     config = load_config('config/t2t_vit_7.yaml')
     images, labels = build.batch_transform(config)(
@@ -161,7 +161,7 @@ def prepared(epoch=0, step=0, **options):
     return images.numpy(), targets.numpy()
 
 
-def test_place_in_the_run_process_and_seed_decide_on_the_mixing():
+def test_mixing_depends_on_epoch_step_rank_and_seed():
     again, first = prepared(2, 3), prepared(2, 3)
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
@@ -180,7 +180,7 @@ def test_images_are_mixed_then_normalised_then_erased():
     expected, expected_targets = prepared()
     np.testing.assert_array_equal(seen[0], expected)
     factor = images / np.where(expected == 0, 1, expected)
-    assert 0 < factor.mean() < 1 and factor.std() < 1e-6    # the network gets what it returned
+    assert 0 < factor.mean() < 1 and factor.std() < 1e-6    # the result of erase is returned
     np.testing.assert_array_equal(images, prepared(erase=erase)[0])
     np.testing.assert_array_equal(targets, expected_targets)
     pixels = (expected * 0.2 + 0.5) * 255
@@ -196,13 +196,13 @@ def test_images_are_mixed_then_normalised_then_erased():
     ((*ON, 'TRAIN.TRAIN_BATCH_SIZE=15'), 'TRAIN.TRAIN_BATCH_SIZE is 15, an odd number'),
     (('TRAIN.ACCUMULATE=0',), 'TRAIN.ACCUMULATE must be at least 1'),
 ])
-def test_wrong_values_are_one_line(overrides, said):
+def test_the_error_for_an_invalid_value_is_one_line(overrides, said):
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         load_config('config/lit_data.yaml', overrides)
     assert '\n' not in str(caught.value) and caught.value.exit_code == 2
 
 
-def test_what_the_configuration_builds():
+def test_mixup_from_a_configuration():
     assert build.mixup(load_config('config/lit_data.yaml')) is None
     assert load_config('config/lit_data.yaml', ['TRAIN.TRAIN_BATCH_SIZE=15'])
     mixup = build.mixup(load_config('config/lit_data.yaml', [

@@ -1,4 +1,4 @@
-"""Optimizers against PyTorch's, closed forms, and a checkpoint's round trip."""
+"""Catches optimizer steps, decay, rates and clipping that differ from PyTorch's or formulas."""
 
 import math
 import re
@@ -23,7 +23,7 @@ from zoo.names import unfilled
 
 TORCH = np.load(ROOT / 'tests' / 'fixtures' / 'optimizer.npz')
 STEPS = 30
-# As in make_optimizer_fixtures.py: options, limit of the gradients' norm.
+# As in make_optimizer_fixtures.py: options, limit of the gradient norm.
 CASES = {
     'sgd': (dict(kind='sgd'), 0),
     'sgd_excluded': (dict(kind='sgd', decay_all=False), 0),
@@ -60,7 +60,7 @@ def _start(name, shape):
 
 
 def step_on(network, optimizer, limit=0):
-    """One step; returns loss and norm."""
+    """One training step; returns loss and gradient norm."""
     inputs, targets = (paddle.to_tensor(_start(name, (3, 5, width)))
                        for name, width in (('inputs', 6), ('targets', 4)))
     loss = (network(inputs) - targets).square().mean()
@@ -98,7 +98,7 @@ def compare(case, figures, network):
 @pytest.mark.parametrize('name', [f't2t_vit_{depth}_cifar{classes}'
                                   for depth in (14, 19) for classes in (10, 100)])
 def test_forty_steps_of_the_transfer_equal_pytorchs_two_groups(name):
-    """Head from 0.05 and all else from 5e-4, both to 2e-4; every step is an epoch."""
+    """The head's rate falls from 0.05, the others' from 5e-4, both to 2e-4; a step is an epoch."""
     config = load_config(f'config/{name}.yaml', ['SCHEDULER.NUM_EPOCHS=40'])
     network, schedule = Small(), build.schedule(config)
     optimizer = build.optimizer(config, network, schedule)
@@ -113,25 +113,25 @@ def test_the_floor_of_the_transfer_is_that_of_every_parameter():
     config = load_config('config/t2t_vit_14_cifar10.yaml')
     network, schedule = Small(), build.schedule(config)
     build.optimizer(config, network, schedule)
-    found = []
+    actual = []
     for epoch in (0, 30, 60):
         schedule.step(epoch)
-        found.append([schedule() * p.optimize_attr['learning_rate']
+        actual.append([schedule() * p.optimize_attr['learning_rate']
                       for p in (network.head.weight, network.fc1.weight)])
-    np.testing.assert_allclose(found, [[0.05, 5e-4], [0.0251, 3.5e-4], [2e-4, 2e-4]], rtol=1e-12)
+    np.testing.assert_allclose(actual, [[0.05, 5e-4], [0.0251, 3.5e-4], [2e-4, 2e-4]], rtol=1e-12)
 
 
-# ---- who decays
+# ---- weight decay
 
-def test_what_does_not_decay_in_t2t_vit_7():
+def test_parameters_without_weight_decay_in_t2t_vit_7():
     network = zoo.create_model('t2t_vit_7', frozen=True)
     trainable = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
     excluded = set(trainable) - decays(network)
     shapes = VARIANTS['t2t_vit_7']['state']
     assert excluded == {name for name, shape in shapes.items()
                         if len(shape) == 1 or name == 'cls_token'}
-    # By hand: a block's norms, proj, fc1 and fc2; the Performers' norms, kqv, proj and mlp; the
-    # last norm, project, class token and head.
+    # Numbers of values: norms and biases of proj, fc1 and fc2 in a block; norms and biases of kqv,
+    # proj and mlp in the Performers; last norm, bias of project, class token, bias of the head.
     block = 4 * 256 + 256 + 512 + 256
     performers = sum(2 * width + 3 * 64 + 64 + 2 * 64 + 2 * 64 for width in (147, 576))
     rest = 2 * 256 + 256 + 256 + 1000
@@ -145,7 +145,7 @@ def test_what_does_not_decay_in_t2t_vit_7():
 
 @pytest.mark.parametrize('name', sorted(
     {'vit_tiny_patch16_224', 'pit_ti', 'deit_tiny_distilled_patch16_224'} & set(VARIANTS)))
-def test_what_does_not_decay_elsewhere(name):
+def test_parameters_without_weight_decay_in_other_networks(name):
     excluded = set(VARIANTS[name]['state']) - decays(unfilled(name))
     assert excluded == {
         parameter for parameter, shape in VARIANTS[name]['state'].items()
@@ -154,7 +154,7 @@ def test_what_does_not_decay_elsewhere(name):
 
 @pytest.mark.parametrize('kind', ['adamw', 'sgd'])
 def test_an_excluded_parameter_takes_its_step_without_decay(kind):
-    """The same step with and without decay: only what decays ends elsewhere."""
+    """The same step with and without decay: only parameters with weight decay differ."""
     images = paddle.to_tensor(_start('images', (2, 3, 32, 32)))
 
     def weights_after_a_step(decay):
@@ -181,7 +181,7 @@ def test_an_excluded_parameter_takes_its_step_without_decay(kind):
 
 # ---- rates
 
-def test_rates_by_depth():
+def test_rates_decay_by_layer():
     network = zoo.create_model('t2t_vit_7', img_size=32, num_classes=16)
     scales = rate_scales(network, layer_decay=0.5)
     assert set(scales) == {name for name, _ in network.named_parameters()}
@@ -211,7 +211,7 @@ def test_a_parameters_step_has_the_size_of_its_rate(kind):
                 in zip(network.named_parameters(), before)}
 
     plain, scaled = update(), update(backbone_scale=0.01, layer_decay=0.5)
-    for name in plain:    # no blocks: all that is no head lies one layer below
+    for name in plain:    # no blocks: all other parameters are one layer below the head
         factor = 1.0 if name.startswith('head') else 0.005
         np.testing.assert_allclose(scaled[name], factor * plain[name], atol=3e-7, err_msg=name)
         assert np.abs(plain[name]).max() > 1e-3
@@ -240,7 +240,7 @@ def test_clipping(limit, wanted, loss_scale):
 
 
 @pytest.mark.parametrize('bad', [math.inf, math.nan])
-def test_gradients_that_are_not_finite_show_in_the_norm_and_stay(bad):
+def test_gradients_that_are_not_finite_are_returned_in_the_norm_and_not_clipped(bad):
     parameters = gradients_of([[3.0, bad], [12.0]])
     assert not math.isfinite(clip_gradients(parameters, 1.0, 8.0))
     assert parameters[1].grad.item() == 12
@@ -249,7 +249,7 @@ def test_gradients_that_are_not_finite_show_in_the_norm_and_stay(bad):
 # ---- checkpoints
 
 @pytest.mark.parametrize('kind', ['adamw', 'sgd'])
-def test_the_state_fits_where_something_else_was_built_first(tmp_path, kind):
+def test_a_checkpoint_restores_the_state_under_other_automatic_names(tmp_path, kind):
     def start(before):
         for _ in range(before):
             nn.Linear(7, 7)
@@ -278,7 +278,7 @@ def test_the_state_fits_where_something_else_was_built_first(tmp_path, kind):
 # ---- from the configuration
 
 def test_keys_reach_the_optimizer(tmp_path):
-    """Two steps of a configuration's optimizer, against their formula."""
+    """Compare two steps of a configuration's optimizer with their formula."""
     (tmp_path / 'a.yaml').write_text(
         'TRAIN: {OPTIMIZER: sgd, MOMENTUM: 0.8, DECAY_ALL: false}\n'
         'SCHEDULER: {WEIGHT_DECAY: 0.1, BACKBONE_LR_SCALE: 0.5, LAYER_DECAY: 0.5}\n')
@@ -305,7 +305,7 @@ def test_keys_reach_the_optimizer(tmp_path):
     ('SCHEDULER: {BACKBONE_LR_SCALE: 0}', 'SCHEDULER.BACKBONE_LR_SCALE must be more than 0'),
     ('SCHEDULER: {LAYER_DECAY: 1.1}', 'SCHEDULER.LAYER_DECAY must be at most 1'),
 ])
-def test_a_bad_value_is_one_line(tmp_path, text, said):
+def test_the_error_for_an_invalid_value_is_one_line(tmp_path, text, said):
     (tmp_path / 'a.yaml').write_text(text)
     with pytest.raises(ConfigError) as refusal:
         load_config(tmp_path / 'a.yaml')

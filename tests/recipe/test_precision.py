@@ -1,4 +1,4 @@
-"""Mixed precision as far as a CPU shows it: what would be cast, the loss scale, checkpoints."""
+"""Catches faults in mixed precision that a CPU can show: casts, the loss scale, checkpoints."""
 
 import contextlib
 import math
@@ -60,7 +60,7 @@ def test_the_loss_scale_halves_after_a_bad_step_and_doubles_after_good_ones():
     assert still.value == 1
 
 
-def test_the_loss_scale_goes_on_from_a_checkpoint():
+def test_the_loss_scale_is_restored_from_a_checkpoint():
     scale = LossScale(8.0, growth_steps=3)
     for finite in (False, True, True):
         scale.update(finite)
@@ -78,14 +78,14 @@ def test_the_loss_scale_goes_on_from_a_checkpoint():
     None, {}, [], 'x', dict(value='big', good_steps=0), dict(value=math.nan, good_steps=0),
     dict(value=math.inf, good_steps=0), dict(value=0.5, good_steps=0),
     dict(value=2, good_steps=-1), dict(value=2, good_steps=2000), dict(value=2, good_steps=1e400)])
-def test_a_bad_state_is_one_line_naming_the_file(state):
+def test_the_error_for_an_invalid_state_names_the_file(state):
     with pytest.raises(LossScaleError, match='^a.ckpt: holds no state of a loss scale') as refusal:
         LossScale().restore(state, 'a.ckpt')
     assert refusal.value.exit_code == 2 and '\n' not in str(refusal.value)
 
 
 def scaled_precision(network, optimizer, value=2.0 ** 16, growth_steps=3):
-    """float32 with a loss scale: its powers of two change no bit of any gradient."""
+    """float32 with a loss scale; powers of two change no bit of a gradient."""
     precision = Precision(network, optimizer)
     precision.loss_scale = LossScale(value, growth_steps=growth_steps)
     return precision
@@ -96,8 +96,8 @@ def use_scale(monkeypatch, **options):
                         scaled_precision(network, optimizer, **options))
 
 
-def test_a_run_with_a_loss_scale_is_the_run_without_one(recipe, tmp_path, monkeypatch):
-    """Clipping, skipping and logging see gradients without the scale, bit for bit."""
+def test_a_run_with_a_loss_scale_equals_the_run_without_one(recipe, tmp_path, monkeypatch):
+    """Clipping, skipping and logging use unscaled gradients, bit by bit."""
     def folder(name, *more):
         return load_config(recipe, [f'TRAIN.OUTPUT_DIR={tmp_path}/{name}', *more])
 
@@ -113,7 +113,7 @@ def test_a_run_with_a_loss_scale_is_the_run_without_one(recipe, tmp_path, monkey
     again.folder.close()
 
 
-def test_bad_steps_lower_the_scale_and_the_last_line_names_it(recipe, tmp_path, monkeypatch):
+def test_bad_steps_lower_the_scale_and_the_error_contains_it(recipe, tmp_path, monkeypatch):
     use_scale(monkeypatch, value=64.0)
     run = train.Training(load_config(recipe, [
         f'TRAIN.OUTPUT_DIR={tmp_path}/run', 'TRAIN.MAX_BAD_STEPS=3', 'TRAIN.RESUME=false']))
@@ -128,7 +128,7 @@ def test_bad_steps_lower_the_scale_and_the_last_line_names_it(recipe, tmp_path, 
 
 
 def test_float16_gradients_keep_their_norm():
-    """Their squares overflow in float16, and a scaled one is close to its largest number."""
+    """Their squares overflow in float16, and a gradient is close to the largest float16."""
     half = nn.Linear(1, 3)
     half._to_impl(dtype='float16', include_sublayers=False, floating_only=True)
     (half.bias.astype('float32') * paddle.to_tensor([30000.0, -40000.0, 0.0])).sum().backward()
@@ -179,15 +179,15 @@ def test_the_performer_and_the_soft_splits_stay_in_float32(level):
              if name in {*ATTENTION, 'unfold', 'split_with_num'}]
     assert [dtypes for name, dtypes in names if name == 'unfold'] == [{'float32'}] * 3
     assert [dtypes for name, dtypes in names if name == 'exp'] == [{'float32'}] * 4
-    found = 0
+    performers = 0
     for start, (name, _) in enumerate(names):
         section = names[start + 1:start + 1 + len(ATTENTION)]
         if name == 'split_with_num' and [name for name, _ in section] == ATTENTION:
             assert all(dtypes == {'float32'} for _, dtypes in section)
-            found += 1
-    assert found == 2
-    # What is left of the matrix products is what mixed precision is for: two Performers of kqv,
-    # proj and two of the MLP, project, two blocks of four and two in attention, the head.
+            performers += 1
+    assert performers == 2
+    # All other matrix products are in half precision: kqv, proj and two of the MLP in each of two
+    # Performers, project, four and two in attention in each of two blocks, the head.
     half = [dtypes for name, dtypes in operations if name == 'matmul' and 'bfloat16' in dtypes]
     assert len(half) == 2 * 4 + 1 + 2 * 6 + 1
     if level == 'O1':
@@ -203,7 +203,7 @@ def test_in_float32_nothing_is_cast():
 
 
 def test_paddles_lists_hold_what_the_network_calls():
-    """What level O1 relies on: sensitive operations are on the black list, in both versions."""
+    """Level O1 relies on sensitive operations being on the black list, in both versions."""
     from paddle.amp import amp_lists
     for dtype in ('float16', 'bfloat16'):
         white, black = (lists()[dtype]['O1'] for lists in (amp_lists.white_list,
@@ -213,7 +213,7 @@ def test_paddles_lists_hold_what_the_network_calls():
         assert not {'unfold', 'divide', 'dropout', 'gelu', 'bmm'} & (white | black)
 
 
-def test_an_export_is_traced_and_gives_the_same(tmp_path):
+def test_an_export_has_the_same_logits(tmp_path):
     network = zoo.create_model('t2t_vit_7', img_size=32, num_classes=16, depth=2)
     network.eval()
     paddle.jit.save(network, str(tmp_path / 'network'),
@@ -235,9 +235,9 @@ def test_features_of_half_precision_are_float32(dtype):
     x = paddle.to_tensor(1.5 * np.random.default_rng(0).standard_normal((2, 9, 64)))
     x = x.astype('float32').astype(dtype)
     wanted = performer.prm_exp(x.astype('float32')).numpy()
-    found = performer.prm_exp(x)
-    assert found.dtype == paddle.float32
-    np.testing.assert_array_equal(found.numpy(), wanted)
+    actual = performer.prm_exp(x)
+    assert actual.dtype == paddle.float32
+    np.testing.assert_array_equal(actual.numpy(), wanted)
     assert 0 < wanted.min() < 6e-8    # the smallest float16
     performer._to_impl(dtype=dtype, include_sublayers=False, floating_only=True)
     assert performer.w.dtype == getattr(paddle, dtype)
@@ -245,15 +245,15 @@ def test_features_of_half_precision_are_float32(dtype):
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
-def test_the_attention_takes_half_precision_and_gives_it_back(dtype):
+def test_the_attention_returns_the_precision_of_its_input(dtype):
     class Given(nn.Layer):
-        """Stands in for the Linear in front, which a CPU has in float32 only."""
+        """Replaces the Linear before it, for which a CPU has only a float32 kernel."""
 
         def forward(self, x):
             return x
 
     class Reached(nn.Layer):
-        """Stands in for the Linear behind: nothing after it runs on a CPU either."""
+        """Replaces the Linear after it and ends the forward: the rest does not run on a CPU."""
 
         def forward(self, x):
             raise Arrived(x)
@@ -271,23 +271,23 @@ def test_the_attention_takes_half_precision_and_gives_it_back(dtype):
     performer.kqv, performer.proj = Given(), Reached()
     kqv = np.random.default_rng(0).standard_normal((2, 9, 192)).astype('float32')
     kqv = paddle.to_tensor(kqv).astype(dtype)
-    found, wanted = result(kqv), result(kqv.astype('float32'))
-    assert found.dtype == kqv.dtype and wanted.dtype == paddle.float32
-    np.testing.assert_array_equal(found.astype('float32').numpy(),
+    actual, wanted = result(kqv), result(kqv.astype('float32'))
+    assert actual.dtype == kqv.dtype and wanted.dtype == paddle.float32
+    np.testing.assert_array_equal(actual.astype('float32').numpy(),
                                   wanted.astype(dtype).astype('float32').numpy())
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_a_soft_split_of_half_precision_is_float32(dtype):
     x = paddle.rand([2, 4, 8, 8]).astype(dtype)
-    found = soft_split(x, (3, 2, 1))
-    assert found.dtype == paddle.float32
-    np.testing.assert_array_equal(found.numpy(),
+    actual = soft_split(x, (3, 2, 1))
+    assert actual.dtype == paddle.float32
+    np.testing.assert_array_equal(actual.numpy(),
                                   soft_split(x.astype('float32'), (3, 2, 1)).numpy())
 
 
 def test_mixed_precision_is_on_outside_of_the_performer_and_off_inside(monkeypatch):
-    """The contexts around Paddle's calls, as a forward goes through them."""
+    """Records the auto_cast context around Paddle's functions during a forward."""
     active, at = [], {}
 
     @contextlib.contextmanager
@@ -319,7 +319,7 @@ def test_mixed_precision_is_on_outside_of_the_performer_and_off_inside(monkeypat
     assert Precision(network, None, 'O1', 'float16').loss_scale.value == 65536
 
 
-def test_in_float32_the_network_is_called_as_it_is():
+def test_in_float32_the_network_is_not_wrapped():
     network = nn.Linear(2, 2)
     precision = Precision(network, None)
     assert precision.wrap(network) is network
@@ -329,7 +329,7 @@ def test_in_float32_the_network_is_called_as_it_is():
     assert Precision(network, None, 'O1').scaled(loss).item() == 65536
 
 
-def test_both_heads_of_a_distilled_network_come_as_float32(monkeypatch):
+def test_both_heads_of_a_distilled_network_return_float32(monkeypatch):
     class TwoHeads(nn.Layer):
         def forward(self, x):
             return x.astype('float16'), x.astype('bfloat16')
@@ -342,7 +342,7 @@ def test_both_heads_of_a_distilled_network_come_as_float32(monkeypatch):
 # ---- weights in half precision
 
 def described(layer):
-    """A layer that says of itself what optimizers ask a network: no heads, all of one depth."""
+    """A layer with the description that optimizers need: no heads, one layer."""
     layer.layers, layer.heads, layer.no_weight_decay = (lambda: [()]), (), ()
     return layer
 
@@ -356,7 +356,7 @@ def half_network(kind, dtype, before=0):
     optimizer = build_optimizer(network, 0.1, 0.1, kind=kind)
     network._to_impl(dtype=dtype, include_sublayers=True, floating_only=True)
     optimizer._multi_precision = True
-    # Its update has no kernel on a CPU; everything around it, state included, does without.
+    # The update has no kernel on a CPU; the test needs only the state.
     optimizer._append_optimize_op = lambda *arguments: None
     return network, optimizer
 
@@ -387,11 +387,11 @@ def test_master_weights_survive_a_checkpoint(kind, dtype, stepped):
         step_on(other, other_optimizer)
     restore(other, other_optimizer, arrays, 'a.ckpt')
     step_on(other, other_optimizer)
-    found = capture(other, other_optimizer)
-    assert set(found) == set(arrays)
+    actual = capture(other, other_optimizer)
+    assert set(actual) == set(arrays)
     for name, array in arrays.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert actual[name].dtype == array.dtype
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
@@ -432,7 +432,7 @@ def test_written_weights_are_the_float32_ones(dtype, monkeypatch):
 
 # ---- from the configuration
 
-def test_on_a_cpu_it_is_refused(recipe, tmp_path):
+def test_mixed_precision_is_refused_on_a_cpu(recipe, tmp_path):
     command = ['-c', str(recipe), '-o', f'TRAIN.OUTPUT_DIR={tmp_path}/run', 'TRAIN.AMP=O1']
     done = subprocess.run([sys.executable, 'tools/train.py', *command], cwd=ROOT,
                           capture_output=True, text=True, timeout=120)
@@ -444,7 +444,7 @@ def test_on_a_cpu_it_is_refused(recipe, tmp_path):
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_a_gpu_without_the_dtype_is_refused(monkeypatch, tmp_path, dtype):
-    """Paddle would train in float32 there and only warn."""
+    """Paddle would train in float32 and only warn."""
     (tmp_path / 'a.yaml').write_text(f'TRAIN: {{AMP: O1, AMP_DTYPE: {dtype}}}')
     config = load_config(tmp_path / 'a.yaml')
     monkeypatch.setattr(paddle.device, 'get_device', lambda: 'gpu:0')
@@ -461,7 +461,7 @@ def test_a_gpu_without_the_dtype_is_refused(monkeypatch, tmp_path, dtype):
     ('AMP: fp16', 'TRAIN.AMP must be one of none, O1, O2'),
     ('AMP_DTYPE: half', 'TRAIN.AMP_DTYPE must be one of float16, bfloat16'),
     ('AMP_ON_CPU: ignore', 'TRAIN.AMP_ON_CPU was removed')])
-def test_a_bad_value_is_named(tmp_path, keys, said):
+def test_the_error_for_an_invalid_value_names_the_key(tmp_path, keys, said):
     (tmp_path / 'a.yaml').write_text(f'TRAIN: {{{keys}}}')
     with pytest.raises(ConfigError, match=said):
         load_config(tmp_path / 'a.yaml')

@@ -1,4 +1,4 @@
-"""Every configuration that is shipped: loaded, and trained for two steps at a tiny size."""
+"""Catches shipped configurations that don't load or train, or differ from the published recipes."""
 
 import json
 from itertools import islice
@@ -20,7 +20,7 @@ RECIPES = sorted(path.stem for path in (ROOT / 'config').glob('*.yaml'))
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    """Ten classes of two small photograph-sized noise images, as class folders."""
+    """Ten class folders with two small images of noise each."""
     folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
     for label in range(10):
         (folder / f'class{label}').mkdir()
@@ -44,7 +44,7 @@ def test_two_steps(name, images, tmp_path):
     network, ema = stepper.network, stepper.ema
     before = {name: value.numpy() for name, value in network.state_dict().items()}
     stepper.begin_epoch(0)
-    stepper.schedule.step(1.0)    # past a warm-up that begins at 0
+    stepper.schedule.step(1.0)    # the warm-up may start at 0
     for pixels, labels in islice(run.train_loader, 2):
         learn(run, pixels, labels)
     assert stepper.skipped_steps == 0
@@ -53,7 +53,7 @@ def test_two_steps(name, images, tmp_path):
     trained = {name for name, p in network.named_parameters() if not p.stop_gradient}
     moved = {name for name, value in network.state_dict().items()
              if (value.numpy() != before[name]).any()}
-    # A gradient may be exactly 0; what is frozen may not move at all.
+    # Some gradients may be exactly 0; frozen parameters must not change.
     assert moved <= trained and len(moved) > 0.9 * len(trained)
     if ema:
         assert ema.updates == 2
@@ -62,7 +62,7 @@ def test_two_steps(name, images, tmp_path):
 
 @pytest.mark.parametrize('kind, student', [
     ('hard', 'pit_ti_distilled'), ('soft', 'deit_tiny_distilled_patch16_224'), ('soft', 'pit_ti')])
-def test_a_t2t_vit_teaches(kind, student, images, tmp_path):
+def test_a_t2t_vit_can_be_the_teacher(kind, student, images, tmp_path):
     config = load_config('config/pit_ti_deit.yaml', [
         f'DATA_PATH.TRAIN_DATASET_PATH={images}', 'DATA_PATH.TRAIN_DATASET_LABEL_PATH=',
         f'DATA_PATH.VAL_DATASET_PATH={images}', 'DATA_PATH.VAL_DATASET_LABEL_PATH=',
@@ -77,7 +77,7 @@ def test_a_t2t_vit_teaches(kind, student, images, tmp_path):
     before = {name: value.numpy() for name, value in network.state_dict().items()}
     learn(run, *next(iter(run.train_loader)))
     after = {name: value.numpy() for name, value in network.state_dict().items()}
-    # With all of the loss the teacher's, the labels' own head learns nothing but from it.
+    # With ALPHA=1 only the teacher's loss has gradients: the class head does not change.
     taught = network.heads[-1] + '.bias'
     assert (after[taught] != before[taught]).any()
     if len(network.heads) == 2:
@@ -86,14 +86,15 @@ def test_a_t2t_vit_teaches(kind, student, images, tmp_path):
 
 def test_the_official_recipe_follows_the_published_schedule():
     config = load_config('config/t2t_vit_7_official.yaml', ['TRAIN.TRAIN_BATCH_SIZE=512'])
-    schedule, found = build.schedule(config), []
+    schedule, actual = build.schedule(config), []
     for epoch in range(config.SCHEDULER.NUM_EPOCHS):
         schedule.step(epoch)
-        found.append(schedule())
-    np.testing.assert_allclose(found, np.load(GOLDEN / 'lr_official.npz')['lr'], rtol=0, atol=1e-12)
+        actual.append(schedule())
+    wanted = np.load(GOLDEN / 'lr_official.npz')['lr']
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-12)
 
 
-def test_labels_that_are_all_the_same_are_named_before_the_first_step(images, tmp_path):
+def test_a_warning_names_labels_that_are_all_equal(images, tmp_path):
     listed = tmp_path / 'train.txt'
     listed.write_text(''.join(f'class{label}/{number}.jpg 0\n'
                               for label in range(10) for number in range(2)))
@@ -128,7 +129,7 @@ def test_the_pit_run_decays_every_parameter_and_the_papers_recipe_only_matrices(
         optimizer = build.optimizer(config, network, 0.5)
         before = {key: value.numpy() for key, value in network.named_parameters()}
         for parameter in network.parameters():
-            parameter.grad = paddle.zeros_like(parameter)    # nothing moves but by decay
+            parameter.grad = paddle.zeros_like(parameter)    # only decay changes parameters
         optimizer.step()
         return {key for key, value in network.named_parameters()
                 if (value.numpy() != before[key]).any()}, before
@@ -141,12 +142,12 @@ def test_the_pit_run_decays_every_parameter_and_the_papers_recipe_only_matrices(
 
 
 @pytest.mark.parametrize('name', ['t2t_vit_14_cifar10', 't2t_vit_19_cifar100'])
-def test_the_official_transfer_holds_three_parts_in_its_optimizer(name):
+def test_the_official_transfer_trains_three_parts(name):
     sizes = trained_sizes(load_config(f'config/{name}.yaml'))
     assert {name.split('.')[0] for name in sizes} == {'tokens_to_token', 'blocks', 'head'}
 
 
-def test_the_official_transfer_moves_the_backbone_a_hundredth_as_fast():
+def test_the_official_transfer_trains_the_backbone_with_a_hundredth_of_the_rate():
     config = load_config('config/t2t_vit_14_cifar10.yaml', ['MODEL.IMAGE_SIZE=32'])
     network = build.network(config)
     rate = build.schedule(config)

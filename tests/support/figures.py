@@ -1,4 +1,4 @@
-"""A second way to compute what several tests compare with."""
+"""Independent implementations in NumPy with which several tests compare."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def largest_gap(values, distribution):
-    """Kolmogorov-Smirnov: the largest gap between the values' and a distribution function."""
+    """Kolmogorov-Smirnov: the largest gap between empirical and given distribution function."""
     values = np.sort(values)
     steps = np.arange(len(values) + 1) / len(values)
     expected = distribution(values)
@@ -24,6 +24,7 @@ def cubic(distance):
 
 
 def resize_matrix(old, new):
+    """The matrix `[new, old]` of bicubic interpolation along one axis, without aligned corners."""
     matrix = np.zeros((new, old))
     for row in range(new):
         centre = (row + 0.5) * old / new - 0.5
@@ -33,4 +34,5 @@ def resize_matrix(old, new):
 
 
 def state_of(network):
+    """{name: ndarray} of a network's state dict."""
     return {name: tensor.numpy() for name, tensor in network.state_dict().items()}

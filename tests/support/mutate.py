@@ -1,8 +1,8 @@
-"""Changes at random, drawn from a numpy generator: bytes, trees, pickles, zip archives, images.
+"""Random mutations for fuzzing: bytes, trees, pickles, zip archives, images, lines.
 
-Each function takes the generator and something whole, and returns something that is damaged in a
-way that its format knows: a pickle keeps its instructions apart, an archive its records, a PNG its
-checksums. What breaks nothing but the outermost layer tests nothing but that.
+Each function takes a NumPy generator and valid content, and returns changed content. Changes keep
+the structure of the format (instructions of a pickle, records of an archive, checksums of a PNG),
+so that they reach the code after the first checks.
 """
 
 import copy
@@ -29,11 +29,12 @@ OTHERS = [None, True, False, 0.5, -1.5, 1e308, float('inf'), float('nan'), [], {
 
 
 def pick(rng, items):
+    """A random item."""
     return items[int(rng.integers(len(items)))]
 
 
 def number(rng):
-    """A whole number: one at the edge of something, near such a one, or any."""
+    """A whole number: a boundary value, one near it, or any."""
     kind = rng.integers(3)
     if kind < 2:
         return pick(rng, NUMBERS) + int(rng.integers(-2, 3)) * int(kind)
@@ -41,18 +42,19 @@ def number(rng):
 
 
 def scalar(rng):
+    """A random number, text or other value."""
     return pick(rng, [number(rng), pick(rng, TEXTS), copy.deepcopy(pick(rng, OTHERS))])
 
 
 def times(rng):
-    """How many changes: mostly one, seldom many."""
+    """The number of changes: mostly one, rarely many."""
     return min(int(rng.geometric(0.65)), 12)
 
 
 # ---- bytes
 
 def change_bytes(rng, data, start=0, end=None):
-    """Bytes with a few places changed, between start and end."""
+    """Change bytes at a few places between start and end."""
     data = bytearray(data)
     for _ in range(times(rng)):
         low, high = min(start, len(data)), len(data) if end is None else min(end, len(data))
@@ -80,14 +82,14 @@ def change_bytes(rng, data, start=0, end=None):
     return bytes(data)
 
 
-# ---- what JSON and YAML hold
+# ---- trees (JSON, YAML)
 
 def change_tree(rng, tree):
-    """A nested structure of dicts, lists and scalars with a few places changed."""
+    """Change a nested structure of dicts, lists and scalars at a few places."""
     holder = [copy.deepcopy(tree)]
     for _ in range(times(rng)):
         places = [(holder, 0)]
-        for container, key in places:    # grows while it is walked
+        for container, key in places:    # grows during iteration
             value = container[key]
             if isinstance(value, dict):
                 places += [(value, name) for name in value]
@@ -113,7 +115,7 @@ def change_tree(rng, tree):
 
 
 def change_json(rng, data):
-    """JSON text: mostly another tree, else other bytes."""
+    """Change a JSON text: mostly its tree, else its bytes."""
     if rng.random() < 0.2:
         return change_bytes(rng, data)
     tree = change_tree(rng, json.loads(data))
@@ -148,7 +150,7 @@ POOL += [b'h\0', b'q\0', b'j\0\0\0\0', b'K\0', b'K\1', b'\x8a\x01\xff', b'G' + b
 
 
 def parts_of(data):
-    """The instructions of the pickle that data begins with, and the rest."""
+    """(instructions of the pickle at the start of data, rest of data)."""
     starts, end = [], 0
     for code, _, position in pickletools.genops(data):
         starts.append(position)
@@ -157,10 +159,10 @@ def parts_of(data):
 
 
 def change_pickle(rng, data, most_part=4096):
-    """A pickle with a few instructions changed; what follows it stays."""
+    """Change a few instructions of a pickle; data after the pickle is kept."""
     try:
         parts, rest = parts_of(data)
-    except Exception:    # no pickle any more
+    except Exception:    # not a valid pickle
         return change_bytes(rng, data)
     for _ in range(times(rng)):
         a, b = (int(rng.integers(len(parts))) for _ in range(2)) if parts else (0, 0)
@@ -179,7 +181,7 @@ def change_pickle(rng, data, most_part=4096):
             parts[a] = change_bytes(rng, parts[a])
         elif kind == 5:
             parts[a:a] = [new] * min(pick(rng, [2, 10, 1000, 20_000]), 10 ** 6 // len(new) + 1)
-        else:    # of the same kind, if there is one
+        else:    # replace an instruction by one of the same kind
             alike = [i for i, part in enumerate(parts) if part[:1] in b'XKJM\x8a\x8cc']
             where = pick(rng, alike) if alike else a
             if parts and parts[where][:1] in b'KJM\x8a':
@@ -207,7 +209,7 @@ def zipped(records, method=zipfile.ZIP_STORED):
 
 
 def change_zip(rng, data, change):
-    """An archive with records changed by `change(rng, name, content)`, or its directory."""
+    """Change records of an archive by `change(rng, name, content)`, or its directory."""
     records = records_of(data)
     for _ in range(times(rng)):
         if not records:
@@ -233,7 +235,7 @@ def change_zip(rng, data, change):
 
 
 def change_npy(rng, data):
-    """An array file with another header, or other bytes."""
+    """Change the header or the bytes of an .npy file."""
     size = int.from_bytes(data[8:10], 'little')
     if rng.random() < 0.3 or data[:6] != b'\x93NUMPY':
         return change_bytes(rng, data)
@@ -250,7 +252,7 @@ def change_npy(rng, data):
 # ---- images
 
 def change_png(rng, data):
-    """A PNG with chunks changed and their checksums right."""
+    """Change chunks of a PNG; the checksums are valid."""
     chunks, position = [], 8
     while position + 12 <= len(data):
         length, = struct.unpack('>I', data[position:position + 4])
@@ -278,7 +280,7 @@ def change_png(rng, data):
 
 
 def change_jpeg(rng, data):
-    """A JPEG with segments changed: sizes, tables, scans."""
+    """Change segments of a JPEG: sizes, tables, scans."""
     segments, position = [], 2
     while position + 4 <= len(data) and data[position] == 0xff and data[position + 1] != 0xda:
         length = int.from_bytes(data[position + 2:position + 4], 'big')
@@ -309,6 +311,7 @@ def change_jpeg(rng, data):
 
 
 def change_image(rng, data):
+    """Change an image file of any format."""
     if rng.random() < 0.6:
         if data[:8] == b'\x89PNG\r\n\x1a\n':
             return change_png(rng, data)
@@ -321,7 +324,7 @@ def change_image(rng, data):
 # ---- lines of text
 
 def change_lines(rng, text, values):
-    """A text with lines changed, and what follows a colon or a space replaced by `values`."""
+    """Change lines of a text, or replace the part after a colon or a space by one of `values`."""
     lines = text.split('\n')
     for _ in range(times(rng)):
         a, kind = int(rng.integers(len(lines))), rng.integers(8)

@@ -1,7 +1,7 @@
-"""Rebuilds the weights and inputs behind tests/golden, which store results only.
+"""The weights and inputs of the results in tests/golden, which are not stored there.
 
-Every tensor there came from a random stream seeded with its own name, in PyTorch's shape; see
-the table in tests/golden/README.md.
+Every tensor has PyTorch's shape and a random stream seeded with its name; see the table in
+tests/golden/README.md.
 """
 
 import json
@@ -18,11 +18,12 @@ VARIANTS = json.loads((GOLDEN / 'variants.json').read_text())
 
 
 def stream(name):
+    """The random generator of a named tensor."""
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
 def official_tensor(name, shape):
-    """The values of one named tensor, in PyTorch's shape, float32."""
+    """The float32 values of a named tensor, in PyTorch's shape."""
     values = stream(name).standard_normal(shape, dtype=np.float32)
     last = name.split('.')[-1]
     if last == 'w':
@@ -35,11 +36,12 @@ def official_tensor(name, shape):
 
 
 def is_linear_weight(name, shape):
+    """Whether a tensor is the weight of a Linear, which is transposed in Paddle."""
     return name.endswith('weight') and len(shape) == 2
 
 
 def fill(network, variant):
-    """Give a network the golden weights; a mismatch of names or shapes is an error."""
+    """Load the golden weights into a network; names and shapes must match."""
     state = network.state_dict()
     official = {name: tuple(shape) for name, shape in VARIANTS[variant]['state'].items()}
     assert set(state) == set(official)
@@ -55,6 +57,7 @@ def fill(network, variant):
 
 
 def image_batch(size=224):
+    """The golden images, a tensor `[2, 3, size, size]`."""
     return paddle.to_tensor(
         stream(f'image{size}').standard_normal((2, 3, size, size), dtype=np.float32))
 
@@ -65,6 +68,7 @@ FORWARDS = sorted(path.stem[len('forward_'):] for path in GOLDEN.glob('forward_*
 
 
 def golden_network(variant, **options):
+    """(network with golden weights, image size in pixels) of a variant of tests/golden."""
     name, _, size = variant.rpartition('_')
     if size not in ('96', '384'):
         name, size = variant, 224
