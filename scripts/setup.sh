@@ -65,7 +65,7 @@ install() {
         if nvidia_driver; then
             files=(-r requirements-gpu.txt)
             "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))' ||
-                die "paddlepaddle-gpu 2.6.2 needs Python 3.9 to 3.12 and $python is newer: set PYTHON, or install a newer build into it (see README.md)."
+                die "paddlepaddle-gpu 2.6.2 needs Python 3.9 to 3.12 and $python is newer: set PYTHON, or install a newer build into it (see docs/training.md)."
         fi
     fi
     if [[ $1 == tests ]]; then files+=(-r requirements-dev.txt); fi
