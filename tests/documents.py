@@ -3,8 +3,9 @@
     python tests/documents.py                              # all pages, more than half an hour
     python tests/documents.py docs/deploy.md --only export
 
-They run in a temporary copy of the project, adapted to a laptop by tests/support/documents.py, and
-need the packages of all requirements*.txt for the CPU. The exit code is 1 if one failed.
+They run in temporary copies of the project, one a page, adapted to a laptop by
+tests/support/documents.py, and need requirements.txt, -deploy.txt and -dev.txt. The exit code is 1 if
+one failed.
 """
 
 import argparse
@@ -24,11 +25,10 @@ def main():
     parser.add_argument('pages', nargs='*', metavar='PAGE', default=documents.PAGES,
                         help='pages; default: all')
     parser.add_argument('--only', default='', metavar='TEXT', help='commands that contain a text')
-    parser.add_argument('--keep', metavar='FOLDER', help='a new folder for them, which stays')
+    parser.add_argument('--keep', metavar='FOLDER', help='a new folder for the copies, which stay')
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = documents.workspace(Path(options.keep or temporary).resolve())
-        failed = 0
+        folders, failed = {}, 0    # each page has a folder of its own
         commands = documents.commands(options.pages)
         questions = [command for command in commands if command.text.startswith('curl ')]
         for command in commands:
@@ -38,9 +38,12 @@ def main():
                 print(f'  not run  {command.page}:{command.line}: {command.name}: '
                       f'{command.not_run}', flush=True)
                 continue
+            if command.page not in folders:
+                folders[command.page] = documents.workspace(
+                    Path(options.keep or temporary).resolve() / Path(command.page).stem)
             begin, verdict = time.monotonic(), 'ok'
             try:
-                documents.run(command, folder, questions)
+                documents.run(command, folders[command.page], questions)
             except documents.Failure as error:
                 failed, verdict = failed + 1, f'failed: {error}'
             print(f'{time.monotonic() - begin:7.1f} s  {command.page}:{command.line}: '

@@ -89,5 +89,5 @@ def test_every_command_runs_in_an_environment_of_the_documented_packages(tmp_pat
     python = tmp_path / 'env' / 'bin' / 'python'
     run(python, '-m', 'pip', 'install', '-q', '-r', 'requirements.txt', '-r',
         'requirements-deploy.txt')
-    run(python, 'tests/documents.py', 'docs/deploy.md', '--keep', tmp_path / 'project')
-    assert (tmp_path / 'project' / 'speed.json').is_file()
+    run(python, 'tests/documents.py', 'docs/deploy.md', '--keep', tmp_path)
+    assert (tmp_path / 'deploy' / 'speed.json').is_file()
