@@ -4,8 +4,8 @@
     python tests/documents.py docs/deploy.md --only export
 
 They run in temporary copies of the project, one a page, adapted to a laptop by
-tests/support/documents.py, and need requirements.txt, -deploy.txt and -dev.txt. The exit code is 1 if
-one failed.
+tests/support/documents.py, and need requirements.txt, -deploy.txt and -dev.txt. The exit code is 1
+if one failed.
 """
 
 import argparse
