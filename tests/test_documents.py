@@ -23,7 +23,7 @@ QUICK = [
 ]
 # What commands write or read, not part of the project.
 WRITTEN = {'classify.py', 'speed.json', 'inference.yml', 'inference.json', 'config.yaml',
-           'train.log', 'log.jsonl', 'other.yaml', 'tools/NAME.py'}
+           'train.log', 'log.jsonl', 'chaos.jsonl', 'other.yaml', 'tools/NAME.py'}
 DATA = ('data/', 'tiny_imagenet_50/', 'cifar/')
 
 
