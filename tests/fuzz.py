@@ -426,6 +426,7 @@ class Graphs(Exports):
     """The graph and the parameters of an export of Paddle Inference: programs of Paddle's."""
 
     share, native, graph = 0.2, True, True
+    most_bytes = 1 << 62    # what a program takes is its own affair
 
     def draw(self, rng):
         name = pick(rng, [name for name in self.files if name != self.engines.DESCRIPTION])
