@@ -62,7 +62,7 @@ class Schedule(LRScheduler):
     def step(self, epoch=None):
         super().step(epoch)
         for parameter, scale in self.following:
-            # Paddle multiplies this factor by the base rate at every step.
+            # Paddle multiplies this factor by the base rate; at a rate of 0 it has no effect.
             factor = self.scaled_rate(self.last_epoch, scale) / self.last_lr if self.last_lr else 1
             parameter.optimize_attr['learning_rate'] = factor
 

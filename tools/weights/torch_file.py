@@ -154,6 +154,7 @@ class Storage:
         self.data, self.checksum = None, 0
 
     def fill(self, data, checksum=0):
+        """Set the bytes; raises Damaged if they are fewer than the storage needs."""
         if len(data) < self.count * self.dtype.itemsize:
             raise Damaged(f'its storage {shown(self.key)} claims {self.count} numbers '
                           f'and has {len(data)} bytes')
@@ -193,6 +194,7 @@ class Tensor:
         return math.prod(self.shape)
 
     def read(self):
+        """The values as a contiguous ndarray in native byte order."""
         dtype = self.storage.dtype
         if 0 in self.shape:
             return np.empty(self.shape, dtype.newbyteorder('='))

@@ -100,7 +100,7 @@ class NumberType:
         self.code, self.order = code, '='
 
     def build(self, state):
-        # (version, byte order, sub-array, names, fields, ...)
+        """BUILD: state is (version, byte order, sub-array, names, fields, ...)."""
         if not (type(state) is tuple and len(state) >= 5 and state[1] in ('<', '>', '=', '|')
                 and state[2:5] == (None, None, None)):
             raise Refused('it holds values of a structured type')
@@ -118,6 +118,7 @@ class StoredArray:
         self.shape, self.type, self.order, self.data = (0,), NumberType('f4'), 'C', b''
 
     def build(self, state):
+        """BUILD: state is (version, shape, type, whether in Fortran order, data)."""
         if type(state) is not tuple or len(state) != 5 or type(state[2]) is not NumberType:
             raise Damaged('it holds an array without shape or type')
         _, shape, self.type, fortran, data = state
@@ -139,6 +140,7 @@ class StoredArray:
         return math.prod(self.shape)
 
     def read(self):
+        """The values as a contiguous ndarray in native byte order."""
         data = self.data.encoded(self.nbytes) if type(self.data) is Latin1 else self.data
         array = np.ndarray(self.shape, self.type.dtype, data, order=self.order)
         return array.astype(array.dtype.newbyteorder('='), order='C')
