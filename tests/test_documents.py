@@ -23,7 +23,8 @@ QUICK = [
 ]
 # What commands write or read, not part of the project.
 WRITTEN = {'classify.py', 'speed.json', 'inference.yml', 'inference.json', 'config.yaml',
-           'train.log', 'log.jsonl', 'chaos.jsonl', 'other.yaml', 'tools/NAME.py'}
+           'train.log', 'log.jsonl', 'chaos.jsonl', 'other.yaml', 'curves.svg'}
+OPTIONS_OF_OTHERS = {'--data-binary', '--logdir', '--builtin-schema'}
 DATA = ('data/', 'tiny_imagenet_50/', 'cifar/')
 
 
@@ -71,10 +72,12 @@ def test_the_files_that_a_page_names_are_there(page):
 def is_there(name):
     """Whether a file or folder is part of the project, or one that a command reads or writes.
 
-    A name without folders may lie in any, and one that begins with _ is the end of a longer name.
+    A name without folders may lie in any, one that begins with _ is the end of a longer name, and
+    NAME stands for any.
     """
-    return (name in PATHS or name in WRITTEN or name.startswith(('output/', *DATA))
-            or any(path.endswith(name if name[0] == '_' else f'/{name}') for path in FILES))
+    end = name if name[0] == '_' else f'/{name}'
+    return ('NAME' in name or name in PATHS | WRITTEN or name.startswith(('output/', *DATA))
+            or any(path.endswith(end) for path in FILES))
 
 
 @pytest.mark.parametrize('page', documents.PAGES)
@@ -83,6 +86,14 @@ def test_the_keys_that_a_page_names_are_declared(page):
     for section, key in re.findall(r'\b([A-Z][A-Z_]+)\.([A-Z][A-Z_]+)\b', documents.read(page)):
         if section != 'SECTION':
             assert hasattr(getattr(sections, section, None), key), f'{section}.{key}'
+
+
+@pytest.mark.parametrize('page', documents.PAGES)
+def test_the_options_that_a_page_names_are_declared(page):
+    declared = {option for name in FILES if name.endswith('.py') for option in re.findall(
+        r"'(--[a-z-]+)'", (ROOT / name).read_text(encoding='utf-8'))}
+    named = set(re.findall(r'(?<![\w-])--[a-z][a-z-]+\b', documents.read(page)))
+    assert sorted(named - declared - OPTIONS_OF_OTHERS) == []
 
 
 @pytest.mark.parametrize('page', documents.PAGES)

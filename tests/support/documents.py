@@ -12,15 +12,17 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = ['README.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]
+PAGES = ['README.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md')),
+         'log/README.md']
 PROGRAMS = ('bash ', 'python ', 'pip ', 'source ', 'visualdl ', 'curl ', 'for ', 'head ', 'awk ',
-            'check-jsonschema ', 'pre-commit ')
+            'rm ', 'check-jsonschema ', 'pre-commit ')
 SECONDS = 1800    # for one command
 
 # Commands that are not run, and why.
@@ -55,6 +57,8 @@ ADAPTED = [
     (r'--minutes \d+', '--minutes 0.2'),
     (r'(tools/benchmark\.py.*)', r'\1 --rounds 1 --repeats 1'),
     (r'path/of/this/folder', '.'),
+    (r'MODEL\.NAME=my_net', 'MODEL.NAME=t2t_vit_7'),
+    (r'-k NAME', '-k lit_data'),
 ]
 
 # Weights that the pages name and the project does not ship, by their networks.
@@ -111,9 +115,9 @@ def blocks(text):
                                else fence in ('', 'sh', 'bash')):
             if last != number - 1:
                 found.append((number, []))
-            found[-1][1].append(line[4:] if fence is None else line)
+            found[-1][1].append(line)
             last = number
-    return found
+    return [(number, textwrap.dedent('\n'.join(lines)).splitlines()) for number, lines in found]
 
 
 def statements(lines):
