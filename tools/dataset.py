@@ -1,4 +1,4 @@
-"""What this project trains on: the dataset, and the order of its samples over epochs and ranks."""
+"""The dataset, and the sampler: which rank reads which samples of an epoch, in which order."""
 
 import numpy as np
 from paddle.io import Dataset, DistributedBatchSampler
@@ -16,36 +16,36 @@ from data.decode import (
 
 
 class ImageDataset(Dataset):
-    """Images and labels, where the key alone decides how an image is augmented.
+    """Images and labels. A sample depends only on its key and the seed.
 
-    A key is (epoch, index), or (epoch, index, repetition) where an epoch holds an image more than
-    once; repetition 0 is the same as none.
+    A key is (epoch, index), or (epoch, index, repetition) if an epoch holds an image more than
+    once; repetition 0 is the default.
 
-    Neither the number of workers and processes nor the order of reading changes a sample. Every
-    epoch draws anew, and the same seed draws the same again, so that a resumed run goes on as if
-    it had never stopped.
+    The key and the seed determine the augmentation, so the number of workers and ranks and the
+    order of reading do not change a sample, and a resumed run gets the samples of an uninterrupted
+    one.
 
     Args:
-        samples: a list of (path, label), or with an opener of (name, label).
-        transform: called with a PIL RGB image and a numpy Generator.
+        samples: a list of (path, label); with an opener, of (name, label).
+        transform: called with a PIL RGB image and a numpy Generator; returns an array [3, H, W].
+            Its image_size and dtype are those of the result.
         decoder: 'pillow' or 'opencv'.
         seed: an int, not negative.
-        root: the folder that no path may lead out of; None allows all.
-        bad_images: what to do about a file that cannot be read. 'raise' raises its ImageError.
-            'replace' takes the next image of the same class in the order of samples, beginning
-            anew at their end. 'blank' gives an image of zeros with the label -1, so that a batch
-            keeps its size and order.
-        opener: where images are no files of their own (data.images.Images): called with an index,
-            it returns pixels, uint8 [H, W, 3], or the bytes of an image file.
+        root: the folder that all paths must be in; None allows all paths.
+        bad_images: what to do with an unreadable file. 'raise' raises its ImageError. 'replace'
+            takes the next image of the same class in the order of samples, cyclically. 'blank'
+            returns an image of zeros with the label -1, so that a batch keeps its size and order.
+        opener: None if each image is a file, else a function of an index that returns pixels,
+            uint8 [H, W, 3], or the bytes of an image file (see data.images.Images).
 
     Raises:
-        DataError: if there is no such decoder.
+        DataError: if the decoder is unknown or not installed.
     """
 
     def __init__(self, samples, transform, decoder='pillow', seed=0, root=None,
                  bad_images='raise', opener=None):
         super().__init__()
-        import_opencv(decoder)    # raises now what would otherwise stop the first image
+        import_opencv(decoder)    # raises before the first image is read
         choices = ('raise', 'replace', 'blank')
         if bad_images not in choices:
             raise ValueError(f'bad_images must be one of {choices}, not {bad_images!r}')
@@ -58,18 +58,18 @@ class ImageDataset(Dataset):
         self.opener = opener
 
     def __getitem__(self, key):
-        """Return the image [3, H, W] and its label, int64, of a key.
+        """Return the image [3, H, W], of the transform's dtype, and the label, int64, of a key.
 
-        The image is float32 or uint8, as the transform makes it. A plain index stands for epoch 0.
+        An index alone is a key of epoch 0.
 
         Raises:
-            ImageError: if the file cannot be read, or with 'replace' none of its class.
+            ImageError: if the file cannot be read; with 'replace', if no image of its class can.
         """
         image, (label, _) = self.read(key)
         return image, np.int64(label)
 
     def read(self, key):
-        """Return (image, (label, bad)), where bad maps paths that cannot be read to messages."""
+        """Return (image, (label, bad)); bad is {path: error message} of unreadable files."""
         epoch, index, *repetition = key if isinstance(key, tuple) else (0, key)
         label = self.samples[index][1]
         bad = {}
@@ -81,7 +81,7 @@ class ImageDataset(Dataset):
                     raise
                 bad[self.samples[candidate][0]] = printable(str(error))
                 continue
-            # The key alone decides on the augmentation, whichever image it falls on.
+            # The key determines the augmentation of a replacement, too.
             rng = np.random.default_rng((self.seed, epoch, index, *filter(None, repetition)))
             return self.transform(image, rng), (label, bad)
         if self.bad_images == 'replace':
@@ -91,7 +91,7 @@ class ImageDataset(Dataset):
         return np.zeros((3, size, size), self.transform.dtype), (-1, bad)
 
     def open(self, index):
-        """The image of a sample as it is stored, a PIL image of mode RGB.
+        """The decoded image of a sample, a PIL image of mode RGB.
 
         Raises:
             ImageError: if it cannot be read.
@@ -99,13 +99,13 @@ class ImageDataset(Dataset):
         name = self.samples[index][0]
         if self.opener is None:
             return decode_image(name, self.decoder, self.root)
-        found = self.opener(index)
-        if isinstance(found, np.ndarray):
-            return Image.fromarray(found)
-        return decode_bytes(found, name, self.decoder)
+        content = self.opener(index)
+        if isinstance(content, np.ndarray):
+            return Image.fromarray(content)
+        return decode_bytes(content, name, self.decoder)
 
     def _candidates(self, index):
-        """The samples to try for a sample, itself first."""
+        """Yield the index of a sample, then the indices of its replacements."""
         yield index
         if self.bad_images == 'replace':
             label = self.samples[index][1]
@@ -115,7 +115,7 @@ class ImageDataset(Dataset):
                     yield candidate
 
     def path_of(self, key):
-        """The path of a key, fit to be printed."""
+        """The path of a sample for messages, with unprintable characters escaped."""
         return printable(self.samples[key[1]][0])
 
     def __len__(self):
@@ -123,31 +123,31 @@ class ImageDataset(Dataset):
 
 
 class EpochBatchSampler(DistributedBatchSampler):
-    """Batches of an ImageDataset's keys for one of num_replicas processes.
+    """Batches of an ImageDataset's keys for one rank.
 
-    The order depends on (seed, epoch) alone. Every step's global batch is cut into equal,
-    consecutive parts, one for each rank. To make the last one divisible the epoch's first
-    samples are repeated at its end, fewer than num_replicas of them. That does no harm in
-    training. An evaluation without shuffling joins the parts in the order of the ranks and cuts
-    them at len(dataset). All ranks get batches of the same number and sizes.
+    The order depends only on (seed, epoch). The global batch of a step is split into equal,
+    consecutive parts, one for each rank. To make the last one divisible, up to num_replicas - 1
+    samples from the start of the epoch are repeated at its end. An evaluation without shuffling
+    concatenates the parts in the order of the ranks and drops these padding samples. All ranks get
+    the same number of batches, of the same sizes.
 
-    With repeats an epoch is that of DeiT's repeated augmentation (Hoffer et al., CVPR 2020): every
-    image of the order stands there `repeats` times in a row, and the ranks take turns, so that
-    they see different augmentations of one image; the epoch ends after as many samples as the
-    data set has, down to a multiple of 256, so that the rest of the order is not seen in it. Keys
-    are (epoch, index, repetition) then, else (epoch, index).
+    With `repeats` above 1 the epoch is DeiT's repeated augmentation (Hoffer et al., CVPR 2020):
+    each image occurs `repeats` times in a row, and the ranks take turns, so that they get different
+    augmentations of it. The length of an epoch stays len(dataset), rounded down to a multiple of
+    256, so each epoch leaves out a part of the images. Keys are then (epoch, index, repetition),
+    else (epoch, index).
 
     Args:
-        dataset: anything with a length.
-        batch_size: samples in a batch of one process.
-        num_replicas, rank: how many processes there are, and which this is; None asks Paddle.
-        shuffle: a new order every epoch instead of that of the data set.
-        drop_last: leave out the last batch if it is not full.
+        dataset: an object with a length.
+        batch_size: samples in a batch of one rank.
+        num_replicas, rank: world size and rank; None takes those of paddle.distributed.
+        shuffle: draw a new order for every epoch.
+        drop_last: drop the last batch if it is not full.
         seed: an int, not negative.
-        repeats: copies of an image in a row.
+        repeats: augmentations of each image.
 
     Raises:
-        DataError: if there is no image, or drop_last leaves none.
+        DataError: if there is no batch.
     """
 
     def __init__(self, dataset, batch_size, num_replicas=None, rank=None, shuffle=False,
@@ -156,7 +156,7 @@ class EpochBatchSampler(DistributedBatchSampler):
         self.seed = seed
         self.repeats = repeats
         if repeats > 1:
-            # Of fewer than 256 images DeiT would leave none; here they all count.
+            # DeiT would leave none of fewer than 256 images; here all of them are kept.
             images = len(dataset) // 256 * 256 or len(dataset)
             self.num_samples = images // self.nranks
             self.total_size = self.num_samples * self.nranks
@@ -166,23 +166,23 @@ class EpochBatchSampler(DistributedBatchSampler):
                             f'batch of {batch_size}; make the batch smaller or add images')
 
     def set_epoch(self, epoch, start_batch=0):
-        """Choose the epoch, and the batch to begin with: a resumed run skips those before it.
+        """Set the epoch, and the batch to start at in a resumed run.
 
-        The length stays that of the whole epoch.
+        The length remains that of the whole epoch.
         """
         self.epoch = epoch
         self.start_batch = start_batch
 
     def batch_length(self, batch):
-        """How many samples batch number `batch` of an epoch has, the same on every rank."""
+        """The number of samples in batch number `batch` of an epoch, equal on all ranks."""
         return min(self.batch_size, self.num_samples - batch * self.batch_size)
 
     def __iter__(self):
         return self.batches(self.start_batch)
 
     def batches(self, start):
-        """The epoch's batches from number `start` on."""
-        # The base class's order knows no seed, and every iteration would move on the epoch.
+        """Yield the epoch's batches from number `start` on."""
+        # The base class has no seed, and increments the epoch with every iteration.
         order = np.arange(len(self.dataset))
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
@@ -192,7 +192,7 @@ class EpochBatchSampler(DistributedBatchSampler):
                                min((batch + 1) * global_size, self.total_size))
             if self.repeats == 1:
                 local = np.split(places, self.nranks)[self.local_rank]
-                # Beyond the end the order begins again.
+                # Padding samples wrap around to the start of the order.
                 yield [(self.epoch, int(index)) for index in order[local % len(order)]]
             else:
                 local = places[self.local_rank::self.nranks]

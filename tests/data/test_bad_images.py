@@ -1,4 +1,4 @@
-"""Runs in which an image that cannot be read, or a worker that dies, is not named or counted."""
+"""Catches unreadable images that are not reported or counted, and dead workers that are ignored."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ from weights.files import write_weights
 
 FINAL_LINE = re.compile(r'ImageNet final val acc is:(\d\.\d{4})')
 
-# How each bad image begins its class, and what is said of it.
+# {file name of a bad image: a part of its error message}
 REASONS = {
     'empty.jpg': 'the file is empty',
     'half.jpg': 'truncated',
@@ -52,7 +52,7 @@ def shown(name):
 
 
 def png_header(width, height):
-    """A PNG whose header claims any size, followed by next to nothing."""
+    """A PNG of a few bytes whose header claims any size."""
     def chunk(kind, data):
         return (struct.pack('>I', len(data)) + kind + data
                 + struct.pack('>I', zlib.crc32(kind + data)))
@@ -99,7 +99,7 @@ def data(tmp_path_factory):
         write_image(images / name, index)
     mixed = [*good[:17], *REASONS, *good[17:]]
     write_list(folder / 'mixed.txt', mixed)
-    # The same with every bad image replaced by hand: three places on is the next of its class.
+    # The same with every bad image replaced: the next image of its class comes three lines later.
     replaced = list(mixed)
     for index in reversed(range(len(mixed))):
         if mixed[index] in REASONS:
@@ -193,7 +193,7 @@ def test_a_bad_image_is_replaced_by_the_next_of_its_class(data):
             assert label == index % 3
 
 
-def test_after_the_last_image_of_a_class_comes_the_first(tmp_path):
+def test_the_search_for_a_replacement_wraps_around(tmp_path):
     samples = [(f'{tmp_path}/{index}.jpg', index % 2) for index in range(6)]
     for path, _ in samples[:3]:
         write_image(path, int(path[-5]))
@@ -206,13 +206,13 @@ def test_after_the_last_image_of_a_class_comes_the_first(tmp_path):
         images[3]
 
 
-def test_a_blank_takes_the_place_of_an_image_in_validation(data):
+def test_in_validation_a_bad_image_is_blank_and_has_label_minus_one(data):
     image, label = images_of(data, bad_images='blank')[17]
     assert label == -1 and image.shape == (3, 16, 16) and not image.any()
 
 
 @pytest.mark.parametrize('num_workers', [0, 1, 3])
-def test_the_number_of_workers_changes_nothing(data, num_workers):
+def test_replacements_do_not_depend_on_the_number_of_workers(data, num_workers):
     def batches(num_workers, images):
         sampler = EpochBatchSampler(images, 4, 1, 0, shuffle=True, seed=1)
         loader = Loader(images, sampler, num_workers)
@@ -229,14 +229,14 @@ def test_the_number_of_workers_changes_nothing(data, num_workers):
 
 # ---- training
 
-def test_training_goes_on_and_names_what_it_skipped(data, tmp_path):
+def test_training_continues_and_names_skipped_images(data, tmp_path):
     process = run(*train(data, tmp_path / 'run'))
     check_every_bad_image_is_named_once(process.stdout)
     assert [epoch['bad_images'] for epoch in epochs_of(tmp_path / 'run')] == [11, 11]
     assert process.stdout.count('bad images in epoch 1: 11, each replaced') == 1
     assert FINAL_LINE.fullmatch(process.stdout.splitlines()[-1])
 
-    # A second way: in the calling process, on a list in which they are replaced already.
+    # The reference: no workers, and a list in which the bad images are replaced already.
     by_hand = run(*train(data, tmp_path / 'by hand', 'TRAIN.TRAIN_NUM_WORKS=0',
                          f'DATA_PATH.TRAIN_DATASET_LABEL_PATH={data}/replaced.txt'))
     assert 'bad image' not in by_hand.stdout and 'skipped' not in by_hand.stdout
@@ -248,7 +248,7 @@ def test_training_goes_on_and_names_what_it_skipped(data, tmp_path):
             np.testing.assert_array_equal(one[name], other[name], name)
 
 
-def test_two_processes_count_together(data, tmp_path):
+def test_bad_images_are_counted_over_all_ranks(data, tmp_path):
     process = launch(tmp_path / 'log', *train(data, tmp_path / 'run', 'TRAIN.TRAIN_BATCH_SIZE=4'))
     check_every_bad_image_is_named_once(process.stdout)
     assert [epoch['bad_images'] for epoch in epochs_of(tmp_path / 'run')] == [11, 11]
@@ -278,7 +278,7 @@ class Lines:
 
 @pytest.mark.parametrize('bad, limit, stops', [
     (0, 0, False), (1, 0, True), (29, 0.29, False), (30, 0.29, True), (100, 1, False)])
-def test_the_share_is_one_of_the_list_and_counts_files_once(bad, limit, stops):
+def test_max_bad_images_is_a_share_of_the_list_and_counts_each_file_once(bad, limit, stops):
     class OneEpoch:
         dataset = range(100)
         bad_images = {f'{number:02}.jpg': f'{number:02}.jpg: bad' for number in range(bad)}
@@ -297,7 +297,7 @@ def test_the_share_is_one_of_the_list_and_counts_files_once(bad, limit, stops):
 # ---- validation
 
 @pytest.mark.parametrize('processes', [1, 2])
-def test_validation_ends_in_an_error_that_names_them_all(data, tmp_path, processes):
+def test_validation_fails_and_names_all_bad_images(data, tmp_path, processes):
     if processes == 1:
         process = run(*validate(data), code=2)
         said = process.stderr
@@ -311,11 +311,11 @@ def test_validation_ends_in_an_error_that_names_them_all(data, tmp_path, process
     assert 'ImageNet final' not in process.stdout
 
 
-def test_skip_bad_scores_the_others_and_says_how_many_were_left_out(data, tmp_path):
+def test_skip_bad_scores_the_others_and_prints_how_many_are_left_out(data, tmp_path):
     config = load_config(data / 'recipe.yaml')
     network, _ = build.trained_network(config, data / 'weights.pdparams')
     network.eval()
-    # A second way: the good images alone, as one batch.
+    # The reference: only the good images, as one batch.
     samples = [(path, label) for path, label in samples_of(data, 'mixed.txt')
                if path.removeprefix(f'{data}/images/') not in REASONS]
     images, labels = zip(*ImageDataset(samples, build.eval_transform(config)))
@@ -331,14 +331,14 @@ def test_skip_bad_scores_the_others_and_says_how_many_were_left_out(data, tmp_pa
         assert all(shown(name) in left_out for name in REASONS)
 
 
-def test_nothing_to_score_is_an_error_even_so(data, tmp_path):
+def test_skip_bad_without_a_readable_image_is_an_error(data, tmp_path):
     write_list(tmp_path / 'list.txt', ['empty.jpg', 'text.jpg'])
     process = run(*validate(data, '--skip-bad'),
                   f'DATA_PATH.VAL_DATASET_LABEL_PATH={tmp_path}/list.txt', code=2)
     assert '2 of 2 validation images' in process.stderr
 
 
-def test_a_long_list_of_names_is_cut():
+def test_a_long_list_of_names_is_shortened():
     names = [f'{number}.jpg' for number in range(25)]
     assert name_bad_images(names).endswith('; 19.jpg; and 5 more')
     assert name_bad_images(names[:20]).endswith('; 19.jpg')
@@ -347,11 +347,11 @@ def test_a_long_list_of_names_is_cut():
 # ---- workers that die in a run
 
 def kill_a_worker(run, rank):
-    """Kill a worker of a process again and again, until the run ends; returns those killed."""
+    """Kill one worker of a rank after the other until the run ends; return the killed pids."""
     killed, deadline = set(), time.monotonic() + 90
     while run.poll() is None:
         assert time.monotonic() < deadline
-        # One that has done its part of an epoch may die unnoticed.
+        # A worker whose part of the epoch is done may die without an error.
         for worker in set(children_of(rank)[:1]) - killed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)

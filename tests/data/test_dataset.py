@@ -1,4 +1,4 @@
-"""Samples and orders that depend on anything but seed, epoch and index."""
+"""Catches samples and orders that depend on anything but seed, epoch and index."""
 
 import math
 
@@ -24,7 +24,7 @@ class TestImageDataset:
         assert label == 2 and label.dtype == np.int64
         assert len(images()) == 3
 
-    def test_the_key_and_the_seed_decide(self, images):
+    def test_key_and_seed_determine_the_sample(self, images):
         first = images(seed=1)
         again = images(seed=1)
         order = [(0, 2), (1, 1), (0, 1), (1, 2)]
@@ -35,19 +35,19 @@ class TestImageDataset:
         assert first[2][0].tobytes() == expected[0, 2]
         assert images(seed=2)[0, 2][0].tobytes() != expected[0, 2]
 
-    def test_repetitions_differ_and_the_first_is_as_without(self, images):
+    def test_repetitions_differ_and_repetition_0_is_the_default(self, images):
         keys = [(1, 2), (1, 2, 0), (1, 2, 1), (1, 2, 2), (2, 2, 1), (1, 1, 1)]
         found = [images(seed=1)[key][0].tobytes() for key in keys]
         assert found[0] == found[1] and len(set(found[1:])) == 5
         assert images(seed=1)[1, 2, 2][0].tobytes() == found[3]
-        # The seed of repetition 0 is that of runs before there were repetitions.
-        dataset_ = images(seed=1)
-        image = decode_image(dataset_.samples[2][0])
+        # Repetition 0 has the seed of a key without repetition.
+        dataset = images(seed=1)
+        image = decode_image(dataset.samples[2][0])
         for key, seed in (((1, 2, 0), (1, 1, 2)), ((1, 2, 2), (1, 1, 2, 2))):
-            expected = dataset_.transform(image, np.random.default_rng(seed))
-            np.testing.assert_array_equal(dataset_[key][0], expected)
+            expected = dataset.transform(image, np.random.default_rng(seed))
+            np.testing.assert_array_equal(dataset[key][0], expected)
 
-    def test_the_global_random_state_is_left_alone(self, images):
+    def test_the_global_random_state_is_not_changed(self, images):
         np.random.seed(3)
         expected = np.random.random()
         np.random.seed(3)
@@ -58,7 +58,7 @@ class TestEpochBatchSampler:
     @pytest.mark.parametrize('count, world, drop_last', [
         (1, 1, False), (1, 3, False), (5, 2, False), (8, 2, False), (13, 3, False), (25, 3, False),
         (4, 1, True), (13, 1, True), (15, 2, True), (16, 2, True), (25, 3, True)])
-    def test_ranks_share_the_epoch(self, count, world, drop_last):
+    def test_ranks_split_the_epoch(self, count, world, drop_last):
         samplers = [EpochBatchSampler(range(count), 4, world, rank, drop_last=drop_last)
                     for rank in range(world)]
         steps = list(zip(*samplers))
@@ -73,7 +73,7 @@ class TestEpochBatchSampler:
         seen = world * (per_rank // 4 * 4 if drop_last else per_rank)
         assert joined == [(0, index % count) for index in range(seen)]
 
-    def test_two_ranks_see_what_one_sees(self):
+    def test_global_batches_do_not_depend_on_the_world_size(self):
         for epoch in (0, 3):
             keys = []
             for world in (1, 2):
@@ -109,8 +109,8 @@ class TestEpochBatchSampler:
     @pytest.mark.parametrize('count, world, repeats, drop_last', [
         (300, 1, 3, False), (700, 2, 3, False), (800, 3, 3, True), (1000, 4, 2, False),
         (520, 8, 5, True)])
-    def test_repeats_are_those_of_deit(self, count, world, repeats, drop_last):
-        """Against DeiT's definition, on lists: repeat, deal out to the ranks, cut."""
+    def test_repeats_equal_deit(self, count, world, repeats, drop_last):
+        """Against DeiT's definition, on lists: repeat, take turns, cut."""
         samplers = [EpochBatchSampler(range(count), 16, world, rank, shuffle=True, seed=9,
                                       drop_last=drop_last, repeats=repeats)
                     for rank in range(world)]
@@ -139,7 +139,7 @@ class TestEpochBatchSampler:
         with pytest.raises(DataError, match='2 image.s. for 3'):
             EpochBatchSampler(range(2), 4, 3, 0, repeats=3)
 
-    def test_nothing_to_do(self):
+    def test_no_batch_is_an_error(self):
         with pytest.raises(DataError, match='7 image.s. for 2 process.es. do not fill a batch of'):
             EpochBatchSampler(range(7), 8, 2, 0, drop_last=True)
         with pytest.raises(DataError):

@@ -1,4 +1,4 @@
-"""Pixels that differ from the file's, and damaged files that are read or end in a traceback."""
+"""Catches wrong pixels, and damaged files that are decoded or raise anything but ImageError."""
 
 import io
 import struct
@@ -79,7 +79,7 @@ def jpeg_bytes(**options):
 
 
 def exif_with_thumbnail():
-    """EXIF data that says `rotated` and holds a whole JPEG, as cameras write it."""
+    """EXIF data with a rotation and an embedded JPEG, as cameras write it."""
     thumbnail = jpeg_bytes(quality=20)
     orientation = struct.pack('<HHIHH', 0x0112, 3, 1, 6, 0)
     offset = 8 + 2 + 12 + 4 + 2 + 24 + 4
@@ -111,7 +111,7 @@ class TestDecodeImage:
         assert abs(difference).mean() < 2
         np.testing.assert_array_equal(image, decode_image(tmp_path / 'a.jpg', 'pillow'))
 
-    def test_opencv_does_read_jpegs(self, tmp_path, monkeypatch):
+    def test_opencv_decodes_jpegs(self, tmp_path, monkeypatch):
         cv2 = pytest.importorskip('cv2')
         (tmp_path / 'a.jpg').write_bytes(jpeg_bytes())
         monkeypatch.setattr(cv2, 'imdecode', lambda *_: np.full((2, 3, 3), [1, 2, 3], np.uint8))
@@ -120,7 +120,7 @@ class TestDecodeImage:
         assert decode_image(tmp_path / 'a.jpg', 'pillow').size == (120, 90)
 
     @pytest.mark.parametrize('options', [{}, {'exif': exif_with_thumbnail()}])
-    def test_opencv_is_not_asked_about_half_a_jpeg(self, tmp_path, monkeypatch, options):
+    def test_a_truncated_jpeg_is_left_to_pillow(self, tmp_path, monkeypatch, options):
         cv2 = pytest.importorskip('cv2')
         monkeypatch.setattr(cv2, 'imdecode', lambda *_: np.zeros((90, 120, 3), np.uint8))
         (tmp_path / 'a.jpg').write_bytes(jpeg_bytes(**options)[:-300])    # OpenCV 4.5 accepts it
@@ -154,7 +154,7 @@ class TestDecodeImage:
         with pytest.raises(ImageError, match='cannot be read'):
             decode_image(tmp_path, decoder)
 
-    def test_bytes_after_the_end_do_no_harm(self, tmp_path, decoder):
+    def test_bytes_after_the_end_are_ignored(self, tmp_path, decoder):
         (tmp_path / 'a.jpg').write_bytes(jpeg_bytes() + b'\0' * 50)
         assert decode_image(tmp_path / 'a.jpg', decoder).size == (120, 90)
 

@@ -1,4 +1,4 @@
-"""Loaders that hang, or leave processes or memory behind; batches that depend on the workers."""
+"""Catches loaders that hang or leak processes or memory, and batches that depend on workers."""
 
 import contextlib
 import faulthandler
@@ -63,7 +63,7 @@ def by_label(batches):
             for images, labels in batches for image, label in zip(images, labels)}
 
 
-# ---- what comes out
+# ---- batches
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_batches(samples, num_workers):
@@ -77,7 +77,7 @@ def test_batches(samples, num_workers):
     assert number == 4
 
 
-def test_workers_do_not_change_anything(samples):
+def test_batches_do_not_depend_on_the_workers(samples):
     for epoch in (0, 1):
         expected = epoch_of(loader_of(samples, 0), epoch)
         for num_workers in (1, 2, 7):
@@ -88,21 +88,21 @@ def test_workers_do_not_change_anything(samples):
             assert len(found) == len(expected)
 
 
-def test_batches_that_are_kept_stay_as_they_are(samples):
-    """Their memory is used again only after they were copied."""
+def test_batches_stay_valid_after_the_next_ones(samples):
+    """The shared memory of a batch is reused only after the batch was copied."""
     expected = by_label(epoch_of(loader_of(samples, 0), 0))
     kept = list(loader_of(samples, 1))
     assert by_label([(images.numpy(), labels.numpy()) for images, labels in kept]) == expected
 
 
-def test_ranks_do_not_change_anything(samples):
+def test_samples_do_not_depend_on_the_ranks(samples):
     one = by_label(epoch_of(loader_of(samples, 0), 3))
     two = by_label(epoch_of(loader_of(samples, 2, 0, 2), 3) + epoch_of(loader_of(samples, 2, 1, 2),
                                                                        3))
     assert one == two and len(one) == 18
 
 
-def test_every_epoch_draws_anew_and_the_same_again(samples):
+def test_epochs_differ_and_are_reproducible(samples):
     loader = loader_of(samples, 2)
     first, second, again = (by_label(epoch_of(loader, epoch)) for epoch in (0, 1, 0))
     assert first == again
@@ -130,7 +130,7 @@ def test_resume_in_the_middle(samples, num_workers):
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_a_transform_that_breaks_its_promise_is_an_error(samples, num_workers):
+def test_a_transform_with_a_wrong_dtype_is_an_error(samples, num_workers):
     class OfFloats(TrainTransform):
         def __call__(self, image, rng):
             return super().__call__(image, rng) / 2    # dtype still says uint8
@@ -141,9 +141,9 @@ def test_a_transform_that_breaks_its_promise_is_an_error(samples, num_workers):
         list(loader)
 
 
-# ---- what is left behind
+# ---- processes, memory, signals
 
-def test_leaving_early_ends_the_workers(samples):
+def test_ending_an_iteration_early_ends_the_workers(samples):
     for _ in loader_of(samples, 2):
         assert len(workers()) == 2
         break
@@ -152,7 +152,7 @@ def test_leaving_early_ends_the_workers(samples):
     assert workers() == []
 
 
-def test_descriptors_and_memory_are_given_back(samples):
+def test_descriptors_and_memory_are_released(samples):
     def left():
         gc.collect()
         maps = Path('/proc/self/maps').read_text()
@@ -167,7 +167,7 @@ def test_descriptors_and_memory_are_given_back(samples):
     assert left() == before
 
 
-def test_nothing_is_needed_in_dev_shm(samples):
+def test_dev_shm_is_not_used(samples):
     """Training and validation together: no process has a file there."""
     with contextlib.closing(iter(loader_of(samples, 2))) as training, \
             contextlib.closing(iter(loader_of(samples, 2))) as validation:
@@ -210,7 +210,7 @@ for batch in Loader(images, EpochBatchSampler(images, 4, 1, 0), 2):
 """
 
 
-def test_workers_leave_inherited_garbage_alone(samples, tmp_path):
+def test_workers_do_not_collect_inherited_garbage(samples, tmp_path):
     parent = os.getpid()
 
     class Garbage:
@@ -237,7 +237,7 @@ def test_workers_leave_inherited_garbage_alone(samples, tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signals_to_the_whole_job_are_left_to_the_parent(samples, number):
+def test_workers_ignore_stop_signals(samples, number):
     seen = 0
     for batch, (images, _) in enumerate(loader_of(samples * 10, 2)):
         seen += len(images)
@@ -247,15 +247,13 @@ def test_signals_to_the_whole_job_are_left_to_the_parent(samples, number):
     assert seen == 180
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux tells of a parent that died')
-@pytest.mark.parametrize('stopped', [False, True])
-def test_workers_end_with_their_parent_even_when_they_are_stopped(samples, stopped):
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs PR_SET_PDEATHSIG of Linux')
+def test_workers_end_with_their_parent_also_while_stopped(samples):
     parent = subprocess.Popen([sys.executable, '-c', WAITING, str(Path(samples[0][0]).parent)],
                               stdout=subprocess.PIPE, text=True, cwd=ROOT / 'tools')
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2 and all(map(state_of_process, pids))
-    if stopped:
-        os.kill(pids[0], signal.SIGSTOP)
+    os.kill(pids[0], signal.SIGSTOP)
     parent.kill()
     parent.wait()
     parent.stdout.close()
@@ -278,7 +276,7 @@ def test_a_faulty_image_is_named(samples, tmp_path, num_workers):
 
 
 class OnOneImage(EvalTransform):
-    """Does something else than to transform the image that is 77 pixels wide."""
+    """Calls `action` before it transforms the image that is 77 pixels wide."""
 
     def __init__(self, action):
         super().__init__(16, 'squash')
@@ -292,7 +290,7 @@ class OnOneImage(EvalTransform):
 
 @pytest.fixture
 def loader(tmp_path):
-    """Make a loader of 40 images, the 23rd of which makes its transform do an action."""
+    """A function that makes a loader of 40 images with OnOneImage(action); it is image 22."""
     for index in range(40):
         size = (77 if index == 22 else 40, 30)
         Image.new('RGB', size, (index, 0, 0)).save(tmp_path / f'{index}.jpg')
@@ -345,15 +343,15 @@ def test_an_error_names_the_worker_and_the_image(loader, action, said):
     assert not any(map(state_of_process, pids))
 
 
-def test_a_slow_image_is_no_stuck_worker(loader):
-    """The limit is one of an image, and a batch may take longer."""
+def test_the_timeout_is_for_one_image(loader):
+    """A batch may take longer."""
     batches = loader(lambda: None, timeout=0.5)
     batches.dataset.open = lambda index, read=batches.dataset.open: (
         time.sleep(0.2 if index < 8 else 0), read(index))[1]
     assert sum(len(labels) for _, labels in batches) == 40
 
 
-def test_a_worker_that_is_stopped_for_a_while_goes_on(loader):
+def test_a_worker_may_be_stopped_and_continued(loader):
     with contextlib.closing(iter(loader(lambda: None, timeout=30))) as batches:
         seen = len(next(batches)[1])
         pid = workers()[0]
@@ -364,7 +362,7 @@ def test_a_worker_that_is_stopped_for_a_while_goes_on(loader):
     assert seen == 40
 
 
-def test_a_worker_that_dies_with_nothing_to_do_is_missed_only_when_it_is_needed(loader):
+def test_a_dead_idle_worker_is_an_error_only_when_it_is_needed(loader):
     with contextlib.closing(Workers(loader(lambda: None).dataset, 2, 4)) as pool:
         def read(keys):
             pool.begin(keys)
@@ -395,28 +393,28 @@ def test_the_error_is_one_line_and_exit_code_1(loader, capsys):
     assert workers() == []
 
 
-class Asked(Exception):
+class Interrupted(Exception):
     pass
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_what_is_waited_for_can_be_left(loader, num_workers):
-    """Asked while the 6th batch is waited for, which never comes."""
+def test_an_exception_in_poll_ends_the_iteration(loader, num_workers):
+    """While the 6th batch is waited for, which never comes."""
     batches, pids, seen = loader(stop_itself if num_workers else lambda: None, num_workers), [], 0
 
     def poll():
         if seen == 20:
-            raise Asked
+            raise Interrupted
 
     batches.poll = poll
-    with pytest.raises(Asked):
+    with pytest.raises(Interrupted):
         for _, labels in batches:
             pids = pids or workers()
             seen += len(labels)
     assert seen == 20 and len(pids) == num_workers and not any(map(state_of_process, pids))
 
 
-def test_without_memory_or_processes_the_error_is_one_of_the_loader(samples, monkeypatch):
+def test_a_failed_fork_is_a_loader_error(samples, monkeypatch):
     def no_fork():
         raise BlockingIOError(11, 'Resource temporarily unavailable')
 

@@ -1,4 +1,4 @@
-"""Lists and folders that are misread, and errors in them that name no file or line."""
+"""Catches misread lists and folders, and error messages without file or line."""
 
 import os
 import re
@@ -55,7 +55,7 @@ class TestImageList:
         with pytest.raises(ImageError, match='leads out of'):
             decode_image(path, root=str(tmp_path))
 
-    def test_root_itself_may_be_written_in_any_way(self, tmp_path, monkeypatch):
+    def test_root_may_be_relative_and_hold_links(self, tmp_path, monkeypatch):
         (tmp_path / 'data').mkdir()
         (tmp_path / 'elsewhere').mkdir()
         write_jpegs(tmp_path / 'elsewhere', 1)
@@ -94,13 +94,13 @@ class TestClassFolders:
             (f'{root}/n01/z.jpg', 0), (f'{root}/n02/a.png', 1), (f'{root}/n02/b.JPEG', 1),
             (f'{root}/n02/deep/er/c.WebP', 1), (f'{root}/n10/a.bmp', 2)]
 
-    def test_known_folders_get_their_true_ids(self, root):
+    def test_known_folders_get_their_class_ids(self, root):
         class_ids = {'n00': 0, 'n01': 7, 'n02': 400, 'n10': 999}
         found = find_images(root, class_ids=class_ids)
         assert found.classes == {'n01': 7, 'n02': 400, 'n10': 999}
         assert [label for _, label in found.samples] == [7, 400, 400, 400, 999]
 
-    def test_one_unknown_folder_turns_to_sorted_order(self, root):
+    def test_an_unknown_folder_means_labels_in_sorted_order(self, root):
         assert find_images(root, class_ids={'n01': 7, 'n02': 400}).classes == {
             'n01': 0, 'n02': 1, 'n10': 2}
 
@@ -145,7 +145,7 @@ def animals(tmp_path):
     return tmp_path
 
 
-def test_files_carry_their_class_in_the_name(animals):
+def test_classes_are_read_from_file_names(animals):
     train = find_images(f'{animals}/train', num_classes=4)
     assert train.classes == {'ant': 0, 'cat': 1, 'guinea_pig': 2, 'zebra': 3}
     assert train.samples == [(f'{animals}/train/{name}', label) for name, label in [
@@ -166,10 +166,10 @@ def test_an_image_without_a_class_is_named(animals, name):
     assert find_classes(f'{animals}/train') == {}
 
 
-@pytest.mark.parametrize('form', ['files', 'folders'])
-def test_validation_has_the_classes_of_training(animals, form):
-    """Two forms: their labels come from the training data, also where validation lacks some."""
-    if form == 'folders':
+@pytest.mark.parametrize('layout', ['files', 'folders'])
+def test_validation_has_the_classes_of_training(animals, layout):
+    """Labels come from the training data, also if validation lacks some of its classes."""
+    if layout == 'folders':
         for part in ('train', 'val'):
             for file in list((animals / part).glob('*_*')):
                 folder = animals / part / file.name.rpartition('_')[0].strip('.')
@@ -183,14 +183,14 @@ def test_validation_has_the_classes_of_training(animals, form):
         f'DATA_PATH.VAL_DATASET_PATH={animals}/val', 'TRAIN.VAL_NUM_WORKS=0'])
     assert [label for _, label in build.eval_loader(config).dataset.samples] == [1, 1, 3]
     assert build.class_names(config) == ['ant', 'cat', 'guinea_pig', 'zebra']
-    where = animals / 'val' / ('dog' if form == 'folders' else '')
+    where = animals / 'val' / ('dog' if layout == 'folders' else '')
     where.mkdir(exist_ok=True)
     (where / 'dog_1.png').touch()
     with pytest.raises(DataError, match="dog.*'dog' is none of the training data's 4"):
         build.eval_loader(config)
 
 
-def test_imagenets_ids_need_no_training_data_of_the_same_classes(tmp_path):
+def test_imagenet_ids_do_not_depend_on_the_training_data(tmp_path):
     """Validating on all of ImageNet with a configuration whose training data is a part of it."""
     for name in ('train/n01443537', 'val/n01443537', 'val/n07579787'):
         (tmp_path / name).mkdir(parents=True)
@@ -210,7 +210,7 @@ def test_too_many_classes_for_the_network(animals):
         find_images(f'{animals}/train', num_classes=3)
 
 
-# ---- labels that a network learns nothing from
+# ---- warnings about labels
 
 def labelled(**counts):
     """{'c0': 3} as three samples of label 0."""
@@ -226,23 +226,23 @@ def labelled(**counts):
     (labelled(c0=5, c1=5), labelled(c0=1, c1=1, c7=1, c8=1), ['2 of the 4 classes .*labels 7, 8']),
     (labelled(c0=5), labelled(c0=1, c1=1), ['all 5', '1 of the 2 classes']),
     ([], [], [])])
-def test_suspicious_labels_are_named(training, validation, said):
+def test_label_warnings(training, validation, said):
     lines = label_warnings(training, validation + [('unreadable', -1)])
     assert len(lines) == len(said)
     for line, pattern in zip(lines, said):
         assert re.search(pattern, line) and '\n' not in line
 
 
-def test_the_shipped_data_has_no_suspicious_labels():
+def test_lit_data_has_no_label_warnings():
     parts = [find_images(str(ROOT / 'lit_data' / part), str(ROOT / 'lit_data' / f'{part}.txt'))
              for part in ('train', 'val')]
     assert label_warnings(*(part.samples for part in parts)) == []
 
 
-# ---- another form of data
+# ---- another data format
 
 class OneFile:
-    """A form of data for this test: JPEGs one after the other in one file, an index beside it."""
+    """A data format of this test: JPEGs concatenated in one file, with an index file."""
 
     def matches(self, request):
         return request.root.endswith('.pack')
@@ -268,7 +268,7 @@ class OneFile:
 
 
 class Listed:
-    """A form of data for this test: a file that names the images beside it."""
+    """A data format of this test: a file that lists the images in its folder."""
 
     def matches(self, request):
         return request.root.endswith('.listed')
@@ -296,8 +296,8 @@ def test_images_that_a_file_lists_lie_in_its_folder(tmp_path, monkeypatch):
     assert 'leads out of' in reason
 
 
-def test_a_new_form_is_one_entry(tmp_path, monkeypatch):
-    """It is found, read by worker processes, named in errors and in the classes of the network."""
+def test_a_new_data_format_is_one_entry_in_sources(tmp_path, monkeypatch):
+    """Its images are read by workers, and its classes and its errors reported."""
     monkeypatch.setattr(sources, 'SOURCES', [OneFile(), *sources.SOURCES])
     samples = write_jpegs(tmp_path, 8)
     contents = [Path(path).read_bytes() for path, _ in samples]

@@ -1,4 +1,4 @@
-"""Transforms that are not torchvision's, pixel by pixel or in their distributions."""
+"""Catches transforms whose pixels or distributions differ from torchvision's."""
 
 import math
 from collections import Counter
@@ -68,7 +68,7 @@ class TestEvalTransform:
         stem, transform = key.split('__')
         path = photograph(stem)
         if path is None:
-            pytest.skip('the photographs are not part of this project')
+            pytest.skip('needs photographs that are not part of the project')
         transform = EvalTransform(224, 'squash' if 'squash' in transform else 'center_crop')
         difference = (transform.pixels(decode_image(path, decoder)).astype(int)
                       - np.load(GOLDEN / 'eval_preprocess.npz')[key])
@@ -86,7 +86,7 @@ class TestTrainTransform:
     CRITICAL_GAP = 1.95 / math.sqrt(4000)    # exceeded by chance once in a thousand seeds
 
     def test_a_padded_crop_is_a_window_of_the_padded_image(self):
-        """As in the official transfer: resized, an eighth of black around it, a random window."""
+        """As in the official transfer: resized, padded with an eighth of black, a random window."""
         image = Image.fromarray(np.random.default_rng(0).integers(1, 256, (16, 16, 3), np.uint8))
         transform = TrainTransform(32, crop='padded')
         resized = np.asarray(image.resize((32, 32), Image.BILINEAR))
@@ -99,7 +99,7 @@ class TestTrainTransform:
         expected = 2000 / 81
         assert max(abs(count - expected) for count in found.values()) < 5 * expected ** 0.5
 
-    def test_a_padded_crop_keeps_the_shape_of_what_it_shows(self):
+    def test_a_padded_crop_keeps_the_aspect_ratio(self):
         image = Image.new('RGB', (80, 40), 'white')
         shown = TrainTransform(32, crop='padded').pixels(image, np.random.default_rng(0))
         assert shown.shape == (32, 32, 3) and (shown == 255).any(axis=2).mean() > 0.8
@@ -117,7 +117,7 @@ class TestTrainTransform:
 
     @pytest.mark.parametrize('size', [(800, 200), (200, 700), (500, 375)])
     def test_distributions_where_some_crops_do_not_fit(self, size):
-        """Against a second computation: all candidates at once, the first that fits is taken."""
+        """Against a vectorised reference: ten candidates for each crop, of which the first fits."""
         rng = np.random.default_rng(6)
         share = rng.uniform(0.05, 1, (4000, 10))
         shape = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), (4000, 10)))
@@ -140,7 +140,7 @@ class TestTrainTransform:
     @pytest.mark.parametrize('size, box', [
         ((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506)), ((1, 1), (0, 0, 1, 1)),
         ((100, 90), (0, 0, 100, 90))])
-    def test_centre_where_nothing_fits(self, size, box):
+    def test_the_central_crop_if_no_draw_fits(self, size, box):
         transform = TrainTransform(scale=(1.3, 1.5) if size == (100, 90) else (1, 1))
         assert transform.crop_box(*size, np.random.default_rng(0)) == box
 

@@ -1,4 +1,4 @@
-"""Photographs that are not part of the project: tests that want them are skipped without."""
+"""Paths of photographs that are not part of the project; tests that need them are skipped."""
 
 from conftest import ROOT
 
@@ -6,5 +6,5 @@ FOLDER = ROOT.parent / 'shared' / 'data' / 'imagenet_lit'
 
 
 def photograph(stem):
-    """The path of a photograph by its name without extension, or None."""
+    """The path of a photograph by its file name without extension; None if it is not there."""
     return next(iter(FOLDER.glob(f'*/*/{stem}.JPEG')), None)

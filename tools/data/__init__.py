@@ -1,17 +1,17 @@
 """Where do images come from?
 
-    sources       which images there are, and what they are: the list of all forms of data
-    images        what a form of data is asked for, and what it answers
-    folders       a form: files in a list, in class folders, or with the class in their name
-    cifar         a form: CIFAR-10 and CIFAR-100
+    sources       the list of data formats, and the functions that search it
+    images        the request to a data format, and its result
+    folders       data formats of image files: a list, class folders, class names in file names
+    cifar         the data format of CIFAR-10 and CIFAR-100
     decode        image files to pixels
     transforms    crop, resize, flip, normalise
-    loader        batches, in the order of a sampler
-    workers       processes that read them, for paddle.io.DataLoader
+    loader        batches in the order of a sampler
+    workers       worker processes that fill batches in shared memory
 """
 
 
 class DataError(ValueError):
-    """The data is not what it should be. The one-line message says where, and what to do."""
+    """Invalid data. The message is one line with the file or folder and what to do."""
 
     exit_code = 2

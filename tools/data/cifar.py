@@ -1,6 +1,6 @@
-"""CIFAR-10 and CIFAR-100 in the form of their authors, as a folder or as the .tar.gz itself.
+"""CIFAR-10 and CIFAR-100 in their "python version", as a folder or as the .tar.gz itself.
 
-https://www.cs.toronto.edu/~kriz/cifar.html, "python version".
+Source: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 import gzip
@@ -15,20 +15,20 @@ from data.images import Images, require_some
 from weights.unpickle import Damaged, Refused, StoredArray, shown, unpickle
 
 ARCHIVES = ('.tar.gz', '.tgz', '.tar')
-# The largest of the published files has 155 MB, and the larger archive 187 MB once unpacked.
+# In bytes. The largest published file has 155 MB, the larger archive 187 MB unpacked.
 LARGEST_BATCH = 1 << 28
 LARGEST_ARCHIVE = 1 << 29
-SIDE = 32    # of an image, in pixels
+SIDE = 32    # of an image, pixels
 
 
 class Layout(NamedTuple):
     """The files of one of the two data sets."""
 
     folder: str
-    meta: str           # the file with the class names, and its entry of them
-    names_entry: str
-    labels_entry: str
-    batches: dict       # the files of each part
+    meta: str           # file with the class names
+    names_entry: str    # key of the class names in it
+    labels_entry: str   # key of the labels in a batch file
+    batches: dict       # {split: names of its batch files}
 
 
 LAYOUTS = (
@@ -40,49 +40,51 @@ LAYOUTS = (
 
 
 class Cifar:
-    """Images of 32 x 32 pixels, all of which are held in memory."""
+    """The data format of CIFAR. All images, 32 x 32 pixels, are held in memory."""
 
     def matches(self, request):
         return layout_of(request.root) is not None
 
     def samples(self, request):
-        """Read the images of a part; its test images are for validation.
+        """Read the images of a split; 'val' is the published test set.
 
         Raises:
-            DataError: for damaged or missing files, for a list of images beside them, and for a
-                network with another number of classes.
+            DataError: if a file is damaged or missing, if there is also an image list, or if the
+                network has a different number of classes.
         """
         root, layout = request.root, layout_of(request.root)
         if request.list_file:
             raise DataError(f'{root}: CIFAR carries its own labels; set no list of images '
                             f'({request.list_file}) for it')
-        parts = layout.batches[request.split]
-        files = _files(root, layout, [layout.meta, *parts])
+        batches = layout.batches[request.split]
+        files = _read_files(root, layout, [layout.meta, *batches])
         names = _class_names(files.pop(layout.meta), layout, os.path.join(root, layout.meta))
         if request.num_classes is not None and request.num_classes != len(names):
             raise DataError(f'{root}: has {len(names)} classes, but the network has '
                             f'{request.num_classes}; set MODEL.NUM_CLASSES={len(names)}')
         samples, pixels = [], []
-        for file in parts:
+        for file in batches:
             where = os.path.join(root, file)
-            found, labels = _batch(_unpickled(files.pop(file), where), layout, len(names), where)
+            content = _unpickled(files.pop(file), where)
+            images, labels = _images_and_labels(content, layout, len(names), where)
             samples.extend((f'{where}[{row}]', label) for row, label in enumerate(labels))
-            pixels.append(found)
+            pixels.append(images)
         pixels = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)    # (N, H, W, 3)
-        return Images(require_some(samples, root), _numbers(names), pixels.__getitem__)
+        return Images(require_some(samples, root), _labels_by_name(names), pixels.__getitem__)
 
     def classes(self, request):
         layout = layout_of(request.root)
-        content = _files(request.root, layout, [layout.meta])[layout.meta]
-        return _numbers(_class_names(content, layout, os.path.join(request.root, layout.meta)))
+        content = _read_files(request.root, layout, [layout.meta])[layout.meta]
+        where = os.path.join(request.root, layout.meta)
+        return _labels_by_name(_class_names(content, layout, where))
 
 
-def _numbers(names):
+def _labels_by_name(names):
     return {name: label for label, name in enumerate(names)}
 
 
 def layout_of(root):
-    """Which of LAYOUTS lies at root, or None."""
+    """The Layout of the data at `root`, or None. DataError for an archive of other data."""
     if os.path.isfile(root) and str(root).lower().endswith(ARCHIVES):
         for name, _ in _archive_files(root):
             for layout in LAYOUTS:
@@ -101,7 +103,7 @@ def layout_of(root):
 
 
 def _class_names(content, layout, where):
-    """The names of the classes, in class order."""
+    """The class names in the order of their labels."""
     names = _unpickled(content, where).get(layout.names_entry)
     if type(names) is not list or not names:
         raise DataError(f'{where}: is damaged, it holds no list {layout.names_entry}')
@@ -113,8 +115,8 @@ def _class_names(content, layout, where):
     return names
 
 
-def _batch(content, layout, num_classes, where):
-    """Pixels, uint8 [N, 32, 32, 3], and labels of one file."""
+def _images_and_labels(content, layout, num_classes, where):
+    """Check the dict of a batch file; return pixels, uint8 [N, 32, 32, 3], and labels, [N]."""
     data, labels = content.get('data'), content.get(layout.labels_entry)
     if type(data) is not StoredArray or type(labels) is not list:
         raise DataError(f'{where}: is damaged, it lacks data or {layout.labels_entry}')
@@ -132,21 +134,21 @@ def _batch(content, layout, num_classes, where):
 
 
 def _unpickled(content, where):
-    """The dict in a file that Python 2 pickled, read without running any code of it."""
+    """The dict in a pickle file of Python 2, read by the restricted unpickler."""
     try:
         value, _ = unpickle(memoryview(content), python_2=True)
     except Refused as error:
         raise DataError(f'{where}: refused, {error}; CIFAR holds arrays and texts only') from error
-    except Exception as error:    # nobody foresees all that a damaged file can hold
-        said = str(error) if isinstance(error, Damaged) else type(error).__name__
-        raise DataError(f'{where}: is damaged or no file of CIFAR ({said})') from error
+    except Exception as error:    # a damaged file can raise any exception
+        reason = str(error) if isinstance(error, Damaged) else type(error).__name__
+        raise DataError(f'{where}: is damaged or no file of CIFAR ({reason})') from error
     if type(value) is not dict:
         raise DataError(f'{where}: is no file of CIFAR (it holds a {type(value).__name__})')
     return value
 
 
-def _files(root, layout, wanted):
-    """{name: content} of the wanted files, all of them."""
+def _read_files(root, layout, wanted):
+    """{name: content} of the wanted files; DataError if one is missing."""
     if os.path.isdir(root):
         return {name: _read_file(os.path.join(root, name)) for name in wanted}
     found, paths = {}, {f'{layout.folder}/{name}': name for name in wanted}
@@ -160,7 +162,7 @@ def _files(root, layout, wanted):
 
 
 def _read_file(path):
-    if os.path.exists(path) and not os.path.isfile(path):    # a named pipe would be waited for
+    if os.path.exists(path) and not os.path.isfile(path):    # open() would block on a named pipe
         raise DataError(f'{path}: cannot be read (not a regular file)')
     try:
         with open(path, 'rb') as file:
@@ -178,9 +180,9 @@ def _require_size(size, where):
 
 
 def _archive_files(path, wanted=()):
-    """Yield (name, content) of the regular files in a tar archive; nothing is written to disk.
+    """Yield (name, content) of the regular files in a tar archive; nothing is unpacked to disk.
 
-    The content of a file that is not wanted is None.
+    The content is None unless the name is in `wanted`.
     """
     try:
         with open(path, 'rb') as file:
@@ -199,12 +201,12 @@ def _archive_files(path, wanted=()):
                     yield name, content
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
-    except Exception as error:    # nobody foresees all that a damaged file can hold
+    except Exception as error:    # a damaged file can raise any exception
         raise DataError(f'{path}: is damaged, cut off, or no archive ({error})') from error
 
 
 class _Bounded:
-    """A file of which only so much can be read: a few bytes of gzip can become any number."""
+    """A file with a limit on the bytes read from it, against decompression bombs."""
 
     def __init__(self, file):
         self.file, self.left = file, LARGEST_ARCHIVE
@@ -212,6 +214,6 @@ class _Bounded:
     def read(self, size):
         self.left -= size
         if self.left < 0:
-            raise DataError(f'refused, it unpacks to more than {LARGEST_ARCHIVE} bytes, and CIFAR '
-                            'does not')
+            raise DataError(f'refused, it unpacks to more than {LARGEST_ARCHIVE} bytes; CIFAR has '
+                            'less')
         return self.file.read(size)

@@ -1,4 +1,4 @@
-"""Image files to pixels: an image of any common kind as RGB, or one line on why not."""
+"""Decode image files to RGB; an unreadable file raises an ImageError with a one-line message."""
 
 import glob
 import io
@@ -12,60 +12,60 @@ from PIL import Image, UnidentifiedImageError
 
 from data import DataError
 
-# Pillow knows dozens of formats, and for some it starts other programs. Files may come from
-# strangers, so only these are tried, whatever the name says.
+# Pillow supports dozens of formats, and starts external programs for some. Files are untrusted,
+# so only these formats are tried, whatever the file name.
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP')
 LARGEST_FILE = 1 << 28    # bytes; ImageNet's largest file has 15 MB
-# Each scan of a JPEG passes over all its pixels and may be 60 bytes long, so that a file of a few
-# megabytes can take an hour. A progressive photograph has ten.
+# Decoding a scan of a JPEG visits every pixel, and a scan may have only 60 bytes: a file of a few
+# megabytes can take an hour. A progressive photograph has about ten scans.
 MOST_SCANS = 100
 START_OF_SCAN = re.compile(rb'\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)')
 
 
 class ImageError(DataError):
-    """One image file cannot be read. The message names it and says why."""
+    """An image file cannot be read. The message names the file and the reason."""
 
 
 def printable(text):
-    """Escape what a file's name can do to a terminal or a log: control characters, broken UTF-8."""
+    """Escape the unprintable characters of a file name: control characters, broken UTF-8."""
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def name_bad_images(messages, most=20):
-    """List the messages of ImageErrors in one line, the first `most` of them."""
+    """Join the messages of ImageErrors into one line; at most `most` of them are listed."""
     more = f'; and {len(messages) - most} more' if len(messages) > most else ''
     return '; '.join(messages[:most]) + more
 
 
 def decode_image(path, decoder='pillow', root=None):
-    """Read an image file of any common kind as RGB.
+    """Read an image file as RGB.
 
-    Both decoders give the same pixels: OpenCV reads ordinary JPEGs, Pillow everything else.
-    EXIF rotation is ignored and transparency dropped, as by torchvision's loader, with which the
-    published weights were trained and measured.
+    Both decoders give the same pixels. 'opencv' uses OpenCV for ordinary JPEGs and Pillow for all
+    other files. EXIF rotation is ignored and transparency dropped, as in torchvision's loader,
+    which the published weights were trained and measured with.
 
     Args:
-        path: the file. Its content decides the format, not its name.
+        path: the file. Its format is detected from its content, not from its name.
         decoder: 'pillow' or 'opencv'.
-        root: if given, a path that is written so that it leads out of this folder is refused.
-            Symbolic links are followed: the folder's owner has set them, not the author of a
-            list, and ImageNet is often a folder of them.
+        root: if given, a path outside of this folder, such as one with '..', is refused.
+            Symbolic links are followed: they are set by the owner of the folder, not by the author
+            of a list, and ImageNet is often a folder of links.
 
     Returns:
         A PIL image of mode RGB.
 
     Raises:
-        ImageError: if the file is missing, empty, cut off, not an image, no regular file, or
-            would be so large once decoded that Pillow takes it for an attack.
-        DataError: if there is no such decoder.
+        ImageError: if the file is missing, empty, truncated, not an image, not a regular file,
+            too large, or a decompression bomb by Pillow's limit on pixels.
+        DataError: if the decoder is unknown or not installed.
     """
     import_opencv(decoder)
     if root is not None and _leads_out(path, root):
         raise ImageError(f"{path}: leads out of {root}; write it relative to that folder, without "
                          "'..'")
     try:
-        # Looked at before it is opened: a named pipe would be waited for, a device set to work.
+        # stat before open, which would block on a named pipe or activate a device.
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f'{path}: cannot be read (not a regular file)')
@@ -79,13 +79,13 @@ def decode_image(path, decoder='pillow', root=None):
 
 
 def decode_bytes(data, name, decoder='pillow', most_pixels=None):
-    """Read an image that is in memory already, an upload for one, as decode_image reads a file.
+    """Decode the bytes of an image file, for example an upload, as decode_image does.
 
     Args:
         data: the bytes of the file.
-        name: what messages call it.
+        name: the image's name in messages.
         decoder: 'pillow' or 'opencv'.
-        most_pixels: if given, an image whose header claims more than that is not decoded.
+        most_pixels: if given, an image with more pixels in its header is refused.
 
     Returns:
         A PIL image of mode RGB.
@@ -121,20 +121,20 @@ def _leads_out(path, root):
 
 
 def _to_rgb(image):
-    """Convert a PIL image of any mode to RGB; what was transparent shows its hidden colour."""
+    """Convert a PIL image of any mode to RGB; transparency is dropped."""
     if image.mode.startswith('I'):
         # 16-bit grey: convert would clip at 255. Of 16-bit colour Pillow keeps the high byte.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image.load()
-    image.info.pop('transparency', None)    # of a palette; convert would warn of it
+    image.info.pop('transparency', None)    # convert would warn about it for a palette
     return image.convert('RGB')
 
 
 def _decode_jpeg(data, opencv):
-    """Decode a grey or RGB JPEG, or return None to leave a doubtful one to Pillow."""
-    # Of a file that is cut off, OpenCV 4.5 makes an image with a grey end. Compressed data holds
-    # no markers, so in a whole file an end of image (FFD9) follows the last start of scan (FFDA);
-    # the end of a thumbnail comes before that.
+    """Decode a grey or RGB JPEG to a PIL image; None if Pillow has to decide."""
+    # OpenCV 4.5 decodes a truncated file and fills the rest with grey. Compressed data holds no
+    # markers, so in a complete file an end of image (FFD9) follows the last start of scan (FFDA);
+    # the end of an embedded thumbnail comes before that.
     if data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
         return None
     pixels = opencv.imdecode(np.frombuffer(data, dtype=np.uint8),
@@ -146,7 +146,11 @@ def _decode_jpeg(data, opencv):
 
 
 def import_opencv(decoder):
-    """Return the module cv2 for 'opencv', None for 'pillow'; servers may lack what cv2 needs."""
+    """The module cv2 for 'opencv', None for 'pillow'.
+
+    Raises:
+        DataError: if the decoder is unknown or cv2 cannot be imported.
+    """
     if decoder == 'pillow':
         return None
     if decoder != 'opencv':
@@ -160,7 +164,7 @@ def import_opencv(decoder):
 
 
 def image_files(names):
-    """Expand files, folders (with all below them) and globs, in the order they were given."""
+    """Expand files, folders (recursively) and globs to a list of paths, in the given order."""
     found = []
     for name in names:
         path = Path(name)
@@ -170,6 +174,6 @@ def image_files(names):
         elif os.path.exists(name):
             found.append(name)
         else:
-            # A name that matches nothing stays, and is reported as a file that can't be read.
+            # A name that matches nothing is kept; reading it reports the error.
             found += sorted(glob.glob(name, recursive=True)) or [name]
     return found

@@ -1,4 +1,4 @@
-"""Images that are files: in a list, in class folders, or with the class in their name."""
+"""Data formats of image files: an image list, class folders, or class names in file names."""
 
 import os
 import re
@@ -11,10 +11,9 @@ from data.images import Images, label_of, no_folder, numbered, require_class, re
 class ImageList:
     """Lines of `path label`, as in ImageNet's train.txt and val.txt, with paths relative to root.
 
-    The label is the last word, so a path may hold spaces. Blank lines, CRLF line ends and a
-    byte order mark are accepted. Whether an image exists shows only when it is read, because
-    asking for a million files takes minutes. A path that leads out of root is an image that
-    cannot be read, like any other.
+    The label is the last word, so a path may hold spaces. Blank lines, CRLF line ends and a byte
+    order mark are accepted. Files are not checked here, as that would take minutes for a million
+    of them: a missing file or a path outside of root raises an ImageError when it is read.
     """
 
     def matches(self, request):
@@ -24,8 +23,8 @@ class ImageList:
         """Read the list.
 
         Raises:
-            DataError: with file and line, for a line that is no `path label`; for a missing or
-                empty list; for a missing root.
+            DataError: with file and line if a line is not `path label` or its label is out of
+                range; if the list is missing or empty; if root is missing.
         """
         list_file = request.list_file
         if not os.path.isdir(request.root):
@@ -57,14 +56,14 @@ class ImageList:
         return Images(samples)
 
     def classes(self, request):
-        return {}    # a list has labels without names
+        return {}    # a list holds labels, no class names
 
 
 class ClassFolders:
-    """A folder in which every folder is a class.
+    """A folder with one folder for each class, as ImageNet's training data.
 
     Images may lie at any depth inside a class folder. Names that begin with a dot are skipped:
-    they are what editors and file managers leave behind.
+    they are leftovers of editors and file managers.
     """
 
     def matches(self, request):
@@ -74,8 +73,8 @@ class ClassFolders:
         """Find the images, ordered by class and path.
 
         Raises:
-            DataError: if there are none, for a label out of range, and for a class that training
-                does not have.
+            DataError: if there are no images, a label is out of range, or a class is not in the
+                training data.
         """
         names = class_folders(request.root)
         classes = request.classes or numbered(names, request.class_ids)
@@ -93,19 +92,19 @@ class ClassFolders:
 
 
 class NamedFiles:
-    """A folder of images whose class is what precedes the last _ of their names.
+    """A folder of images; the class is the part of the file name before the last underscore.
 
-    So cat_123.png is a cat, and guinea_pig_7.png a guinea_pig.
+    For example, cat_123.png has the class cat, and guinea_pig_7.png the class guinea_pig.
     """
 
     def matches(self, request):
         return os.path.isdir(request.root)
 
     def samples(self, request):
-        """Find the images, ordered by name; errors as with class folders.
+        """Find the images, ordered by name.
 
         Raises:
-            DataError: besides, for an image without a class in its name.
+            DataError: as ClassFolders.samples; also for an image without a class in its name.
         """
         paths = image_files(request.root)
         names = [class_in_name(path) for path in paths]
@@ -129,7 +128,7 @@ def class_folders(root):
 
 
 def image_files(root):
-    """The paths of the images that lie in root itself, sorted."""
+    """The paths of the images directly in root, sorted."""
     return sorted(os.path.join(root, name) for name in os.listdir(root) if is_image(name))
 
 
@@ -138,6 +137,7 @@ def is_image(name):
 
 
 def class_in_name(path):
+    """The class in a file name, `CLASS_7.png`; DataError if there is none."""
     name, separator, _ = os.path.splitext(os.path.basename(path))[0].rpartition('_')
     if not (name and separator):
         raise DataError(f'{path}: carries no class in its name, as CLASS_7.png does; rename it, or '

@@ -1,4 +1,4 @@
-"""What every form of data is asked for, and what it answers: images with their classes."""
+"""The request to a data format and its result, and the checks that all formats share."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,18 +10,18 @@ from data.decode import IMAGE_EXTENSIONS
 
 @dataclass(frozen=True)
 class Request:
-    """Which images are wanted.
+    """The images to find.
 
     Attributes:
         root: a folder or file.
-        list_file: the list of images, where there is one.
-        class_ids: a mapping of class name to class id, such as ImageNet's WordNet ids. If it
-            knows every class, its ids are the labels, so that a part of ImageNet's classes
-            keeps the true ones. Otherwise classes are numbered in the order of their names.
-        num_classes: if given, labels must be below it; data with classes of its own must have
-            as many.
+        list_file: the image list, or None.
+        class_ids: {class name: class id}, such as ImageNet's WordNet ids. If it holds every class
+            of the data, its ids are the labels, so that a subset of ImageNet keeps ImageNet's
+            labels. Otherwise the labels are 0, 1, ... in the order of the class names.
+        num_classes: if given, all labels must be below it; a data set with a fixed list of
+            classes must have exactly as many.
         split: 'train' or 'val', for data that holds both.
-        classes: {class name: label} of the training data, for validation data to agree with.
+        classes: for validation data, {class name: label} of the training data.
     """
 
     root: str
@@ -34,15 +34,15 @@ class Request:
 
 @dataclass
 class Images:
-    """The images of one part of a data set.
+    """The images of one split of a data set.
 
     Attributes:
-        samples: a list of (name, label). The name is the path of the image's file; with an
-            opener it is what messages call the image, below the root of the data.
-        classes: {class name: label}, empty where a list gives labels without names.
-        opener: where images are no files of their own: called with the place of a sample, it
-            returns the image's pixels, uint8 [H, W, 3], or the bytes of its file. It may raise
-            ImageError. Worker processes inherit what it holds, and call it in any order.
+        samples: a list of (name, label). The name is the path of the image file; with an opener
+            it is the image's name in messages, below the root of the data.
+        classes: {class name: label}; empty if the data holds labels without class names.
+        opener: None if each image is a file. Otherwise a function of a sample's index that
+            returns pixels, uint8 [H, W, 3], or the bytes of an image file, and may raise
+            ImageError. It is inherited by worker processes, which call it in any order.
     """
 
     samples: list
@@ -51,31 +51,31 @@ class Images:
 
 
 def numbered(names, class_ids=None):
-    """{class name: label}: the known ids if all classes are known, else the order of names."""
+    """{class name: label}: from class_ids if it holds all names, else in the order of names."""
     if class_ids and all(name in class_ids for name in names):
         return {name: class_ids[name] for name in sorted(names)}
     return {name: number for number, name in enumerate(sorted(names))}
 
 
-def label_of(name, numbers, num_classes, where):
-    """The label of a class; DataError if training does not have it or the network too few."""
-    if name not in numbers:
-        known = ', '.join(list(numbers)[:5]) + (', ...' if len(numbers) > 5 else '')
+def label_of(name, classes, num_classes, where):
+    """The label of a class name; DataError if it is not in `classes` or not below num_classes."""
+    if name not in classes:
+        known = ', '.join(list(classes)[:5]) + (', ...' if len(classes) > 5 else '')
         raise DataError(f'{where}: the class {name!r} is none of the training data\'s '
-                        f'{len(numbers)} ({known}); rename it, or add it there')
-    require_class(numbers[name], num_classes, where)
-    return numbers[name]
+                        f'{len(classes)} ({known}); rename it, or add it there')
+    require_class(classes[name], num_classes, where)
+    return classes[name]
 
 
 def require_class(label, num_classes, where):
-    """Raise a DataError for a label that the network has no output for."""
+    """Raise a DataError if the network has no output for a label."""
     if num_classes is not None and label >= num_classes:
         raise DataError(f'{where}: class id {label}, but the network has {num_classes} classes '
                         f'(0 to {num_classes - 1}); set the number of classes to fit the data')
 
 
 def require_some(samples, root):
-    """The samples; DataError if there are none."""
+    """Return the samples; DataError if there are none."""
     if not samples:
         raise DataError(f'{root}: no images found; expected CLASS/IMAGE in it, or files with names '
                         'such as CLASS_7.png, with one of the extensions '
@@ -84,7 +84,7 @@ def require_some(samples, root):
 
 
 def no_folder(root):
-    """The error for a root at which there is no data that is known."""
+    """The DataError for a root that no data format matches."""
     if os.path.isfile(root):
         return DataError(f'{root}: is a file; data is a folder, or an archive of CIFAR-10 or '
                          'CIFAR-100 (.tar.gz or .tgz or .tar)')

@@ -13,16 +13,16 @@ from paddle.io import DataLoader, IterableDataset
 from data.decode import ImageError
 from data.workers import LoaderError, Workers, fill_batch
 
-WAITING = ''                     # in place of a report
-NOTHING = np.zeros(1, np.uint8)
+WAITING = ''                   # in place of a report: no batch is complete
+EMPTY = np.zeros(1, np.uint8)
 
 
 class Loader:
     """The batches of an ImageDataset, in the order of a sampler.
 
-    Iterating yields [images [B, 3, H, W], labels int64 [B]], as Paddle tensors; images are uint8
-    pixels in training and normalised float32 in evaluation. Worker processes end with the
-    iteration, also when it is left early.
+    Iterating yields Paddle tensors [images [B, 3, H, W], labels int64 [B]]; images are uint8 pixels
+    in training and normalised float32 in evaluation. The worker processes end with the iteration,
+    also if it is not exhausted.
 
     Args:
         dataset: an ImageDataset.
@@ -31,13 +31,13 @@ class Loader:
         timeout: seconds that a worker may take for one image; 0 for no limit.
 
     Attributes:
-        bad_images: what this iteration, or the last one, could not read so far: path to message.
-        poll: called while a batch is waited for, ten times a second; without workers before every
-            image. What it raises ends the iteration.
+        bad_images: {path: error message} of unreadable images in this or the last iteration.
+        poll: a function that is called ten times a second while a batch is waited for; without
+            workers, before every image. An exception in it ends the iteration.
 
     Raises:
-        ImageError: while iterating, for a file that cannot be read and is not to be replaced.
-        LoaderError: while iterating, for a worker that died or is stuck, and for an error in a
+        ImageError: while iterating, for an unreadable file that the dataset does not replace.
+        LoaderError: while iterating, for a worker that died or timed out, and for an error in a
             transform.
     """
 
@@ -80,7 +80,7 @@ class Loader:
         batch_size = self.batch_sampler.batch_size
         with closing(Workers(self.dataset, self.num_workers, batch_size)) as workers:
             stream = _Stream(workers, self.batch_sampler, self.timeout)
-            # A thread of Paddle's copies batches to the device while the network computes.
+            # A thread of DataLoader copies batches to the device while the network computes.
             batches = iter(DataLoader(stream, batch_size=None, num_workers=0))
             at_end = False
             try:
@@ -92,17 +92,17 @@ class Loader:
                 at_end = True
             finally:
                 stream.closed = True
-                if not at_end:    # left early: the thread ends with the stream
+                if not at_end:    # DataLoader's thread ends only with the stream
                     for _ in batches:
                         pass
 
 
 class _Stream(IterableDataset):
-    """What Workers deliver, for paddle.io.DataLoader: (report in JSON, images, labels).
+    """The batches of Workers for paddle.io.DataLoader: (report as JSON, images, labels).
 
-    Paddle blocks in C++ while it waits, where Python hears no signal, and an exception in its
-    thread would make it wait for ever. So something comes out at least every tenth of a second,
-    WAITING if no batch is there, and errors come as reports.
+    DataLoader waits in C++, where Python handles no signals, and an exception in its thread would
+    make it wait for ever. So every POLL_SECONDS at the latest the stream yields something, WAITING
+    if no batch is complete, and errors are yielded as reports.
     """
 
     def __init__(self, workers, batch_sampler, timeout):
@@ -118,13 +118,13 @@ class _Stream(IterableDataset):
             while workers.done < workers.begun and not self.closed:
                 ready = workers.wait(self.timeout)
                 if ready is None:
-                    yield WAITING, NOTHING, NOTHING
+                    yield WAITING, EMPTY, EMPTY
                     continue
                 report, images, labels = ready
                 yield json.dumps(report), images, labels
                 self._begin(1)    # Paddle has copied the batch, so its memory is free
         except LoaderError as error:
-            yield json.dumps({'error': str(error)}), NOTHING, NOTHING
+            yield json.dumps({'error': str(error)}), EMPTY, EMPTY
 
     def _begin(self, count):
         for keys in itertools.islice(self.keys, count):

@@ -1,12 +1,11 @@
-"""Which images there are, and what they are: where training and validation get their samples.
+"""The data formats, and the functions that find the images of a data set in any of them.
 
-    cifar      CIFAR-10 and CIFAR-100 in the form of their authors
-    folders    a list of files; a folder of class folders; files with the class in their name
+    cifar      CIFAR-10 and CIFAR-100 in the files of their authors
+    folders    an image list; class folders; files with the class in their name
 
-A form of data is an object with three methods, all of which are given an images.Request:
-`matches` says whether the data has this form, `samples` returns an images.Images, and `classes`
-{class name: label} without looking at an image. A new form is a file of its own and an entry in
-SOURCES.
+A data format is an object with three methods, each of which takes an images.Request: `matches`
+returns whether the data has this format, `samples` returns an images.Images, and `classes` returns
+{class name: label} without reading images. A new format is one file and one entry in SOURCES.
 """
 
 from collections import Counter
@@ -26,15 +25,15 @@ SOURCES = [
 
 
 def find_images(root, list_file=None, **wanted):
-    """Find the images of a data set, in whichever form it has.
+    """Find the images of a data set of any format.
 
-    Args: those of Request.
+    Args: the fields of images.Request.
 
     Returns:
         images.Images.
 
     Raises:
-        DataError: naming the file or folder, for data that is not what it should be.
+        DataError: if no format matches, or the data is invalid.
     """
     request = Request(str(root), list_file, **wanted)
     source = source_of(request)
@@ -44,9 +43,9 @@ def find_images(root, list_file=None, **wanted):
 
 
 def find_classes(root):
-    """{class name: label} of a data set without a list, in the order of labels.
+    """{class name: label} of a data set without an image list, in the order of labels.
 
-    Empty where there is no such data, or a file carries no class. Only names are read, no image.
+    Empty if no format matches, or a file has no class in its name. No image is read.
 
     Raises:
         DataError: for a damaged archive.
@@ -62,20 +61,20 @@ def source_of(request):
 
 
 def label_warnings(training, validation=(), most_uneven=100):
-    """What is suspicious about the labels of a training set.
+    """Warnings about the labels of a training set.
 
-    Three things are. All labels are the same: any network reaches 100 %. The largest class has
-    more than `most_uneven` times the images of the smallest one that has any: accuracy then says
-    little about the small ones (100 is the strongest imbalance of the usual long-tailed
-    benchmarks; ImageNet has 1.8). Classes that validation asks for have no training image.
-    Classes that neither of the two has are fine: a part of ImageNet keeps its 1000 classes.
+    There are three: all labels are the same, so that any network reaches 100 %; the largest class
+    has more than `most_uneven` times as many images as the smallest non-empty one, so that
+    accuracy hardly depends on the small classes; classes of the validation data have no training
+    image. Classes without images in both are accepted: a subset of ImageNet keeps 1000 classes.
 
     Args:
-        training, validation: lists of (name, label), labels below 0 are skipped.
-        most_uneven: largest ratio of two classes' images that is not named.
+        training, validation: lists of (name, label); labels below 0 are skipped.
+        most_uneven: largest accepted ratio of the images of two classes. 100 is the strongest
+            imbalance of the common long-tailed benchmarks; ImageNet has 1.8.
 
     Returns:
-        A list of lines for the log, empty for most data.
+        A list of lines for the log.
     """
     counts = Counter(label for _, label in training if label >= 0)
     if not counts:
@@ -89,10 +88,10 @@ def label_warnings(training, validation=(), most_uneven=100):
         lines.append(f'training classes are very uneven: label {largest} has {most} of '
                      f'{sum(counts.values())} images, label {smallest} has {fewest}; check the '
                      'labels, or expect a low accuracy of the small classes')
-    asked = Counter(label for _, label in validation if label >= 0)
-    missing = sorted(asked.keys() - counts.keys())
+    expected = {label for _, label in validation if label >= 0}
+    missing = sorted(expected - counts.keys())
     if missing:
         shown = ', '.join(map(str, missing[:5])) + (', ...' if len(missing) > 5 else '')
-        lines.append(f'{len(missing)} of the {len(asked)} classes of validation have no training '
-                     f'image (labels {shown}): no network can get them right')
+        lines.append(f'{len(missing)} of the {len(expected)} classes of validation have no '
+                     f'training image (labels {shown}): no network can get them right')
     return lines

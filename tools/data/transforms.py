@@ -1,4 +1,4 @@
-"""From an image as it is stored to what a network reads: crop, resize, flip, normalise."""
+"""Transforms from a decoded image to the input of a network: crop, resize, flip, normalise."""
 
 import math
 
@@ -9,13 +9,13 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 INTERPOLATIONS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
-# A strip of 65,000 x 1 pixels, its shorter side scaled to 248, would take 16 GB. No photograph
-# comes near this limit on the longer side.
+# In pixels. Without a limit, an image of 65,000 x 1 pixels, with its shorter side scaled to 248,
+# would take 16 GB.
 LONGEST_SIDE = 100_000
 
 
 def normalise(pixels, mean=IMAGENET_MEAN, std=IMAGENET_STD):
-    """Turn uint8 [H, W, 3] into float32 [3, H, W]: (pixels / 255 - mean) / std."""
+    """Normalise uint8 [H, W, 3] to float32 [3, H, W]: (pixels / 255 - mean) / std."""
     mean, std = np.float32(mean).reshape(3, 1, 1), np.float32(std).reshape(3, 1, 1)
     image = pixels.transpose(2, 0, 1).astype(np.float32, order='C')    # [3, H, W]
     image *= 1 / (255 * std)
@@ -24,28 +24,31 @@ def normalise(pixels, mean=IMAGENET_MEAN, std=IMAGENET_STD):
 
 
 def shorter_side_at(shorter, *sides):
-    """The sides of an image whose shorter one becomes `shorter`, as torchvision rounds them."""
+    """The sides of an image scaled so that the shorter is `shorter`; rounds as torchvision does."""
     return [min(int(shorter * side / min(sides)), LONGEST_SIDE) for side in sides]
 
 
 class EvalTransform:
-    """The transform of validation, prediction and export: the same image every time.
+    """The deterministic transform of validation, prediction and exported models.
 
-    'center_crop' is the official evaluation: the shorter side to floor(image_size / crop_ratio),
-    then the central square. 'squash' scales both sides to image_size, with which the Paddle
-    repository's figures were measured. Pixel by pixel, both equal torchvision's Resize and
-    CenterCrop on PIL images.
+    'center_crop' is the official evaluation: it scales the shorter side to
+    floor(image_size / crop_ratio) and crops the central square. 'squash' scales both sides to
+    image_size, as for the published figures of the Paddle repository. Both are equal, pixel by
+    pixel, to torchvision's Resize and CenterCrop on PIL images.
 
     Args:
-        image_size: side of the result, in pixels.
+        image_size: side of the result, pixels.
         mode: 'center_crop' or 'squash'.
-        crop_ratio: the part of the shorter side that center_crop keeps, in (0, 1].
+        crop_ratio: share of the shorter side that center_crop keeps, in (0, 1].
         interpolation: 'bilinear', 'bicubic', or 'auto': bicubic for center_crop, bilinear for
             squash.
-        mean, std: one number a channel, for pixels in [0, 1].
+        mean, std: one number for each channel, for pixels in [0, 1].
+
+    Raises:
+        ValueError: if mode or crop_ratio is invalid.
     """
 
-    dtype = np.float32    # what it makes of an image
+    dtype = np.float32    # of the result
 
     def __init__(self, image_size=224, mode='center_crop', crop_ratio=0.9, interpolation='auto',
                  mean=IMAGENET_MEAN, std=IMAGENET_STD):
@@ -72,26 +75,28 @@ class EvalTransform:
         return np.asarray(resized.crop((left, top, left + size, top + size)))
 
     def __call__(self, image, rng=None):
-        """Turn a PIL RGB image into float32 [3, image_size, image_size]; rng is not used."""
+        """Transform a PIL RGB image to float32 [3, image_size, image_size]; rng is not used."""
         return normalise(self.pixels(image), self.mean, self.std)
 
 
 class TrainTransform:
-    """Random crop and horizontal flip, with torchvision's distributions, then operations.
+    """Random crop and horizontal flip, distributed as torchvision's, then further operations.
 
     Args:
-        image_size: side of the result, in pixels.
-        crop: 'resized', a part of the image of random size, place and shape; or 'padded': the
-            image with its shorter side at image_size, an eighth of that in black around it, and
-            of this a square at a random place, as in the official transfer to CIFAR.
-        scale: range of the crop's area, as a part of the image's.
+        image_size: side of the result, pixels.
+        crop: 'resized' crops a rectangle of random area, aspect ratio and position and resizes
+            it. 'padded' resizes the shorter side to image_size, pads each side with black by an
+            eighth of image_size and crops a square at a random position, as the official code
+            does when it transfers to CIFAR.
+        scale: range of the crop's area, as a share of the image's.
         ratio: range of the crop's width / height.
         interpolation: 'bilinear', 'bicubic', or 'random': one of the two for each image.
         flip: probability of a horizontal flip.
-        operations: what a recipe adds: each makes a PIL image of a PIL image and a Generator.
+        operations: augmentations of the recipe: functions of a PIL image and a numpy Generator
+            that return a PIL image.
     """
 
-    dtype = np.uint8    # what it makes of an image
+    dtype = np.uint8    # of the result
 
     def __init__(self, image_size=224, scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3),
                  interpolation='bilinear', flip=0.0, operations=(), crop='resized'):
@@ -107,8 +112,8 @@ class TrainTransform:
     def crop_box(self, width, height, rng):
         """Draw the crop of a width x height image: (left, top, right, bottom) in pixels.
 
-        The area is uniform in scale, the logarithm of width / height uniform in ratio. If ten
-        draws do not fit into the image, it is the central part with the nearest ratio.
+        The area is uniform in scale, the logarithm of width / height uniform in ratio. If none of
+        ten draws fits into the image, the crop is the largest central one within ratio.
         """
         narrowest, widest = self.ratio
         for _ in range(10):
@@ -125,14 +130,14 @@ class TrainTransform:
         return left, top, left + crop_width, top + crop_height
 
     def resized_crop(self, image, rng):
-        # Not resize(box=...), whose filter looks beyond the crop's edges.
+        # Not resize(box=...), whose filter also reads pixels outside of the crop.
         image = image.crop(self.crop_box(*image.size, rng))
         return image.resize((self.image_size, self.image_size), self.resampling(rng))
 
     def padded_crop(self, image, rng):
         size, padding = self.image_size, self.image_size // 8
         image = image.resize(shorter_side_at(size, *image.size), self.resampling(rng))
-        # PIL fills with black what a box has outside of the image.
+        # PIL fills the part of a box that is outside of the image with black.
         left, top = (int(rng.integers(-padding, side + padding - size + 1)) for side in image.size)
         return image.crop((left, top, left + size, top + size))
 
@@ -149,9 +154,9 @@ class TrainTransform:
         return np.asarray(image)
 
     def __call__(self, image, rng):
-        """Turn a PIL RGB image into uint8 [3, image_size, image_size].
+        """Transform a PIL RGB image to uint8 [3, image_size, image_size].
 
-        Pixels, because images are mixed before they are normalised: recipe.batch does both, for a
-        whole batch. Every random number comes from rng, a numpy Generator.
+        Mixing (Mixup, CutMix) comes before normalising; recipe.batch does both on whole batches.
+        All random numbers come from rng, a numpy Generator.
         """
         return np.ascontiguousarray(self.pixels(image, rng).transpose(2, 0, 1))    # [3, H, W]

@@ -1,10 +1,10 @@
-"""Worker processes that fill batches in memory they share with the main process.
+"""Worker processes that fill batches in memory shared with the main process.
 
-The workers of paddle.io.DataLoader are not used. There a worker that is stopped, or waits for a
-network disk, blocks the main process for ever and makes it deaf to signals (`timeout` has no effect
-while the worker lives), files stay behind in /dev/shm, and the shutdown is a private function. Here
-waiting is done in short slices, and it is known which image each worker is reading. The shared
-memory is anonymous: it needs no room in /dev/shm and is gone with the last process.
+They replace the workers of paddle.io.DataLoader. With those, a worker that is stopped or blocked by
+a network disk blocks the main process, which then handles no signal (`timeout` has no effect while
+the worker lives); files are left in /dev/shm; and the shutdown is a private function. Here the main
+process polls, and each worker publishes which image it is reading. The shared memory is anonymous:
+it takes no space in /dev/shm and is freed with the last process.
 """
 
 import gc
@@ -21,78 +21,78 @@ import numpy as np
 from data.decode import ImageError
 from system.start import STOP_SIGNALS, follow_parent
 
-BATCHES_AHEAD = 2    # that each worker has in memory, finished or in work
-SLICE = 0.1          # seconds that wait() takes at most
-STATES = {'T': 'the process is stopped', 'D': 'it waits for a disk'}    # of proc_pid_stat(5)
+BATCHES_AHEAD = 2     # batches that each worker reads ahead
+POLL_SECONDS = 0.1    # longest time in wait()
+STATES = {'T': 'the process is stopped', 'D': 'it waits for a disk'}    # see proc_pid_stat(5)
 
 
 class LoaderError(RuntimeError):
-    """A worker process died or is stuck, or a transform failed. The message names the image."""
+    """A worker died or timed out, or a transform failed. The message names the image."""
 
 
-def fill_batch(dataset, keys, images, labels, before):
+def fill_batch(dataset, keys, images, labels, on_row):
     """Read the samples of `keys` into images [B, 3, H, W] and labels [B].
 
     Args:
         dataset: an ImageDataset.
-        keys: of its samples, tuples.
+        keys: tuples, the keys of its samples.
         images, labels: arrays to write to.
-        before: called with the row before each sample is read.
+        on_row: called with the row of each sample before it is read.
 
     Returns:
-        A dict that JSON can hold, with one entry: 'bad', {path: why it cannot be read}; or, for
-        the first error, 'image_error' or 'error', its message.
+        A dict for JSON with one entry: 'bad', {path: error message} of unreadable images; or the
+        message of the first error as 'image_error' or 'error'.
     """
     bad = {}
     for row, key in enumerate(keys):
-        before(row)
+        on_row(row)
         try:
-            image, (labels[row], found) = dataset.read(key)
+            image, (labels[row], bad_paths) = dataset.read(key)
             np.copyto(images[row], image, casting='no')
         except ImageError as error:
             return {'image_error': str(error)}
         except Exception as error:
             return {'error': f'a loader worker (pid {os.getpid()}) failed on '
                              f'{dataset.path_of(key)}: {type(error).__name__}: {error}'}
-        bad.update(found)
+        bad.update(bad_paths)
     return {'bad': bad}
 
 
 class Workers:
-    """Processes that fill batches, which come back in the order in which they were begun.
+    """A pool of processes that fill batches. Batches are returned in the order of begin().
 
-    The workers take turns. At most `capacity` batches are begun and not yet waited for.
+    Batches are assigned round robin. At most `capacity` batches may be begun but not returned.
 
     Args:
-        dataset: an ImageDataset; workers read what it is now.
-        count: how many processes.
-        batch_size: the largest number of samples in a batch.
+        dataset: an ImageDataset; the processes are forked and read it in its present state.
+        count: number of processes.
+        batch_size: largest number of samples in a batch.
 
     Attributes:
-        begun, done: how many batches were begun, and how many waited for.
+        begun, done: number of batches begun, and of batches that wait() has returned.
 
     Raises:
-        LoaderError: if the processes or their memory cannot be had.
+        LoaderError: if the processes cannot be started or their memory not be allocated.
     """
 
     def __init__(self, dataset, count, batch_size):
         self.dataset = dataset
         self.capacity = count * BATCHES_AHEAD
         self.begun = self.done = 0
-        self.waited, self.waited_row = 0.0, None    # seconds for one image of the next batch
+        self.waited, self.waited_row = 0.0, None    # seconds waited for this row of batch `done`
         self.workers = []
         side = dataset.transform.image_size
         try:
-            # Batch n is in slot n % capacity, and worker n % count fills it.
+            # Batch n has slot n % capacity and worker n % count.
             self.images = shared_array((self.capacity, batch_size, 3, side, side),
                                        dataset.transform.dtype)
             self.labels = shared_array((self.capacity, batch_size), np.int64)
             self.keys = shared_array((self.capacity, batch_size, 3), np.int64)
             self.sizes = shared_array((self.capacity,), np.int64)
-            self.rows = shared_array((self.capacity,), np.int64)    # which one is being read
-            self.arrivals = select.poll()
-            # A worker must not collect garbage that it inherits: its finalizers would wait for
-            # threads, or end processes, that are those of the main process.
+            self.rows = shared_array((self.capacity,), np.int64)    # the row being read
+            self.poller = select.poll()
+            # Workers must not collect inherited garbage: its finalizers would wait for threads, or
+            # end processes, of the main process.
             gc.freeze()
             try:
                 while len(self.workers) < count:
@@ -111,19 +111,19 @@ class Workers:
         pid = os.fork()
         if pid == 0:
             try:
-                for number in STOP_SIGNALS:    # sent to all of a job, they are for the parent
+                for number in STOP_SIGNALS:    # a job sends them to all; the parent handles them
                     signal.signal(number, signal.SIG_IGN)
                 follow_parent(signal.SIGKILL)
                 if os.getppid() == parent:
                     self._serve(task_reader, report_writer)
             finally:
                 os._exit(1)
-        # The worker has the only copy of the end that it writes to: its death closes the pipe.
+        # The worker holds the only copy of the write end, so its death closes the pipe.
         os.close(task_reader)
         os.close(report_writer)
         os.set_blocking(report_reader, False)
         self.workers.append(_Worker(pid, task_writer, report_reader))
-        self.arrivals.register(report_reader, select.POLLIN)
+        self.poller.register(report_reader, select.POLLIN)
 
     def _serve(self, tasks, reports):
         with os.fdopen(reports, 'wb') as file:
@@ -140,34 +140,34 @@ class Workers:
                 file.flush()
 
     def begin(self, keys):
-        """Have the next batch filled with the samples of `keys`."""
+        """Assign a batch of the samples of `keys` to the next worker."""
         slot, worker = self.begun % self.capacity, self.workers[self.begun % len(self.workers)]
         for row, key in enumerate(keys):
-            self.keys[slot, row] = (*key, 0)[:3]    # a key without a repetition is that of 0
+            self.keys[slot, row] = (*key, 0)[:3]    # without a repetition it is 0
         self.sizes[slot], self.rows[slot] = len(keys), 0
         worker.slots.append(slot)
         self.begun += 1
         try:
             os.write(worker.tasks, slot.to_bytes(4, 'little'))
-        except BrokenPipeError:    # it died when it had nothing to do; wait() says so now
-            self.arrivals.register(worker.reports_from, select.POLLIN)
+        except BrokenPipeError:    # it died while idle; wait() raises the error
+            self.poller.register(worker.reports_from, select.POLLIN)
 
     def wait(self, timeout):
-        """Wait a moment for the batch that was begun first of those not waited for.
+        """Wait up to POLL_SECONDS for the oldest batch that was not returned yet.
 
         Args:
             timeout: seconds that its worker may take for one image; 0 for no limit.
 
         Returns:
-            None while it is not there. Then what fill_batch returned, and views of images
-            [B, 3, H, W] and labels [B], which hold until the next batch is begun.
+            None if it is not complete. Otherwise the result of fill_batch, and views of images
+            [B, 3, H, W] and labels [B], which are valid until the next batch is begun.
 
         Raises:
-            LoaderError: for a worker that died, and for one that is stuck.
+            LoaderError: if the worker died or timed out.
         """
         slot, worker = self.done % self.capacity, self.workers[self.done % len(self.workers)]
         if not worker.reports:
-            self._look(slot, worker, timeout)
+            self._poll(slot, worker, timeout)
         if not worker.reports:
             return None
         self.done += 1
@@ -175,14 +175,14 @@ class Workers:
         size = self.sizes[slot]
         return worker.reports.popleft(), self.images[slot, :size], self.labels[slot, :size]
 
-    def _look(self, slot, worker, timeout):
-        """Take what arrives within a slice of time; notice a worker that is stuck."""
+    def _poll(self, slot, worker, timeout):
+        """Receive reports for up to POLL_SECONDS; raise LoaderError on a timeout."""
         started = time.monotonic()
-        for descriptor, _ in self.arrivals.poll(1000 * SLICE):
-            self._receive(next(one for one in self.workers if one.reports_from == descriptor))
+        for descriptor, _ in self.poller.poll(1000 * POLL_SECONDS):
+            self._receive(next(w for w in self.workers if w.reports_from == descriptor))
         if self.waited_row != self.rows[slot]:
             self.waited, self.waited_row = 0.0, int(self.rows[slot])
-        else:    # a job that is stopped for an hour and then goes on has not waited for it
+        else:    # time in which this process was stopped does not count
             self.waited += min(time.monotonic() - started, 1.0)
         if timeout and self.waited >= timeout and not worker.reports:
             raise LoaderError(
@@ -192,15 +192,15 @@ class Workers:
     def _receive(self, worker):
         data = os.read(worker.reports_from, 1 << 16)
         if not data and worker.slots:
-            raise LoaderError(self._death(worker))
-        if not data:    # nothing is lost yet, and it may not be needed any more
-            return self.arrivals.unregister(worker.reports_from)
+            raise LoaderError(self._death_message(worker))
+        if not data:    # an idle worker died: no error unless it is needed again
+            return self.poller.unregister(worker.reports_from)
         *lines, worker.rest = (worker.rest + data).split(b'\n')
         for line in lines:
             worker.slots.popleft()
             worker.reports.append(json.loads(line))
 
-    def _death(self, worker):
+    def _death_message(self, worker):
         code = worker.reap(seconds=5)
         if code is None:
             cause = ''
@@ -213,17 +213,17 @@ class Workers:
         return f'loader worker pid {worker.pid} died{cause} reading {self._path(worker)}{hint}'
 
     def _path(self, worker):
-        """The image that a worker is reading."""
+        """The path of the image that a worker is reading."""
         slot = worker.slots[0]
         return self.dataset.path_of(tuple(self.keys[slot, self.rows[slot]].tolist()))
 
     def close(self):
-        """End the processes at once; what they are reading is dropped."""
+        """Kill the processes; unfinished batches are dropped."""
         for worker in self.workers:
             if worker.alive:
                 os.kill(worker.pid, signal.SIGKILL)
         for worker in self.workers:
-            # One that waits for a dead disk may stay until the disk answers; nobody waits for it.
+            # A process that is blocked by a dead disk cannot be reaped yet: don't wait for it.
             worker.reap(seconds=5)
             os.close(worker.tasks)
             os.close(worker.reports_from)
@@ -231,25 +231,24 @@ class Workers:
 
 
 class _Worker:
-    """What the main process knows of a worker."""
+    """A worker process, as the main process sees it."""
 
     def __init__(self, pid, tasks, reports_from):
         self.pid = pid
-        self.tasks = tasks                  # the file descriptors of two pipes
-        self.reports_from = reports_from
-        self.slots = deque()                # begun, not yet reported
-        self.reports = deque()              # not yet waited for
-        self.rest = b''                     # the beginning of a report
+        self.tasks = tasks                  # file descriptors: where slots are written to,
+        self.reports_from = reports_from    # and where reports are read from
+        self.slots = deque()                # slots of batches that were begun, not reported
+        self.reports = deque()              # reports of batches that were not returned
+        self.rest = b''                     # incomplete report
         self.alive = True
 
     def reap(self, seconds):
-        """Wait for the end of the process; its exit code as subprocess gives it, None if unknown.
-        """
+        """Wait for the process to end; return its exit code as in subprocess, None if unknown."""
         deadline = time.monotonic() + seconds
         while self.alive:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:    # SIGCHLD is ignored, or someone else has waited
+            except ChildProcessError:    # SIGCHLD is ignored, or other code has reaped it
                 self.alive = False
                 return None
             if pid:
@@ -262,13 +261,13 @@ class _Worker:
 
 
 def shared_array(shape, dtype):
-    """Zeros that this process and those it forks share. A page takes memory once written to."""
+    """An array of zeros shared with forked processes. Pages are allocated when written to."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.ndarray(shape, dtype, mmap.mmap(-1, max(size, 1)))
 
 
 def process_state(pid):
-    """What a process that takes long is doing."""
+    """The state of a process, for the message of a timeout."""
     try:
         with open(f'/proc/{pid}/stat', encoding='utf-8') as file:
             letter = file.read().rpartition(')')[2].split()[0]
