@@ -330,7 +330,8 @@ def stop_itself():
 ], ids=['killed', 'crashed', 'left', 'exception', 'stopped', 'slow'])
 def test_an_error_names_the_worker_and_the_image(loader, action, said):
     pids, seen = [], 0
-    with contextlib.closing(iter(loader(action, timeout=0.5))) as batches, \
+    timeout = 0.5 if 'within' in said else 60    # dying takes time, too
+    with contextlib.closing(iter(loader(action, timeout=timeout))) as batches, \
             pytest.raises(LoaderError) as caught:
         for _, labels in batches:
             pids = pids or workers()
