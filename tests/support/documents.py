@@ -54,6 +54,7 @@ ADAPTED = [
     (r'(scripts/train\.sh config/finetune\.yaml)', rf'\1 -o {SHORT}'),
     (r'(scripts/test\.sh)$', r'\1 tests/test_scheduler.py'),
     (r'(tests/documents\.py)$', r'\1 docs/configuration.md'),
+    (r'(draw/scene\.py)$', r'\1 --out data/drawn --train 4 --val 1'),
     (r'--minutes \d+', '--minutes 0.2'),
     (r'(tools/benchmark\.py.*)', r'\1 --rounds 1 --repeats 1'),
     (r'path/of/this/folder', '.'),
