@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests: sets up Python, Paddle and pytest where they are missing, then runs ruff (if it is there)
 # and pytest, in two processes (if pytest-xdist is there). Arguments go to pytest:
-# bash scripts/test.sh tests/test_scripts.py -k gpu
+# bash scripts/test.sh tests/system/test_scripts.py -k gpu
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 set_up tests
