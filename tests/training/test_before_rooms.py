@@ -11,7 +11,11 @@ from fixtures import make_before_rooms as fixture
 
 
 def test_a_checkpoint_from_before_the_rooms_ends_as_its_run_did(tmp_path):
-    """Equal to the bit on the processor and the Paddle version that made it; elsewhere to 1e-5."""
+    """Equal to the bit on the processor and the Paddle version that made it; elsewhere to 1e-4.
+
+    AdamW turns the rounding of a gradient near zero into a part of a step, of 5e-4 here: Paddle
+    2.6.2 differs by up to 1.9e-5.
+    """
     (tmp_path / 'run/checkpoints').mkdir(parents=True)
     shutil.copyfile(fixture.CHECKPOINT, tmp_path / 'run/checkpoints' / fixture.STOPPED_AT)
     done = subprocess.run(
@@ -27,4 +31,4 @@ def test_a_checkpoint_from_before_the_rooms_ends_as_its_run_did(tmp_path):
         if same_machine:
             np.testing.assert_array_equal(found[name], array, err_msg=name)
         else:
-            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-4, err_msg=name)
