@@ -13,7 +13,7 @@ from fixtures import make_before_rooms as fixture
 def test_a_checkpoint_from_before_the_rooms_ends_as_its_run_did(tmp_path):
     """Equal to the bit on the processor and the Paddle version that made it; elsewhere to 1e-4.
 
-    AdamW turns the rounding of a gradient near zero into a part of a step, of 5e-4 here: Paddle
+    AdamW turns the rounding of a gradient near zero into a part of a step, here up to 1e-3: Paddle
     2.6.2 differs by up to 1.9e-5.
     """
     (tmp_path / 'run/checkpoints').mkdir(parents=True)
