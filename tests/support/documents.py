@@ -202,7 +202,7 @@ def workspace(folder, python=sys.executable):
     program, = re.findall(r'```python\n(.*?)```', read('docs/deploy.md'), re.DOTALL)
     (folder / 'classify.py').write_text(program, encoding='utf-8')
     # The commands are written for `python`; the scripts take PYTHON.
-    (folder / 'bin').mkdir()
+    (folder / 'bin').mkdir(exist_ok=True)
     (folder / 'bin' / 'python').write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
     (folder / 'bin' / 'python').chmod(0o755)
     return folder
@@ -212,7 +212,7 @@ def draw_images(folder, classes, count=8):
     """Fill class folders with the first images of lit_data; returns their paths in `folder`."""
     names = []
     for name, source in zip(classes, sorted((ROOT / 'lit_data' / 'train').iterdir())):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         for image in sorted(source.iterdir())[:count]:
             shutil.copy(image, folder / name / image.name)
             names.append(f'{name}/{image.name}')
