@@ -19,7 +19,7 @@ from support.runs import figures, newest, without_roots_rights
 import build
 import train
 import zoo
-from training import log
+from training import folder, log
 from training.folder import Checkpoints, claim
 from val import evaluate
 from weights.container import CheckpointError, read_checkpoint, write_checkpoint
@@ -48,6 +48,24 @@ def steps(folder, pattern='step-*.ckpt'):
 
 def weights(folder):
     return (folder / 'last.pdparams').read_bytes()
+
+
+def test_weights_that_found_no_room_are_written_when_there_is_some(start, whole, tmp_path,
+                                                                   monkeypatch, capsys):
+    """The best ones may never be due again."""
+    write, refused = folder.write_weights, []
+
+    def full(path, state, metadata):
+        if len(refused) < 3:
+            refused.append(path.name)
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        write(path, state, metadata)
+
+    monkeypatch.setattr(folder, 'write_weights', full)
+    start(f'TRAIN.OUTPUT_DIR={tmp_path}/run').run()
+    assert 'best.pdparams' in refused and 'best.pdparams was not saved' in capsys.readouterr().out
+    for name in ('best.pdparams', 'last.pdparams'):
+        assert (tmp_path / 'run' / name).read_bytes() == (whole / name).read_bytes()
 
 
 # ---- going back

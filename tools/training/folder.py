@@ -11,11 +11,14 @@ Going back to an earlier checkpoint keeps those after it as abandoned-step-00000
 ones become damaged-step-000001234.ckpt.
 """
 
+import contextlib
 import errno
 import fcntl
 import re
 import time
 from pathlib import Path
+
+import numpy as np
 
 from system import distributed
 from training.checkpoint import OtherRun
@@ -46,6 +49,7 @@ class RunFolder:
     def __init__(self, path, keep_checkpoints=2):
         self.is_link, self.path = Path(path).is_symlink(), Path(path).resolve()
         self.weights_files = set()    # names of what this folder should hold
+        self.unsaved = {}             # name: (state, metadata) of weights that found no room
         self.has_config = self.warned = False
         self.damaged = []             # checkpoints that were passed over
         self.checkpoints = Checkpoints(self.path / 'checkpoints', keep_checkpoints)
@@ -142,6 +146,7 @@ class RunFolder:
     def save(self, step, arrays, state):
         """Write the checkpoint of a step, counted over the whole run, and where the log stands."""
         self.restore()
+        self._write_unsaved()
         try:
             self.checkpoints.save(step, arrays, dict(state, log=self.log.position()))
         except OSError as error:
@@ -157,16 +162,30 @@ class RunFolder:
         return next(iter(self.checkpoints.paths()), None)
 
     def write_weights(self, name, state, metadata):
-        """Write NAME.pdparams; returns its path."""
+        """Write NAME.pdparams; returns its path.
+
+        Where there is no room they are kept in memory, and written with the next checkpoint.
+        """
         path = self.path / f'{name}.pdparams'
         if distributed.is_main():
             self.restore()
             self.weights_files.add(path.name)
+            self.unsaved.pop(name, None)
             try:
                 write_weights(path, state, metadata)
             except OSError as error:
-                self.warn(f'{name}.pdparams was not saved: {error}; training goes on')
+                state = {key: np.array(value) for key, value in state.items()}
+                self.unsaved[name] = state, metadata
+                self.warn(f'{name}.pdparams was not saved: {error}; training goes on, and tries '
+                          'again with every checkpoint')
         return path
+
+    def _write_unsaved(self):
+        """Write the weights that found no room before, where there is some now."""
+        for name, (state, metadata) in list(self.unsaved.items()):
+            with contextlib.suppress(OSError):
+                write_weights(self.path / f'{name}.pdparams', state, metadata)
+                del self.unsaved[name]
 
     def restore(self):
         """Write config.yaml where it is missing; where all is, say what can't be made anew."""
@@ -193,6 +212,7 @@ class RunFolder:
         return True
 
     def close(self):
+        self._write_unsaved()
         self.log.close()
 
 
