@@ -1,10 +1,10 @@
-"""Measure a network: what it holds and computes, and how fast it runs in every engine.
+"""Measure a network: parameters, MACs, and speed in every engine.
 
     python tools/benchmark.py -c config/t2t_vit_7.yaml --json speed.json
 
-Each engine has a process of its own, and all take turns, round after round, so that a machine that
-slows down slows all of them alike: trust the ratios more than the figures. Beside them run large
-matrix products, the most that the machine can do. An engine that fails costs its own row only.
+Each engine has a process of its own, and the processes take turns in rounds, so that changes in the
+speed of the machine affect all of them: compare ratios, not absolute speeds. Large matrix products
+are measured with them, as the limit of the machine. A failure of an engine does not affect others.
 """
 
 import argparse
@@ -42,60 +42,61 @@ from zoo.macs import count_macs, total_macs
 SCHEMA = 2
 PARTS = ('model', 'latency', 'throughput', 'training', 'loader')
 WORKER = Path(__file__).resolve().with_name('benchmark_worker.py')
-PAUSE = 0.3    # seconds; some engines' idle threads still spin for 0.2 after a call
+PAUSE = 0.3    # seconds between calls: idle threads of some engines spin for 0.2 s
 ONNX_ENGINES = ('onnxruntime', 'openvino')
-# A training step runs forward, then for each product one for the inputs and one for the weights.
+# For each product of the forward pass, the backward pass has one for inputs, one for weights.
 MACS_OF_TRAINING = 3
 VERSIONS = ('numpy', 'paddlepaddle', 'paddlepaddle-gpu', 'paddle2onnx', 'onnxruntime', 'openvino')
 
 
 class BenchmarkError(RuntimeError):
-    """A benchmark of which nothing is left."""
+    """No measurement succeeded."""
 
 
 class WorkerError(RuntimeError):
-    """A process that failed, died or did not answer in time: why, in one line."""
+    """A worker failed, died or timed out. The message is one line with the reason."""
 
 
 class Worker:
-    """A process of benchmark_worker.py, which loads at once; `answer()` waits until it has.
+    """A process of benchmark_worker.py. It starts to load at once; answer() waits for the end.
 
     Args:
-        request: what it shall load, see benchmark_worker.RUNNERS.
-        threads: threads it computes on.
-        timeout: seconds that an answer may take.
-        program: the command to start.
+        request: what to load, a dict; see benchmark_worker.RUNNERS.
+        threads: number of threads of the process.
+        timeout: seconds to wait for an answer.
+        program: the command of the process.
     """
 
     def __init__(self, request, threads, timeout, program=(sys.executable, str(WORKER))):
-        # Every process is alone in its job, also where the benchmark was started by a launcher.
+        # Without a launcher's variables: the world size of every worker is 1.
         environment = {name: value for name, value in os.environ.items()
                        if not name.startswith('PADDLE_')}
         environment['OMP_NUM_THREADS'] = str(threads)
         self.timeout = timeout
-        self.chatter = tempfile.TemporaryFile()
+        self.stderr = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.chatter,
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr,
             env=environment, encoding='utf-8')
         self.lines = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         self.send(request)
 
     def _listen(self):
-        with contextlib.suppress(ValueError):    # closed, or no text
+        with contextlib.suppress(ValueError):    # closed, or not UTF-8
             for line in self.process.stdout:
                 self.lines.put(line)
         self.lines.put(None)
 
     def send(self, request):
-        with contextlib.suppress(OSError):    # it is dead: the missing answer tells why
+        """Send a request, a dict; errors are raised by the next answer()."""
+        with contextlib.suppress(OSError):    # the process has died
             print(json.dumps(request), file=self.process.stdin, flush=True)
 
     def answer(self):
-        """The next answer, a dict.
+        """Wait for the next answer, a dict.
 
         Raises:
-            WorkerError: where there is none.
+            WorkerError: if the worker failed, died or timed out.
         """
         try:
             line = self.lines.get(timeout=self.timeout)
@@ -104,12 +105,12 @@ class Worker:
         try:
             answer = json.loads(line or '')
         except ValueError:
-            raise WorkerError(self._obituary()) from None
+            raise WorkerError(self._exit_reason()) from None
         if 'error' in answer:
             raise WorkerError(answer['error'])
         return answer
 
-    def _obituary(self):
+    def _exit_reason(self):
         try:
             code = self.process.wait(5)
         except subprocess.TimeoutExpired:
@@ -118,13 +119,13 @@ class Worker:
             end = f'was killed by {signal.Signals(-code).name}'
         except ValueError:
             end = f'left with exit code {code}'
-        self.chatter.seek(max(0, self.chatter.seek(0, os.SEEK_END) - 4096))
-        said = self.chatter.read().decode('utf-8', 'replace').split('\n')
-        last = next((line.strip() for line in reversed(said) if line.strip()), '')
+        self.stderr.seek(max(0, self.stderr.seek(0, os.SEEK_END) - 4096))
+        lines = self.stderr.read().decode('utf-8', 'replace').split('\n')
+        last = next((line.strip() for line in reversed(lines) if line.strip()), '')
         return f'its process {end}' + (f': {last[:200]}' if last else '')
 
     def close(self, wait=10):
-        """End the process; one that has not answered is not waited for."""
+        """End the process; kill it after `wait` seconds."""
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:
@@ -133,37 +134,38 @@ class Worker:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
-        self.chatter.close()
+        self.stderr.close()
 
 
 @dataclass
 class Row:
-    """One thing to measure: the request to its process, and what came of it."""
+    """A measurement: the request to its process, and the results."""
 
     name: str
     request: dict
-    calls: tuple                                    # what to time in every round
+    calls: tuple                                    # names of the calls to time in every round
     error: str = None
-    about: dict = field(default_factory=dict)       # what the process said of itself
-    peak_memory: float = None
-    rounds: dict = field(default_factory=dict)      # call: [seconds of round 0, of round 1, ...]
+    about: dict = field(default_factory=dict)       # the answer to the request
+    peak_memory: float = None                       # MiB
+    rounds: dict = field(default_factory=dict)      # {call: a list of seconds for each round}
 
     def medians(self, call):
-        """The median of each round, seconds `[rounds]`; None where there is none."""
+        """The medians of a call, seconds `[rounds]`; None if it was not measured."""
         rounds = None if self.error else self.rounds.get(call)
         return np.array([np.median(seconds) for seconds in rounds]) if rounds else None
 
 
-def measure(rows, options, start=Worker):
-    """Fill in what rows are asked for: all processes start, then take turns.
+def measure(rows, options, make_worker=Worker):
+    """Measure all rows, in place: start their processes, then time their calls in turns.
 
     Args:
+        rows: a list of Row. A failure sets the `error` of its row.
         options: namespace with threads, timeout, rounds and repeats.
-        start: makes a Worker of (request, threads, timeout).
+        make_worker: returns a Worker for (request, threads, timeout).
     """
     workers = {}
 
-    def lose(row, error):
+    def fail(row, error):
         row.error = str(error)
         print(f'{row.name}: {error}', file=sys.stderr)
         workers.pop(row.name).close(wait=0)
@@ -172,13 +174,13 @@ def measure(rows, options, start=Worker):
         print(f'loading {len(rows)} processes', file=sys.stderr)
         for row in rows:
             if not row.error:
-                workers[row.name] = start(row.request, options.threads, options.timeout)
+                workers[row.name] = make_worker(row.request, options.threads, options.timeout)
         for row in rows:
             if not row.error:
                 try:
                     row.about = workers[row.name].answer()
                 except WorkerError as error:
-                    lose(row, error)
+                    fail(row, error)
         for index in range(options.rounds):
             print(f'round {index + 1} of {options.rounds}', file=sys.stderr)
             for row in rows:
@@ -190,7 +192,7 @@ def measure(rows, options, start=Worker):
                         workers[row.name].send(dict(call=call, repeats=options.repeats))
                         answer = workers[row.name].answer()
                     except WorkerError as error:
-                        lose(row, error)
+                        fail(row, error)
                         break
                     row.rounds.setdefault(call, []).append(answer['seconds'])
                     row.peak_memory = answer['peak_memory']
@@ -199,8 +201,8 @@ def measure(rows, options, start=Worker):
             worker.close()
 
 
-def make_exports(rows, options, start=Worker):
-    """Write the exports that rows need, each in a process of its own."""
+def make_exports(rows, options, make_worker=Worker):
+    """Write the exports that rows need, each in a process; a failure sets the `error` of rows."""
     failed = {}
     for row in rows:
         path = row.request.get('export')
@@ -209,7 +211,7 @@ def make_exports(rows, options, start=Worker):
         if path not in failed:
             print(f'{row.name}: exporting', file=sys.stderr)
             request = dict(row.request, run='export', out=path)
-            worker, failed[path] = start(request, options.threads, options.timeout), None
+            worker, failed[path] = make_worker(request, options.threads, options.timeout), None
             try:
                 worker.answer()
             except WorkerError as error:
@@ -221,7 +223,7 @@ def make_exports(rows, options, start=Worker):
 
 
 def plan(options, folder):
-    """The rows of a benchmark, by what they are: limits, engines, training, loader."""
+    """The rows of a benchmark: dict of lists for limits, engines, training and loader."""
     shared = dict(config=options.config, override=options.override, weights=options.weights,
                   threads=options.threads, batch_size=options.batch_size)
     rows = dict(limits=[], engines=[], training=[], loader=[])
@@ -255,7 +257,7 @@ def plan(options, folder):
 
 
 def describe_model(config, weights):
-    """Parameters and MACs of the configured network; dict, with a row a layer."""
+    """Parameters and MACs of the network and of each layer; dict for the report."""
     network = (build.trained_network(config, weights)[0] if weights else build.network(config))
     sizes = [(math.prod(p.shape), p.stop_gradient) for p in network.parameters()]
     layers = count_macs(network, config.MODEL.IMAGE_SIZE)
@@ -267,7 +269,7 @@ def describe_model(config, weights):
 
 
 def machine(threads):
-    """What a figure of speed must name to mean something."""
+    """Hardware and versions that the results depend on; dict for the report."""
     versions = {'python': platform.python_version()}
     for name in VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -280,7 +282,7 @@ def machine(threads):
 
 
 def has_bfloat16():
-    """Whether the processor multiplies bfloat16 itself; without that there is nothing to gain."""
+    """Whether the processor has bfloat16 instructions; without them bfloat16 is not faster."""
     flags = _cpu_info('flags').split()
     return 'avx512_bf16' in flags or 'amx_bf16' in flags
 
@@ -296,10 +298,10 @@ def _cpu_info(key):
     return ''
 
 
-# ---- from seconds to a report
+# ---- the report
 
 def spread(values):
-    """Median and range of some figures; dict, or None for no figures."""
+    """Median, quartiles, range and count of values; dict, or None if there are no values."""
     if values is None or len(values) == 0:
         return None
     low, median, high = np.percentile(values, [25, 50, 75]).tolist()
@@ -307,13 +309,13 @@ def spread(values):
                 count=len(values))
 
 
-def flat(row, call):
-    """The seconds of all rounds of a call; none of a row that failed."""
+def all_seconds(row, call):
+    """The seconds of a call in all rounds; empty if the row failed."""
     return [] if row.error else [s for seconds in row.rounds.get(call, []) for s in seconds]
 
 
 def limit_of(limits, row):
-    """FLOP/s `[rounds]` of the best matrix products on a row's device in its precision, or None."""
+    """FLOP/s `[rounds]` of the fastest products with a row's device and precision, or None."""
     found = [2 * limit.about['macs'] / limit.medians('limit') for limit in limits
              if limit.medians('limit') is not None
              and limit.request['precision'] == row.request['precision']
@@ -322,22 +324,21 @@ def limit_of(limits, row):
 
 
 def share(limits, row, call, macs, images):
-    """Median over the rounds of a row's FLOP/s as a share of the limit's in the same round."""
+    """FLOP/s of a row relative to the limit of the same round; the median over rounds, or None."""
     seconds = row.medians(call)
     limit = None if seconds is None else limit_of(limits, row)
     return None if limit is None else float(np.median(2 * macs * images / seconds / limit))
 
 
 def report(rows, about, model, options):
-    """All results as one dict, the content of the JSON file.
+    """All results as a dict, the content of the JSON file.
 
-    Figures with a spread are dicts of median, quartiles, range and count, over the timed calls.
-    `speed_ratio` and `share_of_limit` are medians over the rounds, of figures of the same round:
-    how many times as fast as `compared_with`, and the network's FLOP/s, two for each of its MACs,
-    as a share of those of the best matrix products. `difference` is the largest one of a logit
-    from that of `compared_with`, as a share of the largest logit. `backend` is what computes inside
-    an engine. What was not measured is None.
-    SCHEMA changes with the meaning or the name of a key.
+    Times and rates are dicts of median, quartiles, range and count over the timed calls.
+    `speed_ratio`, the speed relative to `compared_with`, and `share_of_limit`, the FLOP/s (two per
+    MAC) relative to the fastest matrix products, compare within a round; they are medians over the
+    rounds. `difference` is the largest difference of a logit from `compared_with`, relative to the
+    largest logit. `backend` is the library that computes inside an engine. Values that were not
+    measured are None. SCHEMA changes when the meaning or the name of a key changes.
     """
     limits, macs, batch = rows['limits'], model['macs']['total'], options.batch_size
     working = [row for row in rows['engines'] if not row.error]
@@ -357,7 +358,7 @@ def report(rows, about, model, options):
         for call, images in (('latency', 1), ('throughput', batch)):
             if call not in row.calls:
                 continue
-            seconds = flat(row, call)
+            seconds = all_seconds(row, call)
             ratio = None
             if seconds:
                 ratio = float(np.median(first.medians(call) / row.medians(call)))
@@ -367,21 +368,21 @@ def report(rows, about, model, options):
         return result
 
     def limit(row):
-        rates = [2 * row.about['macs'] / s for s in flat(row, 'limit')]
+        rates = [2 * row.about['macs'] / s for s in all_seconds(row, 'limit')]
         return dict(common(row), gflops=spread([rate / 1e9 for rate in rates]),
                     images_per_second=spread([rate / (2 * macs) for rate in rates]),
                     training_images_per_second=spread(
                         [rate / (2 * MACS_OF_TRAINING * macs) for rate in rates]))
 
     def training(row):
-        seconds, images = flat(row, 'training'), row.about.get('images_a_step', batch)
+        seconds, images = all_seconds(row, 'training'), row.about.get('images_a_step', batch)
         return dict(common(row), seconds=spread(seconds), images_a_step=images,
                     images_per_second=spread([images / s for s in seconds]),
                     share_of_limit=share(limits, row, 'training', MACS_OF_TRAINING * macs, images))
 
     def loader(row):
         return dict(name=row.name, error=row.error, workers=row.request['workers'],
-                    images_per_second=spread([batch / s for s in flat(row, 'loader')]))
+                    images_per_second=spread([batch / s for s in all_seconds(row, 'loader')]))
 
     return dict(
         schema=SCHEMA, machine=about, model=model,
@@ -394,10 +395,16 @@ def report(rows, about, model, options):
         loader=[loader(row) for row in rows['loader']])
 
 
-# ---- from a report to a page
+# ---- the report as text
 
-def page(content, name, size, per_layer=False):
-    """A report as text for people."""
+def as_text(content, name, size, per_layer=False):
+    """The report as tables.
+
+    Args:
+        content: the dict of report().
+        name, size: the model and its image size, pixels.
+        per_layer: list the MACs of each layer.
+    """
     about, model, settings = content['machine'], content['model'], content['settings']
     versions = ', '.join(f'{key} {value}' for key, value in about['versions'].items())
     weights = ('random weights, on which speed does not depend' if settings['weights'] == 'random'
@@ -417,25 +424,25 @@ def page(content, name, size, per_layer=False):
     if content['limits']:
         header = ['limit of the machine', 'GFLOP/s', '', 'images/s', 'in training']
         lines += ['', *table([header] + [
-            [titled(row), *shown(row['gflops']), shown(row['images_per_second'])[0],
-             shown(row['training_images_per_second'])[0], *failure(row)]
+            [title(row), *spread_cells(row['gflops']), spread_cells(row['images_per_second'])[0],
+             spread_cells(row['training_images_per_second'])[0], *failure(row)]
             for row in content['limits']])]
     if content['engines']:
         lines += ['', *engine_table(content)]
     if content['training']:
         lines += ['', *table([['training', 'images/s', '', 'of the limit', 'MiB']] + [
-            [f'{row["images_a_step"]} images a step', *shown(row['images_per_second']),
+            [f'{row["images_a_step"]} images a step', *spread_cells(row['images_per_second']),
              percent(row['share_of_limit']), number(row['peak_memory_mib']), *failure(row)]
             for row in content['training']])]
     if content['loader']:
         lines += ['', *table([['loader', 'images/s', '']] + [
-            [f'{row["workers"]} processes', *shown(row['images_per_second']), *failure(row)]
+            [f'{row["workers"]} processes', *spread_cells(row['images_per_second']), *failure(row)]
             for row in content['loader']])]
     return '\n'.join(lines)
 
 
 def engine_table(content):
-    """The lines of the engines: a column of speed for each of latency and throughput."""
+    """The table of the engines: time or rate, quartiles and ratio for each kind of call."""
     titles = dict(latency=('1 image, ms', 'seconds', 1e3),
                   throughput=(f'{content["settings"]["batch_size"]} images, images/s',
                               'images_per_second', 1))
@@ -446,25 +453,25 @@ def engine_table(content):
         header += [titles[call][0], '', 'speed']
     lines = [header + ['of the limit', 'MiB', 'differs']]
     for row in content['engines']:
-        cells = [titled(row)]
+        cells = [title(row)]
         for call in calls:
             _, figure, factor = titles[call]
             ratio = row[call]['speed_ratio']
-            cells += [*shown(row[call][figure], factor), f'x{ratio:.2f}' if ratio else '']
+            cells += [*spread_cells(row[call][figure], factor), f'x{ratio:.2f}' if ratio else '']
         differs = '' if row['difference'] is None else f'{row["difference"]:.0e}'
         lines.append(cells + [percent(row[last]['share_of_limit']),
                               number(row['peak_memory_mib']), differs, *failure(row)])
     return table(lines)
 
 
-def titled(row):
-    """The name of a row, with what computes it where that is not the engine itself."""
+def title(row):
+    """The name of a row, with its backend if that is not the engine itself."""
     backend = row['backend']
     return row['name'] + (f' ({backend})' if backend and backend not in row['name'] else '')
 
 
-def shown(figures, factor=1):
-    """A spread as two cells: median, and quartiles."""
+def spread_cells(figures, factor=1):
+    """The two cells of a spread: median, and quartiles."""
     if figures is None:
         return ['', '']
     low, high = figures['quartiles']
@@ -472,7 +479,7 @@ def shown(figures, factor=1):
 
 
 def number(value):
-    """A figure with three digits, or all before its point."""
+    """A value with three significant digits, and all before its decimal point."""
     if value is None:
         return ''
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
@@ -484,12 +491,12 @@ def percent(value):
 
 
 def failure(row):
-    """A last cell for a row that failed."""
+    """The last cell of a row that failed."""
     return [f'FAILED: {row["error"]}'] if row['error'] else []
 
 
 def table(rows):
-    """Lines of aligned cells, the first column to the left; a failure ends its line as it is."""
+    """Align cells to lines: the first column left, others right; a cell too many is a failure."""
     columns = len(rows[0])
     widths = [max(len(row[index]) for row in rows) for index in range(columns)]
     lines = []
@@ -505,7 +512,7 @@ def table(rows):
 # ---- the command
 
 def some_of(choices):
-    """An argparse type: names out of `choices`, between commas."""
+    """An argparse type: comma-separated names out of `choices`, as a tuple without duplicates."""
     def parse(text):
         names = tuple(name.strip() for name in text.split(',') if name.strip())
         unknown = [name for name in names if name not in choices]
@@ -517,7 +524,7 @@ def some_of(choices):
 
 
 def at_least(least):
-    """An argparse type: a whole number."""
+    """An argparse type: a whole number of at least `least`."""
     def parse(text):
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f'{text!r} is no whole number from {least} on')
@@ -526,7 +533,7 @@ def at_least(least):
 
 
 def installed_engines():
-    """The engines that can be tried here."""
+    """The engines whose packages are installed."""
     return tuple(name for name in engines.ENGINES
                  if name not in ONNX_ENGINES or importlib.util.find_spec(name))
 
@@ -545,16 +552,16 @@ def main(arguments):
                         'parameters and MACs, always comes)')
     parser.add_argument('--per-layer', action='store_true', help='show the MACs of every layer')
     parser.add_argument('--rounds', type=at_least(1), default=5, metavar='N',
-                        help='turns of each engine (default: 5)')
+                        help='rounds, in each of which every engine has a turn (default: 5)')
     parser.add_argument('--repeats', type=at_least(1), default=10, metavar='N',
-                        help='timed calls in a turn, after one that is not timed (default: 10)')
+                        help='timed calls in a turn, after a warm-up call (default: 10)')
     parser.add_argument('--threads', type=at_least(1), default=start.threads(), metavar='N',
                         help='threads of each engine (default: all cores)')
     parser.add_argument('--workers', type=at_least(0), default=start.available_cores(), metavar='N',
                         help='most loader processes; 0 to N are measured (default: all cores)')
     parser.add_argument('--timeout', type=at_least(1), default=600, metavar='SECONDS',
-                        help='longest wait for one turn of an engine (default: 600)')
-    parser.add_argument('--json', metavar='FILE', help='write all figures into a file')
+                        help='longest time for one turn of an engine (default: 600)')
+    parser.add_argument('--json', metavar='FILE', help='write all results to a file')
     options = parser.parse_args(arguments)
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise command.UsageError(f'--json {options.json}: its folder does not exist')
@@ -567,10 +574,10 @@ def main(arguments):
     content = report(rows, machine(options.threads), model, options)
     if options.json:
         Path(options.json).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-    print(page(content, config.MODEL.NAME, config.MODEL.IMAGE_SIZE, options.per_layer))
-    asked = rows['engines'] + rows['training'] + rows['loader']
-    if asked and all(row.error for row in asked):
-        raise BenchmarkError(f'nothing could be measured; {asked[0].name}: {asked[0].error}')
+    print(as_text(content, config.MODEL.NAME, config.MODEL.IMAGE_SIZE, options.per_layer))
+    wanted = rows['engines'] + rows['training'] + rows['loader']
+    if wanted and all(row.error for row in wanted):
+        raise BenchmarkError(f'nothing could be measured; {wanted[0].name}: {wanted[0].error}')
 
 
 if __name__ == '__main__':

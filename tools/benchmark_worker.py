@@ -1,8 +1,8 @@
-"""What one process measures for tools/benchmark.py, which starts it and asks it over a pipe.
+"""A worker process of tools/benchmark.py, which measures one engine, training or the loader.
 
-A line of JSON on stdin says what to load, the answer on stdout what was found; every further line
-asks for some timed calls. So each engine has threads, BLAS settings and peak memory of its own,
-and takes its others along in no crash. Whatever libraries print goes to stderr.
+The first line on stdin is a JSON request with what to load, each further line a request for timed
+calls; answers are lines of JSON on stdout. So each engine has its own threads, BLAS settings and
+peak memory, and a crash does not affect the others. Output of libraries goes to stderr.
 """
 
 import itertools
@@ -28,15 +28,15 @@ from deploy.simplify import simplified
 
 
 class MatrixProducts(nn.Layer):
-    """Nothing but large matrix products: what the machine can do at most.
+    """Large matrix products, to measure the limit of the machine.
 
-    Images `[B, 3, side, side]` are multiplied by four matrices `[side, side]`, one after another;
-    the ReLU between them keeps an engine from merging them. They are one matrix then, not a batch
-    of grids, with which Paddle Inference reaches only half of that speed.
+    Images `[B, 3, side, side]` are reshaped to one matrix, as Paddle Inference has half the speed
+    on a batch of them, and multiplied by four matrices `[side, side]`. ReLUs in between keep
+    engines from merging these.
     """
 
     side = 1024
-    macs = 4 * 3 * side ** 3    # an image
+    macs = 4 * 3 * side ** 3    # per image
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ class MatrixProducts(nn.Layer):
 
 
 def load_network(config, weights):
-    """The network of a configuration in evaluation; without weights the same random one always."""
+    """The network of a configuration in evaluation mode; without weights, from a fixed seed."""
     paddle.seed(0)
     network = build.trained_network(config, weights)[0] if weights else build.network(config)
     network.eval()
@@ -58,7 +58,7 @@ def load_network(config, weights):
 
 
 def run_export(request):
-    """Write the export that an engine needs."""
+    """Write an export for an engine."""
     config = build.load_config(request['config'], request['override'])
     network = load_network(config, request['weights'])
     out, precision = Path(request['out']), request['precision']
@@ -68,14 +68,15 @@ def run_export(request):
     if to_onnx:
         exports.export(network, about, out, fast)
     else:
-        # Unchecked: bfloat16 rounds the small logits of random weights to other best classes.
+        # Not compared with the network: for the small logits of random weights, bfloat16 may give
+        # another best class.
         deployed = exports.Deployed(simplified(network) if fast else network)
         exports.write_graph(deployed, about, _new_folder(out))
     return {}, {}
 
 
 def run_engine(request):
-    """Latency of one image, and time of a batch, in one engine."""
+    """Time the latency of one image and the throughput of a batch in an engine."""
     if request['engine'] == 'paddle':
         config = build.load_config(request['config'], request['override'])
         network, size = load_network(config, request['weights']), config.MODEL.IMAGE_SIZE
@@ -89,7 +90,7 @@ def run_engine(request):
 
     @paddle.no_grad()
     def logits(batch):
-        # To the host: on a GPU a call alone would only be put into a queue.
+        # Copied to the host, as calls on a GPU are asynchronous.
         return network(paddle.to_tensor(batch)).numpy()
 
     return (dict(device=_device(request['engine']), logits=logits(images[:1]).tolist(),
@@ -99,7 +100,7 @@ def run_engine(request):
 
 
 def run_limit(request):
-    """Time of large matrix products, `MatrixProducts.macs` of them."""
+    """Time MatrixProducts on one image."""
     paddle.seed(0)
     network = MatrixProducts()
     network.eval()
@@ -115,7 +116,7 @@ def run_limit(request):
         folder = exports.write_graph(exports.Deployed(network), about, _new_folder(request['out']))
         network = engines.load_engine(folder, 'inference', request['threads'])
     else:
-        images = paddle.to_tensor(images)    # on the device already: this is no test of its bus
+        images = paddle.to_tensor(images)    # excludes the copy to the device
 
     @paddle.no_grad()
     def product():
@@ -127,7 +128,7 @@ def run_limit(request):
 
 
 def run_training(request):
-    """Time of a training step, as tools/train.py makes it, on one batch of its images."""
+    """Time a training step of tools/train.py on one batch of its images."""
     config = build.load_config(request['config'], request['override'] + [
         f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', 'TRAIN.TRAIN_NUM_WORKS=0',
         'TRAIN.PRE_TRAIN=false'])
@@ -148,7 +149,7 @@ def run_training(request):
 
 
 def run_loader(request):
-    """Time that the training images of a configuration take a batch, with some loader processes."""
+    """Time the loader of the training images, seconds for a batch."""
     workers = request['workers']
     config = build.load_config(request['config'], request['override'] + [
         f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', f'TRAIN.TRAIN_NUM_WORKS={workers}'])
@@ -156,7 +157,7 @@ def run_loader(request):
     epochs = itertools.count()
 
     def read(repeats):
-        # Timed from where the processes have started and their store of batches is used up.
+        # Starts when the workers run and the batches that they have read ahead are consumed.
         begin = min(3 * workers, len(loader) - 1)
         wanted = min(4 * repeats * max(1, workers), len(loader) - begin)
         loader.batch_sampler.set_epoch(next(epochs))
@@ -167,14 +168,14 @@ def run_loader(request):
         for _, labels in itertools.islice(batches, wanted):
             images += len(labels)
         seconds = time.perf_counter() - started
-        batches.close()    # its processes would work on while others are timed
+        batches.close()    # ends its workers
         return [seconds / images * request['batch_size']]
 
     return {}, dict(loader=read)
 
 
 def _timed(call):
-    """A function of a number of repeats: the seconds of each, after one call that isn't timed."""
+    """A function of a number of repeats that returns the seconds of each, after a warm-up."""
     def times(repeats):
         call()
         seconds = []
@@ -187,7 +188,7 @@ def _timed(call):
 
 
 def _device(engine):
-    """'gpu' or 'cpu'; exports run on the CPU."""
+    """The device of an engine, 'gpu' or 'cpu'; exports run on the CPU."""
     return paddle.device.get_device().split(':')[0] if engine == 'paddle' else 'cpu'
 
 
@@ -198,16 +199,13 @@ def _new_folder(path):
 
 
 def peak_memory():
-    """Most memory that this process has held so far, in MiB: the GPU's if it uses one.
-
-    None where the system doesn't say.
-    """
+    """Peak memory of this process in MiB, on the GPU if it is used; None if it is not known."""
     if paddle.device.is_compiled_with_cuda():
         allocated = paddle.device.cuda.max_memory_allocated()
-        if allocated:    # an export stays on the CPU
+        if allocated:    # exports run on the CPU
             return allocated / 2 ** 20
     try:
-        # getrusage would also count what the parent held when it started this process.
+        # getrusage may return the memory of the parent at the time of the fork.
         for line in Path('/proc/self/status').read_text(encoding='utf-8').splitlines():
             if line.startswith('VmHWM:'):
                 return int(line.split()[1]) / 2 ** 10
@@ -226,9 +224,9 @@ RUNNERS = dict(export=run_export, engine=run_engine, limit=run_limit, training=r
 
 
 def serve():
-    """Answer requests until stdin ends; an error is an answer too, the last one."""
+    """Answer requests until stdin ends. An error is sent as the last answer."""
     answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
-    os.dup2(2, 1)    # a library's chatter must not stand between the answers
+    os.dup2(2, 1)    # keeps output of libraries out of the answers
 
     def answer(**content):
         print(json.dumps(content), file=answers, flush=True)
@@ -242,9 +240,9 @@ def serve():
             seconds = calls[request['call']](request['repeats'])
             answer(seconds=seconds, peak_memory=peak_memory())
     except Exception as error:
-        said = ' '.join(str(error).split()) or 'no message'
+        message = ' '.join(str(error).split()) or 'no message'
         expected = getattr(error, 'exit_code', 1) == 2
-        answer(error=said if expected else f'{type(error).__name__}: {said}')
+        answer(error=message if expected else f'{type(error).__name__}: {message}')
         raise
 
 

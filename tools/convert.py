@@ -1,17 +1,17 @@
-"""Convert a weights file into another format, and prove that nothing got lost.
+"""Convert a weights file to another format, and verify the result.
 
     python tools/convert.py 71.7_T2T_ViT_7.pth.tar t2t_vit_7.pdparams
     python tools/convert.py output/t2t_vit_7_lit_data.pdparams t2t_vit_7.pth
 
 IN may be a .pth or .pth.tar of the official code or of timm, a .pdparams of the Paddle repository,
 AI Studio, PaddleClas or PaddleViT, a .safetensors of either layout, or a checkpoint of this
-project; its content tells which. OUT's ending is the format that is written: .pdparams, .pth or
-.safetensors, always with the official names. A Linear's weight is [in, out] in .pdparams,
-[out, in] in .pth, and in .safetensors what --layout says. Numbers keep their type, float16 and
-bfloat16 too.
+project; it is recognised by its content. The extension of OUT is the format to write: .pdparams,
+.pth or .safetensors, always with the official names. The weight of a Linear is [in, out] in
+.pdparams, [out, in] in .pth, and set by --layout in .safetensors. Arrays keep their data type,
+float16 and bfloat16 too.
 
-OUT gets its name only after it was read again, every array in it was equal bit by bit, and the
-network, if none of its weights is missing, gave the same logits with both, bit by bit.
+OUT is kept only if, when read again, all arrays are equal bit by bit and, unless weights are
+missing, the network gives logits with both files that are equal bit by bit.
 """
 
 import collections
@@ -39,14 +39,14 @@ from weights.files import (
 from weights.unpickle import shown
 from zoo import names
 
-LAYOUTS = {'.pdparams': 'paddle', '.pth': 'pytorch'}    # those of .safetensors have either
+LAYOUTS = {'.pdparams': 'paddle', '.pth': 'pytorch'}    # .safetensors may have either
 
 
 def output_ending(source, target, force):
-    """The ending of OUT, once it is clear that OUT may be written.
+    """Check that OUT may be written; return its extension.
 
     Raises:
-        UsageError: for an unknown ending, a missing folder, or a file that is there already.
+        UsageError: if the extension is unknown, the folder missing, or OUT exists without `force`.
     """
     ending = target.suffix.lower()
     if ending not in WRITERS:
@@ -63,16 +63,17 @@ def output_ending(source, target, force):
 
 
 def network_for(state, metadata, source, model, config_path):
-    """The network whose weights these are.
+    """Create the network of a state dict.
 
-    It is the one of the configuration, else `model`, else the one that the file names, else the
-    only one of the zoo that has these names and shapes.
+    It is the one of the configuration if given, else `model` if given, else the one that the file
+    names, else the only one of the zoo with these names and shapes.
 
     Returns:
-        (network, its name, how it was found)
+        (network, its name, how the name was determined)
 
     Raises:
-        WeightsError: where nothing tells the model.
+        WeightsError: if the model cannot be determined, or does not fit.
+        UsageError: if `model` is unknown.
     """
     if config_path:
         config = build.load_config(config_path)
@@ -97,7 +98,7 @@ def network_for(state, metadata, source, model, config_path):
 
 
 def table(fitted):
-    """What became of the file's weights, a row a kind: its number and the first names."""
+    """The lines of a table: how many weights are loaded, renamed, missing, ..., and some names."""
     rows = {
         'loaded': [name for name in fitted.state
                    if name not in fitted.unexpected and name not in fitted.other_shape],
@@ -107,17 +108,17 @@ def table(fitted):
         'unexpected': fitted.unexpected,
         'other shape': [f'{name} {list(found)} instead of {list(wanted)}'
                         for name, (found, wanted) in fitted.other_shape.items()]}
-    return [f'    {kind:<12}{len(entries):>5}  {_beginning(entries)}'.rstrip()
+    return [f'    {kind:<12}{len(entries):>5}  {_first(entries)}'.rstrip()
             for kind, entries in rows.items()]
 
 
-def _beginning(entries, most=2):
+def _first(entries, most=2):
     return ', '.join([shown(entry, 90) for entry in entries[:most]]
                      + ['...'] * (len(entries) > most))
 
 
-def refuse_what_does_not_fit(fitted, source, allow_missing, drop_unexpected):
-    """Raise WeightsError, naming a better model if there is one, unless the options allow it."""
+def require_fit(fitted, source, allow_missing, drop_unexpected):
+    """Raise WeightsError if weights do not fit and no option allows it; suggest a better model."""
     refused = []
     if fitted.missing and not allow_missing:
         refused.append(f'{len(fitted.missing)} missing (--allow-missing goes on without them)')
@@ -132,7 +133,7 @@ def refuse_what_does_not_fit(fitted, source, allow_missing, drop_unexpected):
 
 
 def logits_with(network, state, source):
-    """Logits of two images that are the same in every call, `[2, num_classes]`."""
+    """Logits `[2, num_classes]` of a network with a state dict, for two fixed random images."""
     zoo.load_state(network, state, source)
     network.eval()
     size = network.img_size
@@ -142,13 +143,13 @@ def logits_with(network, state, source):
 
 
 def compare(network, state, path, target):
-    """Read the written file again and compare it with the weights that it was made from.
+    """Read the written file again and compare it with the state dict it was written from.
 
     Returns:
-        What was compared, for people.
+        A message with what was compared.
 
     Raises:
-        WeightsError: where a name, a type or a bit differs.
+        WeightsError: if a name, a data type or a bit differs.
     """
     read, metadata = read_weights(path, widen=False)
     again = names.fit(read, network, metadata).state
@@ -173,7 +174,7 @@ def same_bits(array, other):
 
 
 def number_types(state):
-    """The types of the arrays in words, e.g. `float32` or `110 float16, 1 int64`."""
+    """The data types of the arrays as text, such as `float32` or `110 float16, 1 int64`."""
     counts = collections.Counter('bfloat16' if array.dtype == np.uint16 else str(array.dtype)
                                  for array in state.values())
     return ', '.join(f'{count} {kind}' if len(counts) > 1 else kind
@@ -183,18 +184,19 @@ def number_types(state):
 def main(arguments):
     parser = command.parser(__doc__)
     parser.add_argument('source', metavar='IN', help='file to read')
-    parser.add_argument('target', metavar='OUT', help='file to write; its ending is the format')
-    parser.add_argument('--model', metavar='NAME', help='the network, a name of the zoo; default: '
-                        'found by the names and shapes of IN')
-    parser.add_argument('-c', '--config', metavar='FILE', help='configuration whose MODEL it is')
-    parser.add_argument('--part', choices=sorted(PARTS), help='weights of a checkpoint to take; '
-                        'default: averaged ones (ema) if it has them')
-    parser.add_argument('--layout', choices=('paddle', 'pytorch'), help='of the Linears in a '
+    parser.add_argument('target', metavar='OUT', help='file to write; its extension is the format')
+    parser.add_argument('--model', metavar='NAME', help='name of the network in the zoo; default: '
+                        'by the names and shapes in IN')
+    parser.add_argument('-c', '--config', metavar='FILE',
+                        help='configuration of the network, in place of --model')
+    parser.add_argument('--part', choices=sorted(PARTS), help='weights of a checkpoint; '
+                        'default: the averaged ones (ema) if it has them')
+    parser.add_argument('--layout', choices=('paddle', 'pytorch'), help='layout of Linears in a '
                         '.safetensors file; default: paddle')
     parser.add_argument('--allow-missing', action='store_true',
-                        help='write also where weights of the network are missing')
+                        help='convert also if weights of the network are missing')
     parser.add_argument('--drop-unexpected', action='store_true',
-                        help='leave out what the network has no place for')
+                        help='leave out weights that the network does not have')
     parser.add_argument('--force', action='store_true', help='replace OUT, which may be IN')
     options = parser.parse_args(arguments)
     if options.model and options.config:
@@ -218,7 +220,7 @@ def main(arguments):
             f'ported to {origin} from the official weights' if fitted.norm_epsilon == own else
             f'trained in {origin} (MODEL.NORM_EPSILON={fitted.norm_epsilon:g})'))
     print('\n'.join(table(fitted)), flush=True)
-    refuse_what_does_not_fit(fitted, source, options.allow_missing, options.drop_unexpected)
+    require_fit(fitted, source, options.allow_missing, options.drop_unexpected)
 
     state = {name: array for name, array in fitted.state.items() if name not in fitted.unexpected}
     written = names.in_pytorch_layout(state) if layout == 'pytorch' else state

@@ -3,8 +3,8 @@
     python tools/export.py -c config/lit_data.yaml output/exported
     python tools/export.py -c config/lit_data.yaml output/exported.onnx
 
-The export is run on real images beside the network it was made from, and is put in its place only
-if the two agree. tools/val.py and tools/predict.py run it: `--weights output/exported`.
+The export is written only if its outputs on real images agree with those of the network.
+tools/val.py, tools/predict.py and tools/serve.py run it: `--weights output/exported`.
 """
 
 import sys
@@ -30,15 +30,16 @@ def main(arguments):
                         'which ends in .onnx')
     parser.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
     parser.add_argument('--normalise', action='store_true',
-                        help='the export takes pixels of 0 to 255 and normalises them itself')
-    parser.add_argument('--softmax', action='store_true', help='the export gives probabilities')
+                        help='include normalisation: the input is pixels of 0 to 255')
+    parser.add_argument('--softmax', action='store_true',
+                        help='include the softmax: the output is probabilities')
     parser.add_argument('--precision', choices=engines.PRECISIONS, default='float32',
-                        help='bfloat16 for Paddle Inference; int8 for ONNX: weights and, as it '
-                        'runs, the inputs of matrix products (default: float32)')
+                        help='bfloat16 for Paddle Inference; int8 for ONNX: dynamic quantisation '
+                        'of matrix products (default: float32)')
     parser.add_argument('--opset', type=int, default=17, metavar='N',
                         help=f'ONNX operator set, {OPSETS[0]} to {OPSETS[-1]} (default: 17)')
     parser.add_argument('--plain', dest='fast', action='store_false',
-                        help='export the layers as they are, unmerged')
+                        help='export the layers as they are, not simplified')
     options = parser.parse_args(arguments)
     options.format = 'onnx' if options.out.endswith('.onnx') else 'paddle'
     if options.opset not in OPSETS:

@@ -26,9 +26,16 @@ from system import command
 def predict(network, transform, paths, decoder='pillow', batch_size=16):
     """Classify image files.
 
+    Args:
+        network: a network of the zoo, or an engines.Engine.
+        transform: its data.transforms.EvalTransform.
+        paths: image files.
+        decoder: 'pillow' or 'opencv'.
+        batch_size: largest number of images in a batch.
+
     Yields:
-        (path, probabilities, error) in the order of `paths`: float32 `[num_classes]` and None,
-        or None and an ImageError for a file that is no image.
+        (path, probabilities float32 `[num_classes]`, None) in the order of `paths`, or
+        (path, None, ImageError) for an unreadable file.
     """
     network.eval()
     for first in range(0, len(paths), batch_size):
@@ -52,18 +59,18 @@ def main(arguments):
     configuration.add_arguments(parser)
     parser.add_argument('images', nargs='*', metavar='IMAGE',
                         default=[os.path.relpath(build.EXAMPLE_IMAGE)],
-                        help='file, folder or glob (default: a plate of lit_data)')
+                        help='file, folder or glob (default: an image of lit_data)')
     engines.add_arguments(parser)
     parser.add_argument('--top-k', type=int, default=5, metavar='K',
-                        help='how many classes to show (default: 5)')
-    parser.add_argument('--json', action='store_true', help='one JSON object a line and image')
+                        help='number of classes to print (default: 5)')
+    parser.add_argument('--json', action='store_true', help='print a JSON object for each image')
     options = parser.parse_args(arguments)
     if options.top_k < 1:
         raise command.UsageError(f'--top-k {options.top_k}: show at least 1 class')
     config = build.load_config(options.config, options.override)
     paths = image_files(options.images)
     if not paths:
-        raise command.UsageError(f'{" ".join(options.images)}: no images in there')
+        raise command.UsageError(f'{" ".join(options.images)}: no images found')
     network, transform, names, _ = build.open_model(
         config, build.weights_path(config, options.weights), options.engine)
 
@@ -82,8 +89,8 @@ def main(arguments):
             continue
         print(f'class_id is: {classes[0]["class_id"]}')
         print(path)
-        for place in classes:
-            print(f'    {place["probability"]:.4f}  {place["class_id"]:>4}  {place["name"]}')
+        for entry in classes:
+            print(f'    {entry["probability"]:.4f}  {entry["class_id"]:>4}  {entry["name"]}')
     return 1 if failed else 0
 
 

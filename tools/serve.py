@@ -1,18 +1,18 @@
-"""Classify images that come over HTTP: a small web page, and the same as JSON.
+"""An HTTP server that classifies images: a web page and a JSON API.
 
     python tools/serve.py --port 8000
     curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
     curl -F image=@a.jpg -F image=@b.png http://127.0.0.1:8000/predict/batch
 
-GET  /               the page
-GET  /example        an image to try it with
-GET  /health         what runs, how many images wait, and the limits
-POST /predict        one image, the body itself
-POST /predict/batch  several images, a form as above
+GET  /               the web page
+GET  /example        an example image
+GET  /health         the model, the length of the queue, and the limits
+POST /predict        one image as the body
+POST /predict/batch  several images as a multipart form
 
-`?attention=1` adds the attention rollout and its picture, where the engine can tell. Every answer
-but the page is JSON; a refused request gets {"error": "..."} and a status of 400 to 499, a full
-service 503 with Retry-After.
+`?attention=1` adds the attention rollout and its heat map, if the engine supports it. All answers
+but the page and the example are JSON. An invalid request is answered with {"error": "..."} and a
+status of 400 to 499, a request to a full queue with 503 and Retry-After.
 """
 
 import base64
@@ -52,13 +52,13 @@ from training.signals import StopRequest
 PAGE = Path(__file__).parent / 'deploy' / 'page.html'
 EXAMPLE = configuration.ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'
 LARGEST_PART_HEADER = 4096    # bytes
-SAFETY = [
+SECURITY_HEADERS = [
     ('X-Content-Type-Options', 'nosniff'), ('Referrer-Policy', 'no-referrer'),
     ('Cross-Origin-Resource-Policy', 'same-origin'), ('Cache-Control', 'no-store')]
 
 
 class Refusal(Exception):
-    """A request that is not served: the status says whose fault it is, the text what to do."""
+    """A request that is refused, with an HTTP status, a message, and headers of the answer."""
 
     def __init__(self, status, text, **headers):
         super().__init__(text)
@@ -67,25 +67,28 @@ class Refusal(Exception):
 
 
 class Classifier:
-    """The model and all that belongs to it. `run` is for one thread, which then owns the model.
+    """The model with its transform and class names. `run` must be called in one thread only.
 
     Args:
         network: a network of the zoo, or an engines.Engine.
         transform: its data.transforms.EvalTransform.
         names: class names, or an empty list.
-        places: how many classes to tell.
+        top_k: number of classes in an answer.
+
+    Attributes:
+        no_attention: the reason if attention is not available, else empty; set by warm_up().
     """
 
-    def __init__(self, network, transform, names, places):
+    def __init__(self, network, transform, names, top_k):
         self.network = network
         self.transform = transform
         self.names = names
-        self.places = places
-        self.no_attention = ''    # why attention can't be shown; empty where it can
+        self.top_k = top_k
+        self.no_attention = ''
 
     def warm_up(self):
-        """Run once, so that the first request need not wait, and see whether attention shows."""
-        # Paddle's number of threads is one of the calling thread, and this is a new one.
+        """Run the model once, so that the first request is not slow, and set `no_attention`."""
+        # Paddle's number of threads is set for each thread, and this is a new one.
         paddle_private.set_num_threads(start.threads())
         self.network.eval()
         size = self.transform.image_size
@@ -104,7 +107,7 @@ class Classifier:
         """Classify a batch of (image `[3, S, S]`, whether attention is wanted).
 
         Returns:
-            For each (probabilities `[num_classes]`, rollout `[side, side]` or None).
+            A list of (probabilities `[num_classes]`, rollout `[side, side]` or None).
         """
         images = np.stack([image for image, _ in items])
         rollouts = [None] * len(items)
@@ -116,8 +119,8 @@ class Classifier:
         return list(zip(F.softmax(logits, axis=1).numpy(), rollouts))
 
     def answer(self, photo, probabilities, attention, wanted):
-        """The JSON object of one image."""
-        best = engines.top_k(probabilities, self.names, self.places)
+        """The answer for one image, a dict for JSON; only attention needs `photo`."""
+        best = engines.top_k(probabilities, self.names, self.top_k)
         result = dict(class_id=best[0]['class_id'], top=best)
         if wanted and attention is None:
             result['attention'] = dict(available=False, reason=self.no_attention)
@@ -136,9 +139,9 @@ class Application:
     """The service as a WSGI application.
 
     Args:
-        classifier: a Classifier that has warmed up.
-        batcher: a deploy.batcher.Batcher around its `run`.
-        about: what /health tells of the model, a dict.
+        classifier: a Classifier after warm_up().
+        batcher: a deploy.batcher.Batcher of its `run`.
+        about: dict with the model's fields in /health.
         limits: the namespace of the command's options.
         decoder: DATA.DECODER.
     """
@@ -149,7 +152,7 @@ class Application:
         self.about = about
         self.limits = limits
         self.decoder = decoder
-        # More decoders than cores would only cost memory: 40 million pixels are 120 MB each.
+        # More decoders than cores only need memory: an image of 40 million pixels takes 120 MB.
         self.decoders = threading.BoundedSemaphore(start.available_cores())
         self.page = PAGE.read_bytes()
         self.page_headers = [('Content-Type', 'text/html; charset=utf-8'),
@@ -166,11 +169,11 @@ class Application:
             status = refusal.status
             headers, body = as_json(dict(error=str(refusal)))
             headers += refusal.headers
-        except Exception:    # told to who runs the service, not to who uses it
+        except Exception:    # reported in the log, not to the client
             traceback.print_exc()
             status = '500 Internal Server Error'
-            headers, body = as_json(dict(error='the service has failed; its log says why'))
-        start_response(status, [*headers, *SAFETY, ('Content-Length', str(len(body)))])
+            headers, body = as_json(dict(error='internal error; see the log of the service'))
+        start_response(status, [*headers, *SECURITY_HEADERS, ('Content-Length', str(len(body)))])
         return [body]
 
     def route(self, environ):
@@ -184,10 +187,10 @@ class Application:
         return answer(environ)
 
     def check_origin(self, environ):
-        """Refuse what a web page of another site makes a browser send.
+        """Refuse requests that a web page of another site causes in a browser.
 
-        A page can give its own name the address of this machine (DNS rebinding), or post a form
-        here. Neither can forge Host or Origin; a numeric address can't be rebound.
+        Such a page may resolve its own name to this machine (DNS rebinding), or post a form to it.
+        It cannot forge the headers Host and Origin, and a numeric address cannot be rebound.
         """
         host = environ.get('HTTP_HOST', '')
         name = host_name(host)
@@ -202,7 +205,7 @@ class Application:
         return '200 OK', list(self.page_headers), self.page
 
     def show_example(self, environ):
-        """An image for who has none at hand; 404 where the data set is not shipped along."""
+        """The example image; 404 if the data set is not installed."""
         try:
             return '200 OK', [('Content-Type', 'image/jpeg')], EXAMPLE.read_bytes()
         except OSError:
@@ -245,29 +248,29 @@ class Application:
         return status, *as_json(dict(error, results=results))
 
     def classify(self, files, wanted):
-        """Decode and classify (name, bytes); a file that is no image gets an error in its place."""
-        futures, end = [], time.monotonic() + self.limits.answer_timeout
-        with self.full_or_late(), self.batcher.places(len(files)):
+        """Decode and classify (name, bytes) files; an unreadable one has an error as its answer."""
+        futures, deadline = [], time.monotonic() + self.limits.answer_timeout
+        with self.overload_as_503(), self.batcher.places(len(files)):
             try:
-                entries = [self.decode(name, data, wanted, end) for name, data in files]
+                entries = [self.decode(name, data, wanted, deadline) for name, data in files]
                 for _, pixels, error in entries:
                     futures.append(None if error else self.batcher.submit(
                         (pixels, wanted and not self.classifier.no_attention)))
-                results = [future and future.result(seconds_until(end)) for future in futures]
+                results = [future and future.result(seconds_until(deadline)) for future in futures]
             finally:
                 for future in filter(None, futures):
                     future.cancel()    # no effect on one that is done
         return [dict(error=error) if error else self.classifier.answer(photo, *result, wanted)
                 for (photo, _, error), result in zip(entries, results)]
 
-    def decode(self, name, data, wanted, end):
-        """(photo if wanted, what the network takes, None), or (None, None, what is wrong)."""
-        if not self.decoders.acquire(timeout=seconds_until(end)):
+    def decode(self, name, data, wanted, deadline):
+        """(photo if wanted, float32 `[3, S, S]`, None), or (None, None, error message)."""
+        if not self.decoders.acquire(timeout=seconds_until(deadline)):
             raise FutureTimeout
         try:
             photo = decode_bytes(data, name, self.decoder, self.limits.max_pixels)
             pixels = self.classifier.transform(photo)
-            photo.thumbnail((1024, 1024))    # all that an overlay needs
+            photo.thumbnail((1024, 1024))    # enough for an overlay
             return photo if wanted else None, pixels, None
         except ImageError as error:
             return None, None, printable(str(error))
@@ -275,8 +278,8 @@ class Application:
             self.decoders.release()
 
     @contextlib.contextmanager
-    def full_or_late(self):
-        """Turn a full line, and an answer that takes too long, into 503."""
+    def overload_as_503(self):
+        """Answer 503 if the queue is full or the time limit exceeded."""
         try:
             yield
         except Full as error:
@@ -288,8 +291,8 @@ class Application:
                           Retry_After='10') from error
 
 
-def seconds_until(end):
-    return max(0, end - time.monotonic())
+def seconds_until(deadline):
+    return max(0, deadline - time.monotonic())
 
 
 def as_json(content):
@@ -298,7 +301,7 @@ def as_json(content):
 
 
 def content_security_policy(page):
-    """A policy that lets the page run its own script and style, and nothing from elsewhere."""
+    """A Content-Security-Policy that allows only the inline script and style of the page."""
     def digests(tag):
         return ' '.join(
             "'sha256-" + base64.b64encode(hashlib.sha256(text).digest()).decode() + "'"
@@ -310,7 +313,7 @@ def content_security_policy(page):
 
 
 def host_name(host):
-    """`localhost:8000` to `localhost`, `[::1]:8000` to `::1`; anything else to an empty text."""
+    """The host of `localhost:8000`, `[::1]:8000` and the like; empty if it is not valid."""
     match = re.fullmatch(r'(?:\[([0-9a-fA-F:.]+)\]|([a-zA-Z0-9.-]+))(?::[0-9]{1,5})?', host)
     return (match[1] or match[2]).lower() if match else ''
 
@@ -335,15 +338,15 @@ def media_type(environ):
 
 
 def wants_attention(environ):
-    said = dict(parse_qsl(environ.get('QUERY_STRING', ''), keep_blank_values=True))
-    wanted = said.pop('attention', '0')
-    if said or wanted not in ('0', '1'):
+    query = dict(parse_qsl(environ.get('QUERY_STRING', ''), keep_blank_values=True))
+    wanted = query.pop('attention', '0')
+    if query or wanted not in ('0', '1'):
         raise Refusal('400 Bad Request', 'the only parameter is attention, 0 or 1')
     return wanted == '1'
 
 
 def read_body(environ):
-    """The body, which the server has received in full and within its limit."""
+    """The body, which the server has received completely and within its limit."""
     body = environ['wsgi.input'].read(int(environ.get('CONTENT_LENGTH') or 0))
     if not body:
         raise Refusal('400 Bad Request', 'the body is empty: send an image')
@@ -353,19 +356,19 @@ def read_body(environ):
 def form_files(body, content_type, most):
     """The files of a multipart/form-data body (RFC 7578) as (name, bytes), in their order.
 
-    Names are for the answer only; no file is ever opened by them.
+    Names are used only in the answer, never to open a file.
 
     Raises:
-        Refusal: for a body that is no such form, holds other things than files, or too many.
+        Refusal: if the form is invalid, or holds other parts than files, or more than `most`.
     """
-    import multipart  # where it is missing, main has said so
+    import multipart  # main has checked that it is installed
 
     try:
         boundary = multipart.parse_options_header(content_type)[1].get('boundary', '')
         if not 1 <= len(boundary) <= 70:
             raise multipart.ParserError('its Content-Type names no boundary of 1 to 70 characters')
         files = []
-        # No part goes to disk: the body, which is within its limit, is in memory already.
+        # No part is spooled to disk: the whole body is in memory already.
         for part in multipart.MultipartParser(
                 io.BytesIO(body), boundary, len(body), strict=True, part_limit=most + 1,
                 headersize_limit=LARGEST_PART_HEADER, spool_limit=len(body),
@@ -399,27 +402,26 @@ def parse_options(arguments):
         parser.add_argument(name, type=read, default=default, metavar='N',
                             help=f'{help} (default: {default})')
 
-    parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0: all of '
-                        'this machine (default: 127.0.0.1, this machine only)')
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0: all '
+                        'addresses of this machine (default: 127.0.0.1, local only)')
     number('--port', 8000, 'port to listen on; 0: any free one', low=0, high=65535)
     parser.add_argument('--allow-host', action='append', default=[], metavar='NAME', type=str.lower,
-                        help='name by which the service is called, beside localhost and numeric '
-                        'addresses')
-    number('--top-k', 5, 'how many classes to tell')
-    number('--batch-size', 16, 'most images that the model takes at once')
-    number('--queue', 256, 'most images that wait, before requests are refused with 503')
-    number('--max-images', 32, 'most images of a request')
+                        help='a host name of the service, besides localhost and numeric addresses')
+    number('--top-k', 5, 'number of classes in an answer')
+    number('--batch-size', 16, 'largest batch of the model')
+    number('--queue', 256, 'most images in the queue; further requests are refused with 503')
+    number('--max-images', 32, 'most images in a request')
     number('--max-bytes', 16 << 20, 'largest request in bytes')
     number('--max-pixels', 40_000_000, 'largest image in pixels',
-           high=2 * Image.MAX_IMAGE_PIXELS)    # beyond that Pillow refuses
-    number('--read-timeout', 20, 'seconds for a request to arrive, and for its answer to be taken',
+           high=2 * Image.MAX_IMAGE_PIXELS)    # Pillow's own limit
+    number('--read-timeout', 20, 'seconds to receive a request, and to send its answer',
            kind=float, low=0.1, high=3600)
     number('--answer-timeout', 60, 'seconds for the model to answer', kind=float, low=0.1,
            high=3600)
     options = parser.parse_args(arguments)
     if options.max_images > options.queue:
-        raise command.UsageError(f'--max-images {options.max_images}: more than the --queue of '
-                                 f'{options.queue} would ever hold')
+        raise command.UsageError(f'--max-images {options.max_images}: more than --queue '
+                                 f'{options.queue}')
     return options
 
 
@@ -433,7 +435,7 @@ def main(arguments):
         raise command.UsageError(f'tools/serve.py needs the package {error.name}: '
                                  'pip install -r requirements-deploy.txt') from error
     config = build.load_config(options.config, options.override)
-    # Pillow warns of sizes that --max-pixels refuses; strangers must not be able to fill the log.
+    # --max-pixels refuses large images; Pillow's warnings would let clients fill the log.
     warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
     with StopRequest() as stop:
         try:
@@ -453,7 +455,7 @@ def main(arguments):
         host, port = listener.getsockname()[:2]
         print(f'{about["model"]} at {about["image_size"]} pixels, engine {about["engine"]}: '
               f'http://{f"[{host}]" if ":" in host else host}:{port}', flush=True)
-        # A thread for everyone who may wait, and some to answer others with 503 or the page.
+        # A thread for every place in the queue, and some for answers of 503 and the page.
         web.serve(Application(classifier, batcher, about, options, config.DATA.DECODER), listener,
                   options.queue + 16, options.max_bytes, options.read_timeout, stop.reason)
         batcher.close()

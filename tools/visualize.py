@@ -1,4 +1,4 @@
-"""Figures of networks and of runs.
+"""Draw attention maps of networks and curves of training runs.
 
     python tools/visualize.py attention photo.jpg holiday/ --out output/attention
     python tools/visualize.py curves output/lit_data/log.jsonl --out curves.svg
@@ -22,7 +22,7 @@ from training import curves
 
 
 def free_names(paths):
-    """A file name without its ending for each path, numbered where two would be the same."""
+    """Yield the stem of each path, with a number appended if it is not unique."""
     taken = set()
     for path in paths:
         stem = name = Path(path).stem
@@ -35,10 +35,10 @@ def free_names(paths):
 
 
 def pictures(network, transform, image, feature_maps):
-    """Yield (what is shown, PIL image) for one PIL RGB image."""
-    _, flow, record = rollout.forward_with_attention(network, transform(image)[None])
+    """Yield (name, heat map as PIL image) for a PIL RGB image; feature maps only if wanted."""
+    _, shares, record = rollout.forward_with_attention(network, transform(image)[None])
     box = rollout.seen_box(transform, image.size)
-    yield 'attention', rollout.overlay(image, flow[0], box)
+    yield 'attention', rollout.overlay(image, shares[0], box)
     if feature_maps:
         for layer, grid in record.feature_maps.items():    # (1, C, side, side)
             strength = grid.abs().mean(axis=1)[0].numpy()
@@ -46,10 +46,10 @@ def pictures(network, transform, image, feature_maps):
 
 
 def attention(options):
-    """Show where a network looks: attention rollout over images, as PNG files.
+    """Draw the attention rollout of images, as heat maps in PNG files.
 
-    For each image NAME it writes NAME.attention.png, and with --feature-maps one picture for each
-    step of the Tokens-to-Token module: the mean strength of its channels, over the image.
+    For each image NAME it writes NAME.attention.png, and with --feature-maps a heat map for each
+    step of the Tokens-to-Token module: the mean absolute value of its channels.
     """
     config = build.load_config(options.config, options.override)
     weights = build.weights_path(config, options.weights)
@@ -58,7 +58,7 @@ def attention(options):
                                  'weights that it was exported from')
     paths = image_files(options.images)
     if not paths:
-        raise command.UsageError(f'{" ".join(options.images)}: no images in there')
+        raise command.UsageError(f'{" ".join(options.images)}: no images found')
     folder = Path(options.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,15 +87,15 @@ def attention(options):
 
 
 def draw_curves(options):
-    """Draw loss and top-1 of runs over their epochs, from their logs, as .svg or .png.
+    """Draw loss and top-1 of runs over epochs, from their logs, as .svg or .png.
 
-    A log is a run's log.jsonl, or text with the lines of the Paddle repositories. Lines are named
-    after files, with the last figure; dashed is the average of the weights (EMA), dotted training.
+    A log is the log.jsonl of a run, or text with the lines of the Paddle repositories. A curve is
+    labelled with its file and its last value; EMA weights are dashed, training is dotted.
     """
     if not options.out.endswith(('.svg', '.png')):
         raise command.UsageError(f'--out {options.out}: end it in .svg or .png')
     if len(options.logs) > curves.MOST_RUNS:
-        raise command.UsageError(f'{len(options.logs)} logs: draw {curves.MOST_RUNS} at most')
+        raise command.UsageError(f'{len(options.logs)} logs: at most {curves.MOST_RUNS}')
     paths = [path.parent if path.name in ('log.jsonl', 'train.log') else path
              for path in map(Path, options.logs)]
     figure = curves.draw({name: curves.read_log(path)
@@ -111,16 +111,16 @@ def draw_curves(options):
 def main(arguments):
     parser = command.parser(__doc__)
     commands = parser.add_subparsers(required=True, metavar='attention | curves')
-    sub = command.sub_command(commands, 'attention', attention, 'where a network looks')
+    sub = command.sub_command(commands, 'attention', attention, 'attention maps of images')
     configuration.add_arguments(sub)
     sub.add_argument('images', nargs='*', metavar='IMAGE',
                      default=[os.path.relpath(build.EXAMPLE_IMAGE)],
-                     help='file, folder or glob (default: a plate of lit_data)')
+                     help='file, folder or glob (default: an image of lit_data)')
     sub.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
     sub.add_argument('--out', default='output/attention', metavar='FOLDER',
-                     help='where the pictures go (default: output/attention)')
+                     help='folder for the PNG files (default: output/attention)')
     sub.add_argument('--feature-maps', action='store_true',
-                     help='also the steps of the Tokens-to-Token module')
+                     help='also draw the steps of the Tokens-to-Token module')
     sub = command.sub_command(commands, 'curves', draw_curves, 'loss and accuracy of runs')
     sub.add_argument('logs', nargs='+', metavar='LOG', help='log.jsonl or train.log of a run')
     sub.add_argument('--out', required=True, metavar='FILE', help='the figure, .svg or .png')

@@ -1,4 +1,4 @@
-"""What the benchmark counts and compares; how fast anything is, is no matter of a test."""
+"""Catches wrong MACs, ratios and tables of the benchmark, and failures that affect other rows."""
 
 import json
 import math
@@ -18,14 +18,14 @@ import zoo
 from benchmark import Row, Worker, WorkerError
 from zoo.macs import count_macs, total_macs
 
-# Networks that share their code differ by numbers only: one of each is enough.
+# One network of each class, as the others differ only in size.
 ONE_OF_EACH = {network: name for name, (network, _) in reversed(list(zoo.MODELS.items()))}
 NETWORKS = [(name, {}) for name in ONE_OF_EACH.values()] + [
     ('t2t_vit_t_14', {}), ('t2t_vit_7', {'tokens_type': 'convolution'})]
 
 
-def products_seen(network, size, monkeypatch):
-    """A second way to MACs: the shapes of every product that Paddle is asked for."""
+def products_computed(network, size, monkeypatch):
+    """Reference MACs: from the shapes of all products that Paddle computes."""
     seen = dict(linear=0, attention=0)
     functional = paddle.nn.functional
     linear, convolution, matmul = functional.linear, functional.conv._conv_nd, paddle.matmul
@@ -58,7 +58,7 @@ def test_macs_are_those_of_the_products_that_paddle_computes(name, options, monk
     network = zoo.create_model(name, img_size=64, num_classes=10, **options)
     network.eval()
     found = total_macs(count_macs(network, 64))
-    seen = products_seen(network, 64, monkeypatch)
+    seen = products_computed(network, 64, monkeypatch)
     attends = any(hasattr(layer, 'attention_macs') for layer in network.sublayers())
     assert seen['linear'] > 0 and bool(seen['attention']) == attends
     assert found == dict(seen, total=seen['linear'] + seen['attention'])
@@ -77,7 +77,7 @@ def test_macs_are_the_papers(name, published):
         assert macs['linear'] == 975_534_080    # what paddle.flops gives
 
 
-def test_no_layer_explains_the_papers_figure_of_t2t_vit_24():
+def test_no_way_to_count_gives_the_papers_macs_of_t2t_vit_24():
     def by_layer(name):
         sums = {}
         for layer in count_macs(zoo.create_model(name), 224):
@@ -105,7 +105,7 @@ def test_linear_macs_are_those_of_paddle_flops():
 # ---- processes
 
 def process(program, timeout=30):
-    """Starts Workers that run a text of Python instead of benchmark_worker.py."""
+    """A function that makes Workers of a Python program in place of benchmark_worker.py."""
     return lambda request, threads, _: Worker(request, threads, timeout,
                                               (sys.executable, '-c', program))
 
@@ -123,38 +123,39 @@ import json, os, sys
 sys.stdin.readline()
 print(json.dumps(dict(device='cpu')), flush=True)
 sys.stdin.readline()
-print('last words', file=sys.stderr, flush=True)
+print('a last line', file=sys.stderr, flush=True)
 os.abort()
 '''
 
 
-def test_a_broken_engine_costs_its_row_only(capfd):
+def test_a_failing_engine_does_not_affect_other_rows(capfd):
     programs = dict(good=ANSWERS, dead='raise SystemExit("no engine")', late=DIES_LATER,
                     silent='import time; time.sleep(60)', babbles='print("hello")', fine=ANSWERS)
     rows = [Row(name, dict(name=name), ('latency',)) for name in programs]
     started = []
 
-    def start(request, threads, timeout):
+    def make_worker(request, threads, timeout):
         name = request['name']
         worker = process(programs[name], 1 if name == 'silent' else 30)(request, threads, timeout)
         started.append(worker.process)
         return worker
 
-    benchmark.measure(rows, SimpleNamespace(threads=1, timeout=30, rounds=2, repeats=3), start)
+    options = SimpleNamespace(threads=1, timeout=30, rounds=2, repeats=3)
+    benchmark.measure(rows, options, make_worker)
     errors = {row.name: row.error for row in rows}
     assert errors['good'] is None and errors['fine'] is None
     assert 'exit code 1' in errors['dead'] and 'no engine' in errors['dead']
-    assert 'SIGABRT' in errors['late'] and 'last words' in errors['late']
+    assert 'SIGABRT' in errors['late'] and 'a last line' in errors['late']
     assert 'no answer within 1 s' in errors['silent']
     assert 'cannot be read' in errors['babbles'] or 'exit code' in errors['babbles']
     for row in rows:
         wanted = [[0.5] * 3] * 2 if row.error is None else None
         assert row.rounds.get('latency') == wanted
-    assert all(child.poll() is not None for child in started)    # none is left behind
+    assert all(child.poll() is not None for child in started)    # all have ended
     assert 'no engine' in capfd.readouterr().err
 
 
-def test_a_worker_passes_on_what_an_engine_complains_of():
+def test_a_worker_reports_the_error_of_an_engine():
     worker = Worker(dict(run='engine', engine='onnxruntime', export='nowhere.onnx', threads=1,
                          processes=1),
                     threads=1, timeout=120)
@@ -163,22 +164,22 @@ def test_a_worker_passes_on_what_an_engine_complains_of():
     worker.close()
 
 
-# ---- figures
+# ---- the report
 
-def made_up(name, precision, seconds, call, **about):
+def row_of(name, precision, seconds, call, **about):
     request = dict(engine='paddle', network='plain', precision=precision)
     return Row(name, request, (call,), about=dict(device='cpu', **about),
                rounds={call: [[value] for value in seconds]})
 
 
 def test_ratios_and_limits_are_taken_round_by_round():
-    """In the second round the machine is at half its speed; ratios and shares don't notice."""
+    """In the second round the machine has half the speed, which changes no ratio or share."""
     rows = dict(
-        limits=[made_up('slow', 'float32', [8, 16], 'limit', macs=10 ** 9),
-                made_up('best', 'float32', [1, 2], 'limit', macs=10 ** 9),
-                made_up('other', 'bfloat16', [0.1, 0.2], 'limit', macs=10 ** 9)],
-        engines=[made_up('one', 'float32', [2, 4], 'throughput', logits=[[1.0, -4.0]]),
-                 made_up('two', 'float32', [1, 2], 'throughput', logits=[[1.0, -3.0]])],
+        limits=[row_of('slow', 'float32', [8, 16], 'limit', macs=10 ** 9),
+                row_of('best', 'float32', [1, 2], 'limit', macs=10 ** 9),
+                row_of('other', 'bfloat16', [0.1, 0.2], 'limit', macs=10 ** 9)],
+        engines=[row_of('one', 'float32', [2, 4], 'throughput', logits=[[1.0, -4.0]]),
+                 row_of('two', 'float32', [1, 2], 'throughput', logits=[[1.0, -3.0]])],
         training=[], loader=[])
     options = SimpleNamespace(batch_size=5, config='', override=[], weights=None, rounds=2,
                               repeats=1, parts=('throughput',))
@@ -212,7 +213,7 @@ def tiny_run(tmp_path_factory):
     return done, json.loads((folder / 'speed.json').read_text())
 
 
-def test_a_tiny_run_fills_the_json(tiny_run):
+def test_a_tiny_run_writes_all_results(tiny_run):
     _, content = tiny_run
     assert set(content) == {'schema', 'machine', 'model', 'settings', 'compared_with', 'limits',
                             'engines', 'training', 'loader'}
@@ -225,7 +226,7 @@ def test_a_tiny_run_fills_the_json(tiny_run):
     assert any(layer['name'] == 'blocks.0.attn.qkv' for layer in model['layers'])
     assert {row['precision'] for row in content['limits']} == (
         {'float32', 'bfloat16'} if about['bfloat16'] else {'float32'})
-    # Paddle 2.6 cannot run this graph in bfloat16, which costs that row.
+    # Paddle 2.6 cannot run this graph in bfloat16.
     running = [row for row in content['engines'] if row['engine'] != 'onnxruntime'
                and (row['precision'] == 'float32' or not row['error'])]
     for row in running + content['training'] + content['loader'] + content['limits']:
@@ -246,7 +247,7 @@ def test_a_tiny_run_fills_the_json(tiny_run):
     assert [row['workers'] for row in content['loader']] == [0]
 
 
-def test_a_tiny_run_prints_its_figures_and_keeps_progress_apart(tiny_run):
+def test_a_tiny_run_prints_tables_on_stdout_and_progress_on_stderr(tiny_run):
     done, content = tiny_run
     lines = done.stdout.splitlines()
     assert '4,255,694 of them trainable' in done.stdout
@@ -257,7 +258,7 @@ def test_a_tiny_run_prints_its_figures_and_keeps_progress_apart(tiny_run):
     assert 'round 1 of 1' in done.stderr and 'round 1 of 1' not in done.stdout
 
 
-def test_an_engine_that_is_not_there_costs_its_rows_and_says_why(tiny_run):
+def test_a_missing_engine_is_reported_in_its_rows(tiny_run):
     done, content = tiny_run
     broken = [row for row in content['engines'] if row['engine'] == 'onnxruntime']
     assert [row['network'] for row in broken] == ['plain', 'fast']

@@ -1,4 +1,4 @@
-"""Catches what docs/deploy.md says and the documented packages cannot do.
+"""Catches commands and programs in docs/deploy.md that fail, and packages that are not listed.
 
 With FRESH_ENVIRONMENT=1 tests/documents.py runs its commands in a new environment, which takes a
 quarter of an hour and downloads all packages.
@@ -16,13 +16,13 @@ from conftest import ROOT
 
 PAGE = (ROOT / 'docs' / 'deploy.md').read_text(encoding='utf-8')
 PROGRAM, = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
-# A package is imported by another name than it is installed by.
+# {name to import: name to install}, where they differ
 INSTALLED_BY = {'PIL': 'pillow', 'cv2': 'opencv-python-headless', 'yaml': 'pyyaml',
                 'paddle': 'paddlepaddle'}
 
 
 def imported(source):
-    """Names of the packages that a program imports and Python does not bring."""
+    """Names of the packages outside of the standard library that a program imports."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -50,13 +50,13 @@ def test_every_package_that_the_code_imports_is_listed():
 
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason='needs sys.stdlib_module_names')
-def test_the_program_of_the_page_needs_three_packages_only():
+def test_the_program_of_the_page_imports_three_packages_only():
     assert imported(PROGRAM) == {'numpy', 'PIL', 'onnxruntime'}
     assert len([line for line in PROGRAM.splitlines() if line.strip()]) <= 32
 
 
 @pytest.mark.parametrize('options', [[], ['--normalise', '--softmax']], ids=['plain', 'whole'])
-def test_the_program_of_the_page_answers_as_predict_does(tmp_path, options):
+def test_the_program_of_the_page_agrees_with_predict(tmp_path, options):
     for package in ('paddle2onnx', 'onnx', 'onnxruntime'):
         pytest.importorskip(package)
     model = tmp_path / 'model.onnx'

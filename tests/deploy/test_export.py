@@ -1,4 +1,4 @@
-"""Exports compute what their networks do, through every engine, and nothing wrong is published."""
+"""Catches exports that differ from their network in an engine, and wrong ones that are kept."""
 
 import dataclasses
 import importlib.util
@@ -28,7 +28,7 @@ from deploy.simplify import simplified, window_order, windows
 from system import start
 
 WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
-EXACT = 1e-5    # of logits up to 14: within what float32 rounding in another order changes
+EXACT = 1e-5    # for logits up to 14: rounding of float32 in another order
 
 
 @pytest.fixture(scope='module')
@@ -41,22 +41,23 @@ def trained():
 
 @pytest.fixture(scope='module')
 def pictures():
-    """Real images, PIL, fewer than a validation batch and more than one."""
+    """Real images, PIL; more than one, fewer than a validation batch."""
     paths = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))[3::12]
     return [decode_image(path) for path in paths]
 
 
 @pytest.fixture(scope='module')
 def export_of(trained, tmp_path_factory):
-    """A function of a format and a folder that puts a copy of one export there."""
+    """A function that copies an export with some options to a folder; each is made only once."""
     done = {}
 
-    def place(format, folder):
-        if format not in done:
-            done[format] = exported(trained, tmp_path_factory.mktemp('shared'), format=format)
-        copy = shutil.copytree if done[format].is_dir() else shutil.copy
-        return Path(copy(done[format], folder / done[format].name))
-    return place
+    def copy(folder, **options):
+        key = str({'format': 'paddle', **options})
+        if key not in done:
+            done[key] = exported(trained, tmp_path_factory.mktemp('shared'), **options)
+        copy = shutil.copytree if done[key].is_dir() else shutil.copy
+        return Path(copy(done[key], folder / done[key].name))
+    return copy
 
 
 def exported(trained, folder, name='exported', fast=True, **options):
@@ -80,7 +81,7 @@ def run(*arguments, code=0):
 
 @pytest.mark.parametrize('variant', ['t2t_vit_7', 't2t_vit_7_96', 't2t_vit_14', 't2t_vit_t_14',
                                      't2t_vit_14_se', 't2t_vit_16_ghost', 't2t_vit_dense'])
-def test_the_simplified_network_meets_the_golden_figures(variant):
+def test_the_simplified_network_gives_the_golden_logits(variant):
     network, size = golden_network(variant)
     network.eval()
     before = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
@@ -96,7 +97,7 @@ def test_the_simplified_network_meets_the_golden_figures(variant):
     ('t2t_vit_7', 64, dict(soft_splits=((4, 4, 0), (3, 2, 1), (3, 2, 1)))),
     ('t2t_vit_7', 32, dict(soft_splits=((5, 2, 2), (3, 2, 1)))),
     ('t2t_vit_7', 64, dict(tokens_type='convolution')), ('pit_ti_distilled', 48, {})])
-def test_other_networks_are_simplified_as_far_as_they_can_be(name, size, options):
+def test_other_networks_are_equal_when_simplified(name, size, options):
     network = zoo.create_model(name, num_classes=10, img_size=size, **options)
     network.eval()
     images = np.random.RandomState(0).randn(3, 3, size, size).astype('float32')
@@ -104,7 +105,7 @@ def test_other_networks_are_simplified_as_far_as_they_can_be(name, size, options
                                logits_of(network, images), rtol=0, atol=EXACT)
 
 
-def test_features_that_are_not_orthogonal_are_left_as_they_are():
+def test_performers_without_orthogonal_features_are_not_simplified():
     network = zoo.create_model('t2t_vit_7', num_classes=10, img_size=32)
     network.eval()
     performer = network.tokens_to_token.attention2
@@ -117,8 +118,8 @@ def test_features_that_are_not_orthogonal_are_left_as_they_are():
                                atol=EXACT)
 
 
-def test_the_simplified_network_bears_nearly_flat_images(trained):
-    """Windows with next to no variance, where LayerNorm magnifies every rounding error."""
+def test_the_simplified_network_is_equal_on_nearly_constant_images(trained):
+    """In windows with little variance LayerNorm magnifies rounding errors."""
     _, network, _ = trained
     random = np.random.RandomState(0)
     images = np.full((4, 3, 48, 48), 2.64, 'float32')
@@ -129,7 +130,7 @@ def test_the_simplified_network_bears_nearly_flat_images(trained):
 
 
 @pytest.mark.parametrize('split, size', [((7, 4, 2), 48), ((3, 2, 1), 12)])
-def test_windows_are_those_of_unfold(split, size):
+def test_windows_equal_unfold(split, size):
     grid = np.random.RandomState(0).rand(2, size, size, 5).astype('float32')
     unfolded = paddle.nn.functional.unfold(
         paddle.to_tensor(grid.transpose(0, 3, 1, 2)), *split).numpy().transpose(0, 2, 1)
@@ -139,11 +140,11 @@ def test_windows_are_those_of_unfold(split, size):
 
 @pytest.mark.parametrize('options', [
     dict(), dict(fast=False), dict(normalise=True, softmax=True)], ids=str)
-def test_paddle_inference_agrees_with_the_network(trained, pictures, tmp_path, options):
+def test_paddle_inference_agrees_with_its_network(trained, export_of, pictures, tmp_path,
+                                                  options):
     _, network, _ = trained
-    # All cores, so that OpenVINO computes where it can, also if OMP_NUM_THREADS is 1.
-    engine = engines.load_engine(exported(trained, tmp_path, **options),
-                                 threads=start.available_cores())
+    # On all cores, so that OpenVINO is used even if OMP_NUM_THREADS is 1.
+    engine = engines.load_engine(export_of(tmp_path, **options), threads=start.available_cores())
     images = np.stack([build.eval_transform(trained[0])(picture) for picture in pictures])
     given = np.stack([engine.description.transform()(picture) for picture in pictures])
     wanted = logits_of(network, images)
@@ -159,23 +160,23 @@ def test_paddle_inference_agrees_with_the_network(trained, pictures, tmp_path, o
         engine(np.zeros((1, 3, 32, 32), 'float32'))
 
 
-def test_openvino_and_onednn_compute_the_same(trained, pictures, tmp_path, monkeypatch):
-    """Paddle 3 holds OpenVINO, for graphs of the older form, which Paddle 2 reads as well."""
+def test_openvino_and_onednn_agree(trained, export_of, pictures, tmp_path, monkeypatch):
+    """OpenVINO in Paddle 3 reads graphs of the older form, as Paddle 2 does."""
     if not hasattr(paddle.inference.Config, 'enable_openvino_engine'):
         pytest.skip('Paddle 2 has no OpenVINO')
-    out = exported(trained, tmp_path)
+    out = export_of(tmp_path)
     matmul, gelu = paddle.matmul, paddle.nn.functional.gelu
-    again = exported(trained, tmp_path, name='again')    # tracing twice leaves nothing behind
+    again = exported(trained, tmp_path, name='again')    # tracing restores the functions
     assert paddle.matmul is matmul and paddle.nn.functional.gelu is gelu
     found = {}
     images = np.stack([build.eval_transform(trained[0])(picture) for picture in pictures])
     monkeypatch.chdir(tmp_path)
     both = engines.load_engine(out, threads=start.available_cores())
-    assert {path.name for path in tmp_path.iterdir()} == {'exported', 'again'}    # no store of it
-    if platform.machine() == 'x86_64' and sys.platform == 'linux':    # whose wheels hold it
+    assert {path.name for path in tmp_path.iterdir()} == {'exported', 'again'}    # no cache
+    if platform.machine() == 'x86_64' and sys.platform == 'linux':    # wheels with OpenVINO
         assert both.backend == 'openvino'
     found[both.backend] = both(images).numpy()
-    if start.available_cores() > 1:    # OpenVINO would bind the threads of all to the same cores
+    if start.available_cores() > 1:    # OpenVINO would pin threads to shared cores
         assert engines.load_engine(out, threads=1).backend == 'onednn'
     (again / 'inference.pdmodel').unlink()
     found['newer form'] = engines.load_engine(again)(images).numpy()
@@ -189,9 +190,9 @@ def test_openvino_and_onednn_compute_the_same(trained, pictures, tmp_path, monke
         np.testing.assert_allclose(logits, wanted, rtol=0, atol=3e-5, err_msg=name)
 
 
-def test_an_export_that_paddle_2_cannot_read_is_named_as_such(trained, tmp_path, monkeypatch):
-    """Paddle 2 dies of the newer form by a signal."""
-    out = exported(trained, tmp_path)
+def test_an_export_that_paddle_2_cannot_read_is_refused(export_of, tmp_path, monkeypatch):
+    """Paddle 2 crashes when it reads the newer form."""
+    out = export_of(tmp_path)
     monkeypatch.setattr(engines, 'READABLE', engines.GRAPH_FILES[1:])
     (out / 'inference.pdmodel').unlink()
     with pytest.raises(engines.EngineError, match='pdiparams and inference.pdmodel'):
@@ -200,11 +201,11 @@ def test_an_export_that_paddle_2_cannot_read_is_named_as_such(trained, tmp_path,
 
 @pytest.mark.parametrize('name', ['inference.pdmodel', 'inference.json', 'inference.pdiparams'])
 @pytest.mark.parametrize('content', [b'', b'no graph at all', None], ids=['empty', 'text', 'half'])
-def test_a_damaged_export_is_refused_or_runs_on_what_is_whole(trained, pictures, tmp_path, name,
-                                                             content):
+def test_a_damaged_export_is_refused_or_gives_the_right_logits(trained, export_of, pictures,
+                                                               tmp_path, name, content):
     if paddle.__version__.startswith('2.'):
         pytest.skip('Paddle 2 ends the process at a damaged graph')
-    out = exported(trained, tmp_path)
+    out = export_of(tmp_path)
     whole = (out / name).read_bytes()
     (out / name).write_bytes(whole[:len(whole) // 2] if content is None else content)
     image = np.stack([build.eval_transform(trained[0])(pictures[0])])
@@ -216,7 +217,7 @@ def test_a_damaged_export_is_refused_or_runs_on_what_is_whole(trained, pictures,
         np.testing.assert_allclose(found, logits_of(trained[1], image), rtol=0, atol=3e-5)
 
 
-def test_a_batch_in_parts_is_the_batch():
+def test_a_batch_is_split_into_parts():
     calls = []
 
     def run(name):
@@ -229,7 +230,7 @@ def test_a_batch_in_parts_is_the_batch():
     assert calls == [('part', 4), ('part', 4), ('rest', 3), ('part', 4), ('part', 4), ('rest', 3)]
 
 
-def test_bfloat16_finds_the_same_classes(trained, pictures, tmp_path):
+def test_bfloat16_gives_the_same_classes(trained, pictures, tmp_path):
     with open('/proc/cpuinfo', encoding='utf-8') as file:
         if 'avx512_bf16' not in file.read():
             pytest.skip('this processor does not multiply bfloat16')
@@ -237,7 +238,7 @@ def test_bfloat16_finds_the_same_classes(trained, pictures, tmp_path):
     images = np.stack([engine.description.transform()(picture) for picture in pictures])
     wanted = logits_of(trained[1], images)
     found = engine(images).numpy()
-    assert 1e-4 < np.abs(found - wanted).max() < 0.5    # it does compute in another precision
+    assert 1e-4 < np.abs(found - wanted).max() < 0.5    # it is not float32
     assert (found.argmax(axis=1) == wanted.argmax(axis=1)).all()
 
 
@@ -245,7 +246,7 @@ def test_bfloat16_finds_the_same_classes(trained, pictures, tmp_path):
 def test_onnx_agrees_with_the_network(trained, export_of, pictures, tmp_path, engine):
     for package in ('paddle2onnx', 'onnx', 'onnxruntime', engine):
         pytest.importorskip(package)
-    loaded = engines.load_engine(export_of('onnx', tmp_path), engine)
+    loaded = engines.load_engine(export_of(tmp_path, format='onnx'), engine)
     images = np.stack([loaded.description.transform()(picture) for picture in pictures])
     wanted = logits_of(trained[1], images)
     for count in (len(images), 1):
@@ -254,12 +255,13 @@ def test_onnx_agrees_with_the_network(trained, export_of, pictures, tmp_path, en
     assert loaded.description.class_names[923] == 'plate'
 
 
-def test_int8_is_a_quarter_of_the_size_and_finds_nearly_the_same_classes(trained, tmp_path):
+def test_int8_is_smaller_and_nearly_as_accurate(trained, export_of, tmp_path):
     pytest.importorskip('paddle2onnx')
     pytest.importorskip('onnxruntime')
     config, network, _ = trained
-    full = exported(trained, tmp_path, format='onnx')
-    small = exported(trained, tmp_path / 'int8', format='onnx', precision='int8')
+    full = export_of(tmp_path, format='onnx')
+    (tmp_path / 'int8').mkdir()
+    small = export_of(tmp_path / 'int8', format='onnx', precision='int8')
     assert small.stat().st_size < 0.3 * full.stat().st_size
     loader = build.eval_loader(config)
     wanted, found = (val.evaluate(each, loader)['top1']
@@ -267,8 +269,8 @@ def test_int8_is_a_quarter_of_the_size_and_finds_nearly_the_same_classes(trained
     assert abs(wanted - found) <= 0.02
 
 
-def read_only(path):
-    """The ONNX file as onnxruntime alone sees it, and what it says on stderr."""
+def run_in_onnxruntime(path):
+    """Run an ONNX file with onnxruntime alone; returns its ports and the output on stderr."""
     done = subprocess.run([sys.executable, '-c', (
         'import json, sys, numpy, onnxruntime\n'
         'session = onnxruntime.InferenceSession(sys.argv[1])\n'
@@ -282,15 +284,15 @@ def read_only(path):
 
 
 @pytest.mark.parametrize('options', [dict(), dict(fast=False), dict(precision='int8')], ids=str)
-def test_an_onnx_file_has_named_ports_and_no_onnx_runtime_warns_of_it(trained, tmp_path, options):
+def test_an_onnx_file_has_named_ports_and_causes_no_warnings(export_of, tmp_path, options):
     for package in ('paddle2onnx', 'onnx', 'onnxruntime'):
         pytest.importorskip(package)
-    ports, said = read_only(exported(trained, tmp_path, format='onnx', **options))
+    ports, said = run_in_onnxruntime(export_of(tmp_path, format='onnx', **options))
     assert ports == [['images', ['batch', 3, 48, 48]], ['logits', ['batch', 1000]]]
     assert said == ''
 
 
-def test_a_package_that_int8_lacks_is_named_with_the_file_that_lists_it(monkeypatch):
+def test_a_missing_package_of_int8_is_named_with_its_requirements_file(monkeypatch):
     for name in ('paddle2onnx', 'onnx', 'onnxruntime'):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
     monkeypatch.setattr(exports.importlib.metadata, 'version', lambda name: next(
@@ -304,7 +306,7 @@ def test_a_package_that_int8_lacks_is_named_with_the_file_that_lists_it(monkeypa
     exports._check_packages('float32')
 
 
-def test_a_description_of_few_lines_that_stands_for_millions_is_refused():
+def test_a_yaml_bomb_is_refused():
     names = 'abcdefgh'
     text = 'a: &a {x: 1}\n' + ''.join(
         f'{new}: &{new} {{<<: [{", ".join([f"*{old}"] * 9)}]}}\n'
@@ -322,7 +324,7 @@ def test_a_description_of_another_graph_is_refused_in_one_line(export_of, tmp_pa
         onnx = pytest.importorskip('onnx')
         pytest.importorskip('paddle2onnx')
         pytest.importorskip('onnxruntime')
-    out = export_of(format, tmp_path)
+    out = export_of(tmp_path, format=format)
     change = {key: value, 'class_names': []}
     if format == 'onnx':
         model = onnx.load(out)
@@ -338,7 +340,7 @@ def test_a_description_of_another_graph_is_refused_in_one_line(export_of, tmp_pa
         name for name in ('onnxruntime', 'openvino') if importlib.util.find_spec(name)]
     for name in chosen:
         with pytest.raises(engines.EngineError, match=f': by {key} in inference.yml its '):
-            # All cores, so that OpenVINO would compute if it could.
+            # On all cores, so that OpenVINO could be used.
             engines.load_engine(out, name, threads=start.available_cores())
     assert capfd.readouterr() == ('', '')    # no log of an engine
     if (format, value) == ('paddle', 64):
@@ -347,7 +349,7 @@ def test_a_description_of_another_graph_is_refused_in_one_line(export_of, tmp_pa
         assert len(said.stderr.splitlines()) == 1
 
 
-def test_an_output_of_another_shape_than_described_is_refused():
+def test_an_output_with_a_wrong_shape_is_refused():
     description = engines.Description(**{
         field.name: None for field in dataclasses.fields(engines.Description)})
     description.image_size, description.num_classes, description.softmax = 8, 5, False
@@ -357,8 +359,8 @@ def test_an_output_of_another_shape_than_described_is_refused():
             engine(np.zeros((1, 3, 8, 8)))
 
 
-def test_the_commands_say_why_openvino_does_not_compute(export_of, tmp_path):
-    out = export_of('paddle', tmp_path)
+def test_the_commands_print_why_openvino_is_not_used(export_of, tmp_path):
+    out = export_of(tmp_path)
     (out / 'inference.pdmodel').unlink(missing_ok=True)
     note = run('tools/predict.py', '--weights', out).stderr
     assert note.startswith(f'{out}: computed by oneDNN, not by the OpenVINO in Paddle: ')
@@ -367,12 +369,12 @@ def test_the_commands_say_why_openvino_does_not_compute(export_of, tmp_path):
         assert 'there is no inference.pdmodel' in note
 
 
-def test_private_functions_of_paddle_that_are_gone_cost_the_older_form_only(
-        trained, pictures, tmp_path, monkeypatch, capsys):
+def test_without_private_functions_of_paddle_only_the_older_form_is_missing(
+        trained, export_of, pictures, tmp_path, monkeypatch, capsys):
     if paddle.__version__.startswith('2.'):
         pytest.skip('Paddle 2 writes the older form only')
     image = np.stack([build.eval_transform(trained[0])(pictures[0])])
-    whole = exported(trained, tmp_path, name='whole')
+    whole = export_of(tmp_path / 'whole')
     for name in ('layer_helper', 'core'):
         monkeypatch.setitem(sys.modules, f'paddle.base.{name}', None)
     engine = engines.load_engine(whole, threads=start.available_cores())
@@ -387,7 +389,7 @@ def test_private_functions_of_paddle_that_are_gone_cost_the_older_form_only(
                                logits_of(trained[1], image), rtol=0, atol=3e-5)
 
 
-def test_a_network_without_the_older_form_says_so(trained, tmp_path, monkeypatch, capsys):
+def test_export_prints_why_there_is_no_older_form(trained, tmp_path, monkeypatch, capsys):
     if paddle.__version__.startswith('2.'):
         pytest.skip('Paddle 2 writes the older form only')
 
@@ -401,7 +403,7 @@ def test_a_network_without_the_older_form_says_so(trained, tmp_path, monkeypatch
                                        'older form (ValueError: no such operator)\n')
 
 
-def test_evaluate_scores_an_export_as_its_network(trained, tmp_path):
+def test_an_export_has_the_scores_of_its_network(trained, tmp_path):
     config, network, _ = trained
     out = exported(trained, tmp_path, softmax=True)
     engine, transform, names, _ = build.open_model(load_config('config/lit_data.yaml'), out)
@@ -412,9 +414,9 @@ def test_evaluate_scores_an_export_as_its_network(trained, tmp_path):
     assert names == build.class_names(config)
 
 
-def test_an_export_teaches_as_its_network_does(trained, pictures, tmp_path):
+def test_an_export_can_be_the_distillation_teacher(trained, export_of, pictures, tmp_path):
     _, network, _ = trained
-    out = exported(trained, tmp_path)
+    out = export_of(tmp_path)
     keys = ['DISTILL.TYPE=soft', f'DISTILL.WEIGHTS={out}', 'TRAIN.LABEL_SMOOTHING=0']
     teacher = build.teacher(load_config('config/lit_data.yaml', keys))
     transform = teacher.description.transform()
@@ -432,7 +434,7 @@ def test_the_commands_export_and_use_an_export(tmp_path):
     out = tmp_path / 'exported'
     said = run('tools/export.py', out).stdout
     assert 'same best class on 100%' in said
-    # Another size in the configuration: the export brings its own.
+    # The image size of the export, not of the configuration, is used.
     best = run('tools/predict.py', '--weights', out, '-o', 'MODEL.IMAGE_SIZE=64').stdout
     assert best.splitlines()[0] == 'class_id is: 923' and 'plate' in best
     error = run('tools/predict.py', '--weights', out, '--engine', 'onnxruntime', code=2).stderr
@@ -446,7 +448,7 @@ def test_the_commands_export_and_use_an_export(tmp_path):
 def test_a_wrong_export_is_not_published(trained, tmp_path, monkeypatch):
     config, network, metadata = trained
     exported(trained, tmp_path, softmax=True)
-    out = exported(trained, tmp_path)    # in the place of the first
+    out = exported(trained, tmp_path)    # replaces the first
     assert not engines.load_engine(out).description.softmax
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -460,12 +462,12 @@ def test_a_wrong_export_is_not_published(trained, tmp_path, monkeypatch):
     for place in (out, tmp_path / 'another'):
         with pytest.raises(exports.ExportError, match='differs from its network by up to 0.01'):
             exports.export(network, description, place)
-    assert os.listdir(tmp_path) == ['exported']    # nothing beside it, no temporary folder
+    assert os.listdir(tmp_path) == ['exported']    # no temporary folder is left
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_inference_yml_is_not_trusted(trained, tmp_path):
-    out = exported(trained, tmp_path)
+def test_an_invalid_inference_yml_is_refused(export_of, tmp_path):
+    out = export_of(tmp_path)
     text = (out / engines.DESCRIPTION).read_text(encoding='utf-8')
     said = yaml.safe_load(text)
     assert (said['image_size'], said['eval_transform'], said['normalise']) == (

@@ -1,4 +1,4 @@
-"""Catches a page that hides or repeats its answer, runs what it shows, or is silent on training."""
+"""Catches a page that hides or repeats results, executes class names, or omits the data set."""
 
 import base64
 import json
@@ -30,31 +30,31 @@ def browser(tmp_path):
     started.close()
 
 
-def test_the_page_shows_its_answer_once_and_without_scrolling_on_a_phone(browser):
+def test_results_are_shown_once_and_fit_the_screen_of_a_phone(browser):
     service = Service()
     browser.call('Emulation.setDeviceMetricsOverride', deviceScaleFactor=1, mobile=True, **PHONE)
     browser.call('Page.navigate', url=f'http://127.0.0.1:{service.port}/')
     browser.wait_for('document.readyState === "complete" && health !== null')
-    assert browser.value('at("knows").textContent') == 'Trained on lit_data/train, 16 classes.'
-    assert '1000 classes' in browser.value('at("about").textContent')
-    browser.value('at("example").click()')
-    browser.wait_for('!at("result").hidden && at("photo").naturalWidth > 0')
+    assert browser.value('byId("trained").textContent') == 'Trained on lit_data/train, 16 classes.'
+    assert '1000 classes' in browser.value('byId("about").textContent')
+    browser.value('byId("example").click()')
+    browser.wait_for('!byId("result").hidden && byId("photo").naturalWidth > 0')
     names = browser.value('[...document.querySelectorAll(".name")].map(e => e.textContent)')
     assert len(names) == 5 and names[0] == 'plate923'
     assert browser.value('document.body.innerText').count('plate') == 1
-    assert browser.value('/Answered in [0-9]+ ms/.test(at("status").innerText)')
-    box = browser.value('JSON.parse(JSON.stringify(at("classes").getBoundingClientRect()))')
+    assert browser.value('/Answered in [0-9]+ ms/.test(byId("status").innerText)')
+    box = browser.value('JSON.parse(JSON.stringify(byId("classes").getBoundingClientRect()))')
     assert 0 <= box['top'] < box['bottom'] <= PHONE['height'], box
     assert 0 <= box['left'] < box['right'] <= PHONE['width'], box
     assert browser.value('document.documentElement.scrollWidth') <= PHONE['width']
-    if 'PAGE_PICTURE' in os.environ:    # a file, to look at it
+    if 'PAGE_PICTURE' in os.environ:    # save a screenshot
         picture = base64.b64decode(browser.call('Page.captureScreenshot')['data'])
         Path(os.environ['PAGE_PICTURE']).write_bytes(picture)
     service.end()
 
 
-def test_the_page_in_a_browser(browser, tmp_path):
-    """Hostile class names and file names included: they must be shown, never run."""
+def test_upload_keyboard_errors_and_hostile_names(browser, tmp_path):
+    """Class names and file names with HTML are shown as text."""
     state, _ = read_weights(WEIGHTS)
     evil = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
     write_weights(tmp_path / 'weights.pdparams', state,
@@ -69,19 +69,19 @@ def test_the_page_in_a_browser(browser, tmp_path):
     address = f'http://127.0.0.1:{service.port}/'
     browser.call('Page.navigate', url=address)
     browser.wait_for('document.readyState === "complete" && health !== null')
-    assert browser.value('at("about").textContent') == (
+    assert browser.value('byId("about").textContent') == (
         't2t_vit_7 at 48 pixels, 1000 classes, engine paddle')
     browser.choose(photo)
-    browser.wait_for('!at("result").hidden && at("photo").naturalWidth > 0')
+    browser.wait_for('!byId("result").hidden && byId("photo").naturalWidth > 0')
     names = browser.value(
         '[...document.querySelectorAll(".name")].map(e => e.firstChild.textContent)')
     assert names == [place['name'] for place in expected['top']] and evil in names[0]
     assert browser.value('document.querySelectorAll(".share")[0].textContent') == (
         f'{100 * expected["top"][0]["probability"]:.1f} %')
-    assert browser.value('at("photo").src.slice(0, 22)') == 'data:image/png;base64,'
-    assert browser.value('at("photo").naturalWidth') == Image.open(IMAGES[12]).width
-    assert browser.value('/^Answered in [0-9]+ ms.$/.test(at("status").textContent)')
-    # By keyboard alone: the file, the example, the attention map.
+    assert browser.value('byId("photo").src.slice(0, 22)') == 'data:image/png;base64,'
+    assert browser.value('byId("photo").naturalWidth') == Image.open(IMAGES[12]).width
+    assert browser.value('/^Answered in [0-9]+ ms.$/.test(byId("status").textContent)')
+    # The order of focus: the file, the example, the attention map.
     stops = []
     for _ in range(3):
         for kind in ('keyDown', 'keyUp'):
@@ -92,13 +92,13 @@ def test_the_page_in_a_browser(browser, tmp_path):
     for kind in ('keyDown', 'keyUp'):
         browser.call('Input.dispatchKeyEvent', type=kind, key=' ', code='Space', text=' ',
                      windowsVirtualKeyCode=32)
-    browser.wait_for('at("photo").src.startsWith("blob:")')
+    browser.wait_for('byId("photo").src.startsWith("blob:")')
     bad = tmp_path / 'bad.png'
     bad.write_bytes(b'no image')
     browser.choose(bad)
-    browser.wait_for('at("status").classList.contains("failed")')
-    assert 'not an image' in browser.value('at("status").textContent')
-    assert browser.value('at("result").hidden') and browser.value('window.hurt') is None
+    browser.wait_for('byId("status").classList.contains("failed")')
+    assert 'not an image' in browser.value('byId("status").textContent')
+    assert browser.value('byId("result").hidden') and browser.value('window.hurt') is None
 
     asked = {event['params']['request']['url'] for event in browser.events
              if event['method'] == 'Network.requestWillBeSent'}

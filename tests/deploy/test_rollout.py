@@ -1,4 +1,4 @@
-"""Attention rollout, its picture, and the command that writes it."""
+"""Catches a wrong attention rollout, misplaced heat maps, and a command that writes wrong files."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def attention_maps(count, num_tokens, heads=3, batch=2, seed=0):
     return list(maps.astype('float32'))
 
 
-def whole_product(maps, num_prefix):
+def reference_rollout(maps, num_prefix):
     """The paper's recursion, on whole matrices, one image and one block at a time, in float64."""
     result = []
     for index in range(maps[0].shape[0]):
@@ -38,23 +38,23 @@ def whole_product(maps, num_prefix):
 
 
 @pytest.mark.parametrize('num_prefix', [1, 2])
-def test_rollout_is_the_product_of_the_whole_matrices(num_prefix):
+def test_rollout_is_the_product_of_the_matrices(num_prefix):
     maps = attention_maps(count=7, num_tokens=49 + num_prefix)
     rollout = attention_rollout(maps, num_prefix)
     assert rollout.shape == (2, 7, 7) and rollout.dtype == np.float32
-    np.testing.assert_allclose(rollout, whole_product(maps, num_prefix), rtol=1e-4, atol=1e-8)
-    # The order of the blocks matters, and a mistake in it must show.
+    np.testing.assert_allclose(rollout, reference_rollout(maps, num_prefix), rtol=1e-4, atol=1e-8)
+    # The test would notice a wrong order of the blocks.
     assert abs(attention_rollout(maps[::-1], num_prefix) - rollout).max() > 1e-4
 
 
-def test_rollout_of_maps_whose_answer_is_known():
-    nothing = np.tile(np.eye(5, dtype='float32'), (1, 2, 1, 1))
-    assert not attention_rollout([nothing] * 3).any()      # each token looks at itself
-    even = np.full((1, 2, 5, 5), 0.2, dtype='float32')
-    np.testing.assert_allclose(attention_rollout([even]), np.full((1, 2, 2), 0.1), rtol=1e-6)
+def test_rollout_of_identity_and_uniform_maps():
+    identity = np.tile(np.eye(5, dtype='float32'), (1, 2, 1, 1))
+    assert not attention_rollout([identity] * 3).any()
+    uniform = np.full((1, 2, 5, 5), 0.2, dtype='float32')
+    np.testing.assert_allclose(attention_rollout([uniform]), np.full((1, 2, 2), 0.1), rtol=1e-6)
 
 
-def test_rollout_refuses_what_it_cannot_follow():
+def test_maps_without_a_rollout_are_refused():
     with pytest.raises(ValueError, match='no attention maps'):
         attention_rollout([])
     with pytest.raises(ValueError, match='pools'):
@@ -64,7 +64,7 @@ def test_rollout_refuses_what_it_cannot_follow():
 
 
 @pytest.mark.parametrize('name', ['t2t_vit_7', 't2t_vit_t_14', 't2t_vit_dense'])
-def test_a_network_gives_its_own_logits_and_the_rollout_of_its_blocks(name):
+def test_logits_and_rollout_of_a_network(name):
     paddle.seed(1)
     network = zoo.create_model(name, num_classes=5, img_size=48)
     network.eval()
@@ -75,18 +75,18 @@ def test_a_network_gives_its_own_logits_and_the_rollout_of_its_blocks(name):
     np.testing.assert_allclose(logits.numpy(), plain, atol=1e-6)
     blocks = [attention.numpy() for layer, attention in record.attention.items()
               if layer.startswith('blocks.')]
-    np.testing.assert_allclose(rollout, whole_product(blocks, 1), rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(rollout, reference_rollout(blocks, 1), rtol=1e-4, atol=1e-8)
     assert rollout.shape == (2, 3, 3) and (rollout.sum(axis=(1, 2)) < 1).all()
 
 
 @pytest.mark.parametrize('size', [(300, 200), (120, 500), (224, 224)])
 @pytest.mark.parametrize('mode, crop_ratio', [('squash', 0.9), ('center_crop', 0.9),
                                               ('center_crop', 1.0), ('center_crop', 0.6)])
-def test_the_box_is_what_the_transform_lets_through(size, mode, crop_ratio):
+def test_seen_box_is_what_the_transform_crops(size, mode, crop_ratio):
     width, height = size
     transform = EvalTransform(96, mode, crop_ratio)
     left, top, right, bottom = seen_box(transform, size)
-    # Red says how far to the right a pixel lies, green how far down.
+    # The red channel holds the relative column of a pixel, the green one the row.
     across, down = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     ramps = np.stack([across, down, 0 * down], axis=-1)
     seen = transform.pixels(Image.fromarray((ramps * 255).round().astype('uint8'))) / 255.0
@@ -98,7 +98,7 @@ def test_the_box_is_what_the_transform_lets_through(size, mode, crop_ratio):
         assert abs(middle[inner] - expected[inner]).max() < 2 / 255 + pixel / length
 
 
-def test_the_overlay_is_hot_where_the_values_are_and_dark_where_nothing_was_seen():
+def test_overlay_colours_the_values_and_darkens_the_rest():
     photo = Image.new('RGB', (400, 200), (120, 120, 120))
     values = np.zeros((4, 4))
     values[0, 3] = 5
@@ -108,13 +108,13 @@ def test_the_overlay_is_hot_where_the_values_are_and_dark_where_nothing_was_seen
     seen = picture[:, 100:300].sum(axis=-1)
     row, column = np.unravel_index(seen.argmax(), seen.shape)
     assert row < 50 and column >= 150
-    # Scaled down, not up; a strip and constant values are no trouble.
+    # Large images are scaled down; narrow images and constant values work.
     assert overlay(Image.new('RGB', (5000, 1000)), values).size == (512, 102)
     assert overlay(Image.new('RGB', (9000, 1)), values, box=(4499.5, 0, 4500.5, 1)).size == (512, 1)
     assert len(heat_map(np.ones((3, 3)), (9, 9)).getcolors()) == 1
 
 
-def test_heat_colours_grow_lighter():
+def test_heat_colours_have_increasing_lightness():
     ramp = np.asarray(heat_map(np.arange(50)[None], (500, 1)).convert('L')).astype(int)[0]
     assert (np.diff(ramp[::20]) > 0).all() and ramp[-1] - ramp[0] > 180
 

@@ -1,4 +1,4 @@
-"""The service as a real process: right answers, none lost, and nothing that a stranger sends."""
+"""Catches wrong or lost answers of the service, and requests that stop or exploit it."""
 
 import base64
 import contextlib
@@ -38,7 +38,7 @@ SMALL = ('--max-bytes', 100_000, '--max-pixels', 250_000, '--max-images', 3, '--
 
 @pytest.fixture(scope='module')
 def services():
-    """One with the defaults and one with small limits, started side by side."""
+    """Two services: one with the defaults, one with small limits."""
     started = [Service(), Service(*SMALL)]
     yield started
     for service in started:
@@ -57,7 +57,7 @@ def strict(services):
 
 @pytest.fixture(scope='module')
 def predicted(tmp_path_factory):
-    """What tools/predict.py says of photographs, and of files that decoders disagree about."""
+    """[(path, answer of tools/predict.py)] of photographs, and of files that decoders differ on."""
     folder = tmp_path_factory.mktemp('images')
     photo = Image.open(IMAGES[3])
     deep = Image.fromarray(np.asarray(photo.convert('L')).astype('uint16') * 256)
@@ -83,12 +83,12 @@ def agree(answer, expected):
     assert answer['class_id'] == expected['class_id']
     assert [place['name'] for place in answer['top'][:1]] == [expected['top'][0]['name']]
     shares = [[place['probability'] for place in result['top']] for result in (answer, expected)]
-    np.testing.assert_allclose(*shares, atol=2e-6)    # batches of another size round otherwise
+    np.testing.assert_allclose(*shares, atol=2e-6)    # rounding depends on the batch size
 
 
 # ---- answers
 
-def test_each_image_is_classified_as_by_predict(service, predicted):
+def test_answers_equal_those_of_predict(service, predicted):
     for path, expected in predicted:
         status, _, answer = service.predict(path.read_bytes())
         assert status == 200 and set(answer) == {'class_id', 'top'}, path
@@ -96,7 +96,7 @@ def test_each_image_is_classified_as_by_predict(service, predicted):
     assert len({expected['class_id'] for _, expected in predicted}) > 10
 
 
-def test_a_batch_answers_in_its_order_and_says_which_file_is_bad(service, predicted):
+def test_answers_of_a_form_are_in_order_and_name_bad_files(service, predicted):
     names = [path.name for path, _ in predicted]
     files = [(path.name, path.read_bytes()) for path, _ in predicted]
     files[4:4] = [('../../etc/<b>"\\.jpg'.replace('"', '%22'), b'no image'), ('emp\tty.png', b'')]
@@ -112,7 +112,7 @@ def test_a_batch_answers_in_its_order_and_says_which_file_is_bad(service, predic
     assert 'the file is empty' in bad[1]['error'] and bad[1]['image'] == 'emp\\tty.png'
 
 
-def test_two_hundred_requests_at_once_are_all_answered(service, predicted):
+def test_200_concurrent_requests_are_all_answered(service, predicted):
     gate = threading.Barrier(200)
 
     def ask(index):
@@ -128,7 +128,7 @@ def test_two_hundred_requests_at_once_are_all_answered(service, predicted):
         agree(content, expected)
 
 
-def test_attention_comes_as_figures_and_as_a_picture(service):
+def test_attention_is_returned_as_numbers_and_as_a_heat_map(service):
     status, _, answer = service.predict(IMAGES[2].read_bytes(), '/predict?attention=1')
     seen = answer['attention']
     rollout = np.array(seen['rollout'])
@@ -137,7 +137,7 @@ def test_attention_comes_as_figures_and_as_a_picture(service):
     kind, _, data = seen['overlay'].partition(',')
     picture = Image.open(io.BytesIO(base64.b64decode(data)))
     assert kind == 'data:image/png;base64' and picture.size == Image.open(IMAGES[2]).size
-    # The command's picture of the same image, by another way through the code.
+    # The reference: the rollout of the same image without the service.
     import build
     from config import load_config
     from data.decode import decode_image
@@ -148,13 +148,13 @@ def test_attention_comes_as_figures_and_as_a_picture(service):
     image = build.eval_transform(config)(decode_image(IMAGES[2]))
     np.testing.assert_allclose(rollout, forward_with_attention(network, image[None])[1][0],
                                atol=2e-6)
-    # Beside one that asks for attention, another that does not gets none.
+    # Only requests with attention=1 get attention.
     _, _, batch = service.batch([('a', JPEG)], '/predict/batch?attention=1')
     assert batch['results'][0]['attention']['available']
     assert 'attention' not in service.predict(JPEG)[2]
 
 
-def test_health_tells_what_runs(service):
+def test_health(service):
     status, headers, answer = service.ask('GET', '/health')
     assert status == 200 and headers['Cache-Control'] == 'no-store'
     assert answer == dict(
@@ -164,7 +164,7 @@ def test_health_tells_what_runs(service):
         limits=dict(bytes=16 << 20, pixels=40_000_000, images=32))
 
 
-def test_the_page_may_load_nothing_from_elsewhere(service):
+def test_the_page_loads_nothing_from_other_sites(service):
     status, headers, page = service.ask('GET', '/')
     assert status == 200 and page == (ROOT / 'tools' / 'deploy' / 'page.html').read_bytes()
     policy = dict(part.split(' ', 1) for part in headers['Content-Security-Policy'].split('; '))
@@ -177,7 +177,7 @@ def test_the_page_may_load_nothing_from_elsewhere(service):
         assert header not in headers
 
 
-# ---- what strangers send
+# ---- invalid requests
 
 def png(width, height, data=b''):
     def chunk(kind, content):
@@ -195,7 +195,7 @@ def saved(image, kind, **options):
 
 
 def many_scans(count):
-    """A progressive JPEG whose last refinement is said again and again: legal, and slow."""
+    """A valid progressive JPEG, slow to decode: its last scan is repeated `count` times."""
     data = saved(Image.open(IMAGES[0]), 'JPEG', progressive=True)
     return data[:-2] + data[data.rfind(b'\xff\xda'):-2] * count + data[-2:]
 
@@ -213,10 +213,10 @@ UPLOADS = {
     'format not served': (saved(Image.new('RGB', (30, 30)), 'TIFF'), 422),
     'postscript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 422),
     'bomb': (png(60000, 60000, bytes(1000)), 422),
-    'bomb that pillow would only warn of': (png(12000, 10000, bytes(1000)), 422),
+    'bomb that pillow only warns about': (png(12000, 10000, bytes(1000)), 422),
     'bomb below pillow\'s limits': (png(9000, 9000, bytes(1000)), 422),
     'true image of too many pixels': (saved(Image.new('L', (600, 500)), 'PNG'), 422),
-    'lying png': (png(400, 400, bytes(1000)), 422),
+    'png with a wrong size': (png(400, 400, bytes(1000)), 422),
     'zero pixels': (png(0, 0), 422),
     'broken gif': (b'GIF89a\xff\xff\xff\xff\xf7\0\0,', 422),
     'broken webp': (b'RIFF\xff\xff\xff\x7fWEBPVP8L\x05\0\0\0/\xff\xff\xff\xff', 422),
@@ -227,7 +227,7 @@ UPLOADS = {
 
 
 @pytest.mark.parametrize('name', UPLOADS)
-def test_an_upload_that_is_no_image_is_refused(strict, name):
+def test_an_invalid_upload_is_refused(strict, name):
     data, expected = UPLOADS[name]
     status, headers, answer = strict.ask('POST', '/predict', data, Content_Type='image/png')
     assert status == expected and set(answer) == {'error'}
@@ -310,7 +310,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize('name', REQUESTS)
-def test_a_request_that_makes_no_sense_is_refused(strict, name):
+def test_an_invalid_request_is_refused(strict, name):
     sent, expected = REQUESTS[name]
     assert strict.send(sent) == expected
     assert strict.predict(JPEG)[0] == 200
@@ -321,19 +321,19 @@ def test_an_ordinary_progressive_jpeg_is_served(strict):
     assert data.count(b'\xff\xda') == 15 and strict.predict(data)[0] == 200
 
 
-def test_slow_and_lying_clients_are_cut_off_and_hold_up_nobody(strict):
-    """Dripping headers, a dripping body, a body that never comes, silence: all at once."""
-    drips = [b'POST /predict HTTP/1.1\r\n'] + [b'X: y\r\n'] * 30
+def test_slow_clients_time_out_and_do_not_block_others(strict):
+    """Slow headers, a slow body, a missing body, and no request, all at once."""
+    headers = [b'POST /predict HTTP/1.1\r\n'] + [b'X: y\r\n'] * 30
     body = [request(KIND, 'Content-Length: 50000')] + [b'x'] * 30
     start = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         slow = [pool.submit(strict.send, *parts, pause=0.1)
-                for parts in (drips, body, body[:1], [b''])]
+                for parts in (headers, body, body[:1], [b''])]
         time.sleep(0.5)
         assert strict.predict(JPEG)[0] == 200
         assert [future.result() for future in slow] == [408, 408, 408, None]
     assert time.monotonic() - start >= READ_TIMEOUT
-    # One that announces more than it sends, and leaves.
+    # A client that disconnects before it has sent the whole body.
     with socket.create_connection(('127.0.0.1', strict.port)) as connection:
         connection.sendall(request(KIND, 'Content-Length: 5000') + b'x')
     assert strict.ask('GET', '/health')[2]['waiting'] == 0
@@ -341,19 +341,19 @@ def test_slow_and_lying_clients_are_cut_off_and_hold_up_nobody(strict):
 
 @pytest.mark.parametrize('sent', [b'', b'POST /predict HT', request(KIND, 'Content-Length: 900')
                                   + b'x'], ids=['idle', 'half a header', 'half a body'])
-def test_connections_that_send_no_whole_request_keep_nobody_out(service, sent):
-    """More of them than the service has threads, and for longer than a client waits."""
+def test_unfinished_connections_do_not_block_others(service, sent):
+    """More connections than the service has threads, which stay open while a client waits."""
     address = ('127.0.0.1', service.port)
     with contextlib.ExitStack() as stack:
         for _ in range(300):
             connection = stack.enter_context(socket.create_connection(address, timeout=30))
             connection.sendall(sent)
-        with socket.create_connection(address, timeout=10) as connection:    # of 20 to time out
+        with socket.create_connection(address, timeout=10) as connection:    # < --read-timeout
             connection.sendall(request(KIND, f'Content-Length: {len(JPEG)}') + JPEG)
             assert connection.recv(1 << 16).startswith(b'HTTP/1.1 200 OK')
 
 
-def test_the_address_with_most_unfinished_connections_gives_way_and_nobody_else():
+def test_make_room_closes_an_unfinished_connection_of_the_address_with_most_of_them():
     from deploy.web import make_room
     closed = []
 
@@ -366,11 +366,11 @@ def test_the_address_with_most_unfinished_connections_gives_way_and_nobody_else(
                 channel('c', 0, False), channel('c', 2, False)]
     make_room(channels)
     assert closed == [('b', 3)]
-    make_room(channels[4:])    # all are at work
+    make_room(channels[4:])    # none is unfinished
     assert closed == [('b', 3)]
 
 
-def test_names_that_were_allowed_and_chunked_bodies_are_served(strict):
+def test_allowed_hosts_and_chunked_bodies_are_served(strict):
     assert strict.ask('GET', '/health', Host='demo.test')[0] == 200
     assert strict.ask('GET', '/health', Host='[::1]:80')[0] == 200
     connection = HTTPConnection('127.0.0.1', strict.port, timeout=60)
@@ -381,9 +381,9 @@ def test_names_that_were_allowed_and_chunked_bodies_are_served(strict):
             strict.predict(JPEG)[2]['class_id'])
 
 
-# ---- beginning and end
+# ---- start and shutdown
 
-def test_what_was_accepted_is_answered_after_sigterm():
+def test_accepted_requests_are_answered_after_sigterm():
     service = Service('--batch-size', 2, '--read-timeout', 3000)
     address = ('127.0.0.1', service.port)
     whole = request(KIND, f'Content-Length: {len(JPEG)}') + JPEG
@@ -391,7 +391,7 @@ def test_what_was_accepted_is_answered_after_sigterm():
         def connect():
             return stack.enter_context(socket.create_connection(address, timeout=60))
 
-        connect()    # a spare connection, as browsers keep them, holds nothing up
+        connect()    # a spare connection of a browser does not delay the shutdown
         half = connect()
         half.sendall(whole[:-500])
         time.sleep(0.3)
@@ -416,7 +416,7 @@ def failed_start(*command):
     return done.stderr
 
 
-def test_what_cannot_start_says_so_in_one_line(service):
+def test_a_failed_start_is_one_line(service):
     said = failed_start('tools/serve.py', '--port', service.port)
     assert f'--port {service.port}' in said and 'in use' in said
     without = ('import sys; sys.path.insert(0, "tools"); sys.modules["waitress"] = None; '
@@ -424,9 +424,9 @@ def test_what_cannot_start_says_so_in_one_line(service):
     assert 'pip install -r requirements-deploy.txt' in failed_start('-c', without)
 
 
-# ---- the line before the model, and what a busy one does
+# ---- the queue, time limits, errors
 
-def test_items_that_wait_share_a_batch_and_keep_their_order():
+def test_queued_items_share_batches_in_order():
     started, go, batches = threading.Event(), threading.Event(), []
 
     def run(items):
@@ -442,12 +442,12 @@ def test_items_that_wait_share_a_batch_and_keep_their_order():
     futures[3].cancel()
     go.set()
     batcher.close()
-    assert batches == [1, 3, 4, 2]    # one of the first four had been given up
+    assert batches == [1, 3, 4, 2]    # one of the first four was cancelled
     assert [future.result() for future in futures if not future.cancelled()] == [
         0, 2, 4, 8, 10, 12, 14, 16, 18, 20]
 
 
-def test_a_failing_batch_fails_alone_and_a_failing_start_is_told():
+def test_errors_of_a_batch_and_of_prepare_are_raised_and_places_are_limited():
     def run(items):
         if 0 in items:
             raise ZeroDivisionError('nothing')
@@ -467,7 +467,7 @@ def test_a_failing_batch_fails_alone_and_a_failing_start_is_told():
 
 
 class ExportLike:
-    """An engine: called like a network, with nothing to record."""
+    """A stub of an engine, which has no attention; it waits for an event."""
 
     def __init__(self, wait=None):
         self.wait = wait
@@ -501,7 +501,7 @@ def call(app, body=JPEG, query=''):
     return (*said[0], json.loads(b''.join(content)))
 
 
-def test_a_full_line_and_a_late_answer_are_503_with_retry_after():
+def test_a_full_queue_and_a_late_answer_are_503_with_retry_after():
     go = threading.Event()
     app, _ = application(ExportLike(go), queue=1, answer_timeout=0.5)
     with ThreadPoolExecutor(1) as pool:
@@ -515,7 +515,7 @@ def test_a_full_line_and_a_late_answer_are_503_with_retry_after():
     go.set()
     assert app.batcher.submit((np.zeros((3, 32, 32), 'float32'), False)).result(30)
     assert call(app)[0] == 200 and app.batcher.taken == 0
-    # The time to wait for a decoder counts as well.
+    # The time limit includes the wait for a decoder.
     free = []
     while app.decoders.acquire(blocking=False):
         free.append(None)
@@ -524,7 +524,7 @@ def test_a_full_line_and_a_late_answer_are_503_with_retry_after():
     assert call(app)[0] == 200
 
 
-def test_an_engine_without_attention_says_why():
+def test_the_answer_gives_the_reason_if_there_is_no_attention():
     app, classifier = application(ExportLike(), queue=4, answer_timeout=30)
     classifier.warm_up()
     status, _, answer = call(app, query='attention=1')
@@ -536,7 +536,7 @@ def test_an_engine_without_attention_says_why():
     assert app.health({})[0].startswith('503')
 
 
-def test_a_fault_of_the_service_is_500_and_not_told(capsys):
+def test_an_internal_error_is_500_and_only_logged(capsys):
     app, _ = application(lambda images: 1 / 0, queue=4, answer_timeout=30)
     status, _, answer = call(app)
     assert status == 500 and 'division' not in json.dumps(answer)

@@ -1,4 +1,4 @@
-"""Chromium, for tests of the page; None in BROWSER where it is not installed."""
+"""Chromium for tests of the page; BROWSER is its path, or None if it is not installed."""
 
 import json
 import os
@@ -11,13 +11,13 @@ BROWSER = next(filter(None, map(shutil.which, (
 
 
 class Browser:
-    """Chromium without a window, spoken to in its DevTools protocol through two pipes."""
+    """Headless Chromium, controlled by the DevTools protocol through two pipes."""
 
     def __init__(self, folder):
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
 
-        def connect():    # the protocol's pipes are descriptors 3 and 4
+        def connect():    # the protocol uses descriptors 3 and 4
             low, high = os.dup(to_browser), os.dup(from_browser)
             os.dup2(low, 3)
             os.dup2(high, 4)
@@ -37,6 +37,7 @@ class Browser:
                                  flatten=True)['sessionId']
 
     def call(self, method, **parameters):
+        """Call a method of the protocol; events that arrive meanwhile are kept in `events`."""
         self.count += 1
         message = dict(id=self.count, method=method, params=parameters)
         if self.session:
@@ -55,11 +56,13 @@ class Browser:
             self.events.append(answer)
 
     def value(self, expression):
+        """The value of a JavaScript expression in the page."""
         result = self.call('Runtime.evaluate', expression=expression, returnByValue=True)
         assert 'exceptionDetails' not in result, result
         return result['result'].get('value')
 
     def wait_for(self, expression):
+        """Wait up to 30 s until a JavaScript expression is true."""
         end = time.monotonic() + 30
         while time.monotonic() < end:
             if self.value(expression):
@@ -69,6 +72,7 @@ class Browser:
             'document.body ? document.body.innerText : "no page"'))
 
     def choose(self, path):
+        """Choose a file in the page's file input."""
         root = self.call('DOM.getDocument')['root']['nodeId']
         field = self.call('DOM.querySelector', nodeId=root, selector='#file')['nodeId']
         self.call('DOM.setFileInputFiles', nodeId=field, files=[str(path)])

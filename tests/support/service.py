@@ -1,4 +1,4 @@
-"""The service as a process of its own, and what its tests send."""
+"""The service as a process, and helpers that send requests."""
 
 import contextlib
 import json
@@ -23,8 +23,8 @@ class Service:
             [sys.executable, 'tools/serve.py', '--port', '0', *map(str, arguments)],
             stdout=self.output, stderr=subprocess.STDOUT, cwd=ROOT)
 
-    def said(self):
-        # A descriptor of its own: seeking in ours would move where the process writes.
+    def log(self):
+        # A new descriptor: seeking in self.output would move the position of the process, too.
         with open(f'/proc/self/fd/{self.output.fileno()}') as file:
             return file.read()
 
@@ -32,20 +32,20 @@ class Service:
     def port(self):
         end = time.monotonic() + 60
         while time.monotonic() < end and self.process.poll() is None:
-            match = re.search(r'http://127\.0\.0\.1:(\d+)\n', self.said())
+            match = re.search(r'http://127\.0\.0\.1:(\d+)\n', self.log())
             if match:
                 return int(match[1])
             time.sleep(0.05)
-        raise AssertionError(self.said())
+        raise AssertionError(self.log())
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
         code = self.process.wait(60)
-        assert code == 0, self.said()
-        assert self.said().splitlines()[1:] == [f'stopped: {signal.Signals(number).name}']
+        assert code == 0, self.log()
+        assert self.log().splitlines()[1:] == [f'stopped: {signal.Signals(number).name}']
 
     def ask(self, method, path, body=None, **headers):
-        """(status, headers, JSON object or page) of a request."""
+        """Send a request; return (status, headers, JSON object or bytes)."""
         connection = HTTPConnection('127.0.0.1', self.port, timeout=60)
         with contextlib.closing(connection):
             connection.request(method, path, body, {
@@ -64,7 +64,7 @@ class Service:
         return self.ask('POST', path, body, Content_Type=kind)
 
     def send(self, *parts, pause=0.0):
-        """Send bytes as they are and return the status of the answer, or None without one."""
+        """Send raw bytes; return the status of the answer, None if there is none."""
         with socket.create_connection(('127.0.0.1', self.port), timeout=30) as connection:
             with contextlib.suppress(ConnectionError):
                 for part in parts:
@@ -74,6 +74,7 @@ class Service:
 
 
 def status_of(connection):
+    """The HTTP status of an error answer, None if the connection is closed without one."""
     answer = b''
     with contextlib.suppress(ConnectionError):
         while data := connection.recv(1 << 16):
@@ -86,6 +87,7 @@ def status_of(connection):
 
 
 def form(files, boundary='a-boundary'):
+    """(Content-Type, body) of a multipart form of (name, bytes) files."""
     body = b''.join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
         'Content-Type: application/octet-stream\r\n\r\n'.encode() + data + b'\r\n'

@@ -1,11 +1,11 @@
 """How does a network leave?
 
-    exports      a network as a folder of Paddle Inference or an ONNX file, checked
-    engines      what computes an exported network
-    simplify     the same network with fewer operations
-    old_graph    the older form of Paddle's graphs
-    rollout      attention of the class token
-    batcher      requests of several clients as one batch
-    web          requests and answers of the service
-    page.html    its page
+    exports      write a network for Paddle Inference or as ONNX, and check the result
+    engines      run an exported network
+    simplify     an equal network with fewer operations
+    old_graph    graphs in the format of Paddle 2
+    rollout      attention rollout of the class token
+    batcher      batches from concurrent requests
+    web          the HTTP server
+    page.html    the web page of the server
 """

@@ -1,4 +1,4 @@
-"""Requests that come at once share a batch; one thread alone owns the model."""
+"""Batches from concurrent requests: one worker thread runs the model."""
 
 import contextlib
 import queue
@@ -7,14 +7,14 @@ from concurrent.futures import Future
 
 
 class Full(RuntimeError):
-    """No place is free; the request must come again later."""
+    """The queue is full; the client must retry later."""
 
 
 class Batcher:
-    """A bounded line of items before one worker thread, which takes up to a batch at a time.
+    """A bounded queue of items and one worker thread, which processes them in batches.
 
-    The worker never waits for a batch to fill: it takes what has come while it was busy, so that
-    a single item is answered at once and a crowd in large batches.
+    The worker does not wait for full batches: a batch is what was queued while it was busy. So the
+    latency of a single item is short, and batches grow with the load.
 
         with batcher.places(len(items)):
             results = [future.result() for future in map(batcher.submit, items)]
@@ -22,10 +22,15 @@ class Batcher:
     Args:
         run: called in the worker thread with a list of 1 to `batch_size` items; returns a result
             for each. What it raises is raised by every future of that batch.
-        batch_size: most items of a call.
-        capacity: most items that are in the line or on their way to it.
-        prepare: called once in the worker thread before the first batch; what it raises is raised
-            here.
+        batch_size: largest number of items in a batch.
+        capacity: largest number of reserved places.
+        prepare: called once in the worker thread before the first batch.
+
+    Attributes:
+        taken: number of reserved places.
+
+    Raises:
+        Exception: of any class, raised by `prepare`.
     """
 
     def __init__(self, run, batch_size, capacity, prepare=None):
@@ -34,7 +39,7 @@ class Batcher:
         self.capacity = capacity
         self.taken = 0
         self._lock = threading.Lock()
-        self._line = queue.SimpleQueue()
+        self._queue = queue.SimpleQueue()
         ready = Future()
         self._worker = threading.Thread(target=self._work, args=(prepare, ready), name='batcher',
                                         daemon=True)
@@ -43,10 +48,10 @@ class Batcher:
 
     @contextlib.contextmanager
     def places(self, count):
-        """Hold `count` places of the line for what happens inside `with`.
+        """Reserve `count` places in the queue within `with`.
 
         Raises:
-            Full: where so many are not free.
+            Full: if fewer are free.
         """
         with self._lock:
             if self.taken + count > self.capacity:
@@ -59,17 +64,17 @@ class Batcher:
                 self.taken -= count
 
     def submit(self, item):
-        """Put an item into the line and return the Future of its result."""
+        """Queue an item; return the Future of its result."""
         future = Future()
-        self._line.put((item, future))
+        self._queue.put((item, future))
         return future
 
     def is_alive(self):
         return self._worker.is_alive()
 
     def close(self):
-        """Work off the line, then end the worker."""
-        self._line.put(None)
+        """Process the queued items, then end the worker."""
+        self._queue.put(None)
         self._worker.join()
 
     def _work(self, prepare, ready):
@@ -80,14 +85,14 @@ class Batcher:
             return
         ended = False
         while not ended:
-            waiting = [self._line.get()]
+            waiting = [self._queue.get()]
             while len(waiting) < self.batch_size and waiting[-1] is not None:
                 try:
-                    waiting.append(self._line.get_nowait())
+                    waiting.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
             ended = waiting[-1] is None
-            # A future that was cancelled belongs to somebody who has given up.
+            # Leaves out cancelled futures, of requests that timed out.
             batch = [entry for entry in waiting
                      if entry is not None and entry[1].set_running_or_notify_cancel()]
             if not batch:

@@ -1,14 +1,15 @@
-"""Exported networks: what they say about themselves, and the engines that run them.
+"""Exported networks: their descriptions, and the engines that run them.
 
 An export is a folder of Paddle Inference (`inference.json` or `.pdmodel`, `.pdiparams` and
-`inference.yml`) or one `.onnx` file with the same as JSON inside. Either one carries all
-that is needed to use it: image transform, class names, and what is part of the graph.
+`inference.yml`), or one `.onnx` file with the content of inference.yml as JSON in its metadata. The
+description holds all that is needed to use the graph: image transform, class names, and whether
+the graph normalises its input or ends in a softmax.
 
     engine = load_engine('output/exported')
     logits = engine(images)
 
-inference.yml is checked as the foreign file that it may be. The graph can't be: an engine
-executes it, as a program, so take graphs only from people whose programs you would run.
+inference.yml is validated as untrusted input. A graph cannot be: engines execute it like a
+program, so load graphs only from trusted sources.
 """
 
 import dataclasses
@@ -32,37 +33,37 @@ ENGINES = ('paddle', 'inference', 'onnxruntime', 'openvino')
 FORMATS = ('paddle', 'onnx')
 PRECISIONS = ('float32', 'bfloat16', 'int8')
 DESCRIPTION = 'inference.yml'
-METADATA_KEY = 'inference.yml'    # of the text inside an .onnx file
-LARGEST_DESCRIPTION = 4 << 20     # bytes; a million class names would still fit
-# Images a thread that OpenVINO computes at once: what an operation leaves is then still in the
-# processor's cache for the next one.
+METADATA_KEY = 'inference.yml'    # of the description in the metadata of an .onnx file
+LARGEST_DESCRIPTION = 4 << 20     # bytes; enough for a million class names
+# Images per thread in a batch of OpenVINO: few enough that the output of an operation is still in
+# the processor's cache for the next one.
 CACHED_IMAGES = dict(float32=2, bfloat16=8)
 INPUT = 'images'    # name of the input of our graphs
 BFLOAT16_OPERATORS = {'fc', 'matmul', 'matmul_v2', 'fused_matmul', 'softmax', 'layer_norm',
                       'transpose2', 'reshape2', 'elementwise_add', 'concat', 'slice'}
-# As Paddle 3 and Paddle 2 write it. Paddle 2 dies of the newer one.
+# The graph, as written by Paddle 3 and by Paddle 2. Paddle 2 crashes when it reads the newer one.
 GRAPH_FILES = ('inference.json', 'inference.pdmodel')
 READABLE = GRAPH_FILES[paddle.__version__.startswith('2.'):]
 PARAMETERS = 'inference.pdiparams'
 
 
 class EngineError(ValueError):
-    """An export or an engine that can't be used: one line saying what to do."""
+    """An export or an engine that cannot be used. The message is one line with what to do."""
 
     exit_code = 2
 
 
 @dataclass
 class Description:
-    """What inference.yml says: all that is needed to use the graph beside it."""
+    """The content of inference.yml: all that is needed to use the graph."""
 
     model: str
     format: str
     precision: str
     image_size: int
     num_classes: int
-    normalise: bool           # the graph normalises: it takes pixels of 0 to 255
-    softmax: bool             # the graph gives probabilities, not logits
+    normalise: bool           # the graph takes pixels of 0 to 255 and normalises them
+    softmax: bool             # the graph returns probabilities, not logits
     input: str
     output: str
     eval_transform: str
@@ -71,11 +72,11 @@ class Description:
     mean: list
     std: list
     class_names: list
-    paddle: str               # version that wrote it
-    trained_on: str = ''      # in a few words; earlier exports don't say
+    paddle: str               # Paddle's version when it was exported
+    trained_on: str = ''      # data set; empty in exports of earlier versions
 
     def transform(self):
-        """From a PIL image to what the graph takes: float32 `[3, image_size, image_size]`."""
+        """The EvalTransform from a PIL image to the graph's input, float32 `[3, S, S]`."""
         mean, std = (((0.0,) * 3, (1 / 255,) * 3) if self.normalise else (self.mean, self.std))
         return EvalTransform(self.image_size, self.eval_transform, self.eval_crop_ratio,
                              self.eval_interpolation, mean, std)
@@ -85,15 +86,15 @@ class Description:
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
 
     def json(self):
-        """The same for inside an .onnx file, where who reads it may have no YAML reader."""
+        """The same as JSON, for the metadata of an .onnx file, as users may lack a YAML parser."""
         return json.dumps(dataclasses.asdict(self))
 
 
 def parse_description(text, where):
-    """The Description that a text of YAML or JSON holds; it may come from a stranger.
+    """Parse and validate a Description from YAML or JSON, as untrusted input.
 
     Raises:
-        EngineError: naming `where`, the key, and what it must be.
+        EngineError: naming `where`, the key, and its valid values.
     """
     def refuse(problem):
         raise EngineError(f'{where}: {problem}; export the network again')
@@ -103,7 +104,7 @@ def parse_description(text, where):
     try:
         content = json.loads(text) if text.startswith('{') else parse_yaml(
             text, LARGEST_DESCRIPTION)
-    except Exception as error:    # PyYAML's constructors raise whatever Python's own do
+    except Exception as error:    # PyYAML's constructors raise exceptions of any class
         refuse(f'is no valid YAML ({getattr(error, "problem", None) or "unreadable"})')
     if not isinstance(content, dict):
         refuse('must hold `key: value` lines')
@@ -118,8 +119,8 @@ def parse_description(text, where):
             refuse(f'{name} must be of type {wanted.__name__}, not {type(content[name]).__name__}')
     description = Description(**{name: content[name] for name in fields})
 
-    def require(name, fine, words):
-        if not fine:
+    def require(name, valid, words):
+        if not valid:
             refuse(f'{name} must be {words}')
 
     for name, choices in (('format', FORMATS), ('precision', PRECISIONS),
@@ -143,15 +144,22 @@ def parse_description(text, where):
 
 
 class Engine:
-    """An exported graph that is called like the network it was made from.
+    """An exported graph with the interface of a network in evaluation mode.
 
-    Images go in as `description.transform()` makes them, float32 `[B, 3, S, S]`, array or tensor;
-    logits come out as a tensor `[B, num_classes]`. Of a graph that ends in a softmax they are the
-    logarithms of its probabilities, of which softmax and cross entropy make the same again.
+    The input is a batch of images as `description.transform()` returns them, float32
+    `[B, 3, S, S]`, array or tensor; the output is a tensor of logits `[B, num_classes]`. If the
+    graph ends in a softmax, the logits are the logarithms of its probabilities, so softmax and
+    cross entropy of them stay the same.
 
     Attributes:
-        backend: what computes: 'onednn' or 'openvino' for Paddle Inference.
-        note: why that is not the fastest one, as a sentence for people; empty where it is.
+        description: a Description.
+        backend: the library that computes: 'openvino' or 'onednn' for Paddle Inference, else the
+            name of the engine.
+        note: if a slower backend is used, the reason as a message; else empty.
+
+    Raises:
+        ValueError: when called with images of another shape.
+        EngineError: when called, if the output does not have num_classes columns.
     """
 
     training = False
@@ -179,25 +187,25 @@ class Engine:
     def eval(self):
         return self
 
-    train = eval    # an exported graph knows evaluation only
+    train = eval    # an exported graph has evaluation mode only
 
 
 def is_export(path):
-    """Whether a path is that of an export rather than of a weights file."""
+    """Whether a path is an export, not a weights file."""
     return os.path.isdir(path) or Path(path).suffix == '.onnx'
 
 
 def load_engine(path, engine=None, threads=None):
-    """Load an export.
+    """Load an export; returns an Engine.
 
     Args:
         path: folder of Paddle Inference, or .onnx file.
         engine: 'inference' for a folder, 'onnxruntime' or 'openvino' for an .onnx file; None
-            takes the first that fits.
-        threads: threads to compute on; None: all that this process may use.
+            is the first of these.
+        threads: number of threads; None is that of this process.
 
     Raises:
-        EngineError: for a damaged export, an engine that can't run it or is not installed.
+        EngineError: if the export is damaged, or the engine cannot run it or is not installed.
     """
     path = Path(path)
     fitting = ('inference',) if os.path.isdir(path) else ('onnxruntime', 'openvino')
@@ -215,10 +223,10 @@ def load_engine(path, engine=None, threads=None):
 
 
 def _check_graph(path, description, images, logits):
-    """Raise EngineError where the shapes that a graph declares contradict its description.
+    """Raise EngineError if the shapes that a graph declares differ from its description.
 
     Args:
-        images, logits: shapes of input and output; -1, None or a text stands for any number.
+        images, logits: shapes of input and output; -1, None or a name is a dynamic axis.
     """
     size = description.image_size
     _check_shape(path, 'image_size', 'input', (None, 3, size, size), images)
@@ -237,11 +245,11 @@ def _check_shape(path, key, port, wanted, found):
 
 
 def add_arguments(parser):
-    """Give an argparse parser the options `--weights` and `--engine`."""
+    """Add the options `--weights` and `--engine` to an argparse parser."""
     parser.add_argument('--weights', metavar='PATH', help='weights, or an export: a folder or an '
                         '.onnx file; default: MODEL_PATH')
-    parser.add_argument('--engine', choices=ENGINES, help='what computes: paddle runs weights, the '
-                        'others exports; default: what fits PATH')
+    parser.add_argument('--engine', choices=ENGINES, help='paddle runs weights, the others run '
+                        'exports; default: the one for PATH')
 
 
 def _load_inference(folder, threads):
@@ -260,12 +268,12 @@ def _load_inference(folder, threads):
     for graph in filter(Path.is_file, (folder / name for name in GRAPH_FILES)):
         try:
             shapes = old_graph.declared_shapes(graph)
-        except ValueError:    # damaged: the engine says what it makes of it
+        except ValueError:    # damaged: loading it raises the error
             continue
         _check_graph(folder, description, *shapes)
     try:
         return description, *predictor(folder, threads, description.precision)
-    except Exception as error:    # whatever Paddle throws at a graph it can't read
+    except Exception as error:    # Paddle raises exceptions of any class
         raise EngineError(f'{folder}: Paddle {paddle.__version__} cannot load it, written by '
                           f'Paddle {description.paddle}: {old_graph.reason_of(error)}') from error
 
@@ -274,32 +282,33 @@ def predictor(folder, threads, precision='float32'):
     """Load a graph of Paddle Inference.
 
     Returns:
-        (function of an ndarray that gives one, 'openvino' or 'onednn', '' or why not OpenVINO).
+        (function from images [B, 3, S, S] to its output, arrays; the backend, 'openvino' or
+        'onednn'; for 'onednn' the reason).
     """
     try:
         return _openvino(folder / GRAPH_FILES[1], threads, precision), 'openvino', ''
-    except Exception as error:    # whatever Paddle throws at what it can't run
+    except Exception as error:    # Paddle raises exceptions of any class
         reason = old_graph.reason_of(error)
     graph = next(folder / name for name in READABLE if (folder / name).is_file())
     config = _config(graph, folder, threads)
-    # oneDNN's kernels use AVX-512 on every processor that has it; MKL's only on Intel's.
+    # oneDNN uses AVX-512 on all processors that have it, MKL only on those of Intel.
     config.enable_mkldnn()
     if precision == 'bfloat16':
         config.enable_mkldnn_bfloat16()
-        if paddle.__version__.startswith('2.'):    # fails on some of the others
+        if paddle.__version__.startswith('2.'):    # some other operators fail
             config.set_bfloat16_op(BFLOAT16_OPERATORS)
     return _run(config), 'onednn', f'computed by oneDNN, not by the OpenVINO in Paddle: {reason}'
 
 
 def _openvino(graph, threads, precision):
-    """Load a graph of the older form into the OpenVINO that Paddle's wheels hold since Paddle 3.
+    """Load a graph in the format of Paddle 2 into OpenVINO, which Paddle 3's wheels contain.
 
-    Only for x86-64 processors, for graphs of which it knows all operations, and for a process that
-    has all cores for itself: it binds every thread to a core, from the first on, and others would
-    bind theirs to the same. It is faster at a number of images that it knows beforehand.
+    This needs an x86-64 processor, operations that OpenVINO supports, and a process that uses all
+    cores: OpenVINO pins its threads to cores from the first on, so two processes would share the
+    same ones. Batches are split into parts of a fixed size, which OpenVINO computes faster.
 
     Raises:
-        Exception: of many classes, where it can't be used.
+        Exception: of any class, if OpenVINO cannot be used.
     """
     if not hasattr(paddle.inference.Config, 'enable_openvino_engine'):
         raise EngineError(f'Paddle {paddle.__version__} has none')
@@ -318,9 +327,9 @@ def _openvino(graph, threads, precision):
             config = _config(each, each.parent, threads)
             config.enable_openvino_engine(getattr(paddle.inference.PrecisionType,
                                                   precision.capitalize()))
-            # What it compiles it stores, by default in the folder of the command, and what it
-            # finds there it would take for its own.
-            config.set_optim_cache_dir(str(Path(work, f'store of {name}')))
+            # It caches compiled graphs, by default in the working directory, and would load stale
+            # ones from there.
+            config.set_optim_cache_dir(str(Path(work, f'cache of {name}')))
             if not config.openvino_engine_enabled():
                 raise EngineError('this Paddle was built without it')
             runs.append(_run(config))
@@ -336,7 +345,7 @@ def _config(graph, folder, threads):
 
 
 def _run(config):
-    """A function of the input of a graph, ndarray, that gives its output, ndarray."""
+    """A function that runs a graph: input array to output array."""
     loaded = paddle.inference.create_predictor(config)
     image = loaded.get_input_handle(loaded.get_input_names()[0])
     output = loaded.get_output_handle(loaded.get_output_names()[0])
@@ -350,7 +359,7 @@ def _run(config):
 
 
 def in_parts(run, run_part, size):
-    """A function that computes `size` images at once by `run_part`, and what is left by `run`."""
+    """A function that splits a batch: parts of `size` images for `run_part`, the rest for `run`."""
     def run_parts(images):
         whole = len(images) - len(images) % size
         results = [run_part(images[start:start + size]) for start in range(0, whole, size)]
@@ -364,16 +373,16 @@ def _load_onnxruntime(path, threads):
     onnxruntime = _optional('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3    # errors; a warning comes for every constant it removes
+    options.log_severity_level = 3    # errors only; it warns about every constant that it removes
     try:
         session = onnxruntime.InferenceSession(str(path), options,
                                                providers=['CPUExecutionProvider'])
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, '')
-    except Exception as error:    # it has its own class for every kind of fault
+    except Exception as error:    # of many classes of its own
         raise EngineError(f'{path}: ONNX Runtime cannot load it: '
                           f'{old_graph.reason_of(error)}') from error
     description = parse_description(text, path)
-    # By their places, not their names: what was renamed by hand still runs.
+    # By position, so that renamed inputs and outputs still work.
     (image, *_), (output, *_) = session.get_inputs(), session.get_outputs()
     _check_graph(path, description, image.shape, output.shape)
     return description, lambda images: session.run(
@@ -392,7 +401,7 @@ def _load_openvino(path, threads):
     _check_graph(path, description, *(
         [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
         for port in (model.inputs[0], model.outputs[0])))
-    # Left to itself it computes in bfloat16 wherever the processor can.
+    # Its default is bfloat16 on processors that support it.
     compiled = openvino.compile_model(model, 'CPU', {
         'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': 'f32'})
     request = compiled.create_infer_request()
@@ -409,9 +418,12 @@ def _optional(name):
 
 
 def top_k(probabilities, names, k):
-    """The k most probable classes, best first: dicts of class_id, name and probability.
+    """The k most probable classes, best first, as dicts of class_id, name and probability.
 
-    k is cut to the number of classes; a class that nobody named has an empty name.
+    Args:
+        probabilities: array `[num_classes]`.
+        names: class names; if empty, all names in the result are empty.
+        k: number of classes; at most num_classes are returned.
     """
     best = np.argsort(-probabilities, kind='stable')[:k]
     return [dict(class_id=int(label), name=names[label] if names else '',

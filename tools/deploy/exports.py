@@ -1,7 +1,6 @@
-"""Exports: a network written as a folder of Paddle Inference or one ONNX file, and checked.
+"""Export a network to a folder of Paddle Inference or an ONNX file.
 
-An export is run on real images beside the network it was made from, and is put in its place only
-if the two agree.
+Before an export is published, it is compared with its network on real images.
 """
 
 import dataclasses
@@ -24,36 +23,38 @@ from data.decode import decode_image
 from deploy import engines, old_graph
 from deploy.simplify import simplified
 
-OPSETS = range(13, 20)    # that every version of paddle2onnx below writes
-# Which paddle2onnx works with which Paddle; other pairs fail or crash the process.
+OPSETS = range(13, 20)    # supported by all versions of paddle2onnx below
+# {version of Paddle: version of paddle2onnx}; other pairs fail or crash the process.
 PADDLE2ONNX = {'3.3': '2.1', '2.6': '1.3'}
-# Largest difference of an output, as a share of the largest output of the network (at least 1),
-# and the smallest share of images whose best class must be the network's.
+# {precision: (tolerance, smallest share of images with the same best class)}. The tolerance is for
+# the difference of an output, relative to the network's largest output, or to 1 if that is less.
 AGREEMENT = {'float32': (1e-4, 1.0), 'bfloat16': (0.05, 0.9), 'int8': (0.25, 0.9)}
 CHECK_IMAGES = ROOT / 'lit_data' / 'val'
-CHECK_BATCHES = (1, 15)    # the two show that the batch axis is dynamic
+CHECK_BATCHES = (1, 15)    # two sizes, to check that the batch axis is dynamic
 
 
 class ExportError(RuntimeError):
-    """An export that does not compute what its network does; nothing was written."""
+    """An export differs from its network; nothing was written."""
 
 
 @paddle.jit.not_to_static
 def traced(network, images):
-    """Call a network whose Python code Paddle shall run, not rewrite, while it builds the graph.
+    """Call a network so that Paddle traces its Python code instead of rewriting it.
 
-    None of ours decides by a tensor's value, and 2.6 and 3.3 fail to rewrite some of their loops.
+    The networks have no control flow that depends on tensor values, and Paddle 2.6 and 3.3 fail to
+    rewrite some of their loops.
     """
     return network(images)
 
 
 class Deployed(nn.Layer):
-    """A network with what is put around it in an export.
+    """A network with optional normalisation in front and softmax behind it, for export.
 
     Args:
-        network: normalised images `[B, 3, S, S]` to logits.
-        mean, std: None, or one number a channel: take pixels of 0 to 255 and normalise them here.
-        softmax: give probabilities.
+        network: maps normalised images `[B, 3, S, S]` to logits `[B, num_classes]`.
+        mean, std: one number for each channel, to take pixels of 0 to 255 and normalise them; or
+            None, to take normalised images.
+        softmax: return probabilities instead of logits.
     """
 
     def __init__(self, network, mean=None, std=None, softmax=False):
@@ -74,21 +75,21 @@ class Deployed(nn.Layer):
 
 
 def export(network, description, out, fast=True, opset=17):
-    """Write an export that agrees with its network, or nothing.
+    """Export a network; write nothing if the export differs from it.
 
     Args:
-        network: what `build.trained_network` returns, or anything like it.
-        description: an engines.Description; `input`, `output` and `paddle` are filled in.
+        network: maps normalised images `[B, 3, S, S]` to logits `[B, num_classes]`.
+        description: an engines.Description; its `paddle` is set here.
         out: path of the folder, or of the .onnx file; an earlier export there is replaced.
-        fast: simplify the network first (zoo/simplify.py); the arithmetic stays the same.
+        fast: simplify the network first (see deploy/simplify.py).
         opset: ONNX operator set.
 
     Returns:
         (largest difference of an output, share of images with the same best class, Engine.note).
 
     Raises:
-        ExportError: where the two don't agree.
-        EngineError: where the place is taken or a package is missing.
+        ExportError: if the export differs from the network.
+        EngineError: if `out` exists and is no export, or a package is missing.
     """
     out = Path(out)
     _check_place(out, description.format)
@@ -113,7 +114,7 @@ def export(network, description, out, fast=True, opset=17):
 
 
 def write_graph(deployed, description, folder):
-    """Write a Deployed as a folder of Paddle Inference with its inference.yml."""
+    """Write a Deployed and its inference.yml to an existing folder; return the folder as a Path."""
     folder = Path(folder)
     deployed.eval()
     size = description.image_size
@@ -123,20 +124,20 @@ def write_graph(deployed, description, folder):
         reason = old_graph.add_graph(deployed, folder, [images])
         if reason:
             print(f'no {engines.GRAPH_FILES[1]}: {reason}', file=sys.stderr)
-    (folder / 'inference.pdiparams.info').unlink(missing_ok=True)    # for training on, in 2.6
+    (folder / 'inference.pdiparams.info').unlink(missing_ok=True)    # only for training in 2.6
     description.paddle = paddle.__version__
     (folder / engines.DESCRIPTION).write_text(description.yaml(), encoding='utf-8')
     return folder
 
 
 def compare(network, engine, description):
-    """Run a network and its export on real images, in batches of different sizes.
+    """Compare the outputs of a network and its export on real images, in CHECK_BATCHES.
 
     Returns:
         (largest difference of an output, share of images with the same best class).
 
     Raises:
-        ExportError: where they differ by more than AGREEMENT allows.
+        ExportError: if they differ by more than AGREEMENT allows, or there are no images.
     """
     paths = sorted(CHECK_IMAGES.rglob('*.JPEG'))[::8][:sum(CHECK_BATCHES)]
     if not paths:
@@ -161,7 +162,7 @@ def compare(network, engine, description):
     difference = float(np.abs(found - wanted).max())
     same = float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean())
     most, least = AGREEMENT[description.precision]
-    # Written so that a NaN on either side is a disagreement.
+    # Also true if either output holds a NaN.
     if not (difference <= most * max(1.0, float(np.abs(wanted).max())) and same >= least):
         raise ExportError(
             f'the export differs from its network by up to {difference:.2g} on {len(paths)} '
@@ -170,19 +171,19 @@ def compare(network, engine, description):
 
 
 def _convert(folder, description, work, opset):
-    """An .onnx file of an exported folder, with what inference.yml says inside, as JSON."""
+    """Convert an exported folder to an .onnx file with the description in its metadata."""
     import onnx
     import paddle2onnx
 
     graph = next(folder / name for name in engines.GRAPH_FILES if (folder / name).is_file())
     path = work / 'exported.onnx'
     options = dict(opset_version=opset, auto_upgrade_opset=False, verbose=False)
-    # Its default tool installs packages while it runs.
+    # The default optimize_tool installs packages.
     if 'optimize_tool' in inspect.signature(paddle2onnx.export).parameters:
         options['optimize_tool'] = 'none'
     paddle2onnx.export(str(graph), str(folder / 'inference.pdiparams'), str(path), **options)
     model = onnx.load(str(path))
-    # paddle2onnx 2.1 leaves the number to pad with uninitialised; without one, ONNX pads with 0.
+    # paddle2onnx 2.1 leaves the padding value uninitialised; without this input ONNX pads with 0.
     for node in model.graph.node:
         if node.op_type == 'Pad':
             del node.input[2:]
@@ -199,7 +200,7 @@ def _convert(folder, description, work, opset):
 
 
 def _name_ports(graph, description):
-    """Give input and output of an ONNX graph the names of the description, and axis 0 `batch`."""
+    """Rename the ports of an ONNX graph as in the description, and their axis 0 `batch`."""
     names = {graph.input[0].name: description.input, graph.output[0].name: description.output}
     for port in (graph.input[0], graph.output[0]):
         port.name = names[port.name]
@@ -210,7 +211,7 @@ def _name_ports(graph, description):
 
 
 def _drop_unused_constants(graph):
-    """Remove the constants of an ONNX graph that nothing uses; a runtime warns of each of them."""
+    """Remove unused constants from an ONNX graph, as ONNX Runtime warns about each of them."""
     while True:
         used = {port.name for port in graph.output}
         used.update(name for node in graph.node for name in node.input)
@@ -225,13 +226,13 @@ def _drop_unused_constants(graph):
 
 
 def _quantise(path, work):
-    """A copy of an .onnx file whose matrix products have int8 weights, and inputs as it runs."""
+    """Quantise the matrix products of an .onnx file to int8; their inputs dynamically."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     folded, quantised = work / 'folded.onnx', work / 'int8.onnx'
-    # What is written as constant operations counts as weights only once it is folded.
-    logging.disable(logging.INFO)    # a line for every operation
+    # Only folded constants are recognised as weights.
+    logging.disable(logging.INFO)    # it logs a line for every operation
     try:
         quant_pre_process(str(path), str(folded), skip_symbolic_shape=True)
         quantize_dynamic(str(folded), str(quantised), op_types_to_quantize=['MatMul'],
@@ -242,17 +243,17 @@ def _quantise(path, work):
 
 
 def _check_packages(precision):
-    """Raise EngineError unless an ONNX file can be written and checked here."""
+    """Raise EngineError if a package for ONNX is missing or its version does not match."""
     wanted = next((version for paddle_version, version in PADDLE2ONNX.items()
                    if paddle.__version__.startswith(paddle_version)), None)
     pairs = ', '.join(f'Paddle {one} with paddle2onnx {other}'
                       for one, other in PADDLE2ONNX.items())
     needed = ['paddle2onnx', 'onnx', 'onnxruntime']
-    if precision == 'int8':    # which needs more than onnxruntime says that it does
+    if precision == 'int8':    # needs packages that onnxruntime does not declare
         needed.append('onnxruntime.quantization.shape_inference')
     try:
         installed = importlib.metadata.version('paddle2onnx')
-        if not wanted or not installed.startswith(wanted):    # importing it may end the process
+        if not wanted or not installed.startswith(wanted):    # importing it may crash
             raise engines.EngineError(
                 f'ONNX does not work with Paddle {paddle.__version__} and paddle2onnx '
                 f'{installed}; these work together: {pairs}')
@@ -265,7 +266,7 @@ def _check_packages(precision):
 
 
 def _check_place(out, format):
-    """Raise EngineError where something else than an earlier export is in the way."""
+    """Raise EngineError if `out` exists and is neither an export nor an empty folder."""
     if not os.path.lexists(out):
         return
     earlier = out.is_file() if format == 'onnx' else (out / engines.DESCRIPTION).is_file()
@@ -275,11 +276,11 @@ def _check_place(out, format):
 
 
 def _publish(written, out):
-    """Put what was written in its place; an earlier export stays until then."""
+    """Move a complete export to `out`, in place of an earlier one."""
     if not out.is_dir():
         os.rename(written, out)
         return
-    # A rename does not replace a folder that holds something.
+    # os.rename does not replace a folder that is not empty.
     earlier = out.with_name(f'.{out.name}.{os.getpid()}.earlier')
     os.rename(out, earlier)
     try:

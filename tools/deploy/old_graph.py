@@ -1,8 +1,8 @@
-"""Graphs in the form of Paddle 2, `.pdmodel`, written by Paddle 3.
+"""Write and read graphs in the format of Paddle 2, `.pdmodel`, with Paddle 3.
 
-Paddle 3 writes `.json`, which the OpenVINO inside Paddle Inference can't read. It still traces a
-network into the older form, but for some functions that have forgotten it: WRITERS hold what they
-wrote.
+Paddle 3 writes `.json`, which the OpenVINO in Paddle Inference cannot read. Paddle 3 can still
+trace a network to the older form, except for some functions that no longer support it; WRITERS
+replaces these.
 """
 
 import contextlib
@@ -20,18 +20,23 @@ from system import paddle_private
 
 
 def needed():
-    """Whether this Paddle writes the newer form."""
+    """Whether this Paddle writes the newer form, so that the older one has to be added."""
     return hasattr(paddle, 'pir_utils')
 
 
 def add_graph(layer, folder, input_spec):
-    """Write `inference.pdmodel` beside the `inference.json` and `.pdiparams` of the same layer.
+    """Add `inference.pdmodel` to a folder with `inference.json` and `.pdiparams` of the same layer.
 
-    Nothing is written for a layer with operations that can't be had in the older form, or whose
-    parameters would be stored in another order, as both graphs share their file.
+    Nothing is written if an operation does not exist in the older form, or if the parameters would
+    have another order: both graphs share one file of parameters.
+
+    Args:
+        layer: the layer that the folder was written from.
+        folder: path of the folder.
+        input_spec: a list of paddle.static.InputSpec.
 
     Returns:
-        Why nothing was written, as half a sentence; empty where the graph was written.
+        The reason if nothing was written, else an empty string.
     """
     parts = paddle_private.older_form()
     if not parts:
@@ -51,10 +56,10 @@ def add_graph(layer, folder, input_spec):
 
 
 def declared_shapes(graph):
-    """Shapes of input and output that a graph file declares, of either form; -1 is any number.
+    """The shapes [input, output] that a graph file of either form declares; -1 is a dynamic axis.
 
     Raises:
-        ValueError: where the file can't be understood.
+        ValueError: if the file cannot be parsed.
     """
     graph = Path(graph)
     try:
@@ -71,12 +76,12 @@ def declared_shapes(graph):
             shapes = [block.find_var(name.encode()).shape()
                       for name in (first.output('Out')[0], last.input('X')[0])]
         return [[int(size) for size in shape] for shape in shapes]
-    except Exception as error:    # of many classes, as the file may hold anything
+    except Exception as error:    # of any class, as the file may be damaged
         raise ValueError(f'{graph}: {reason_of(error)}') from error
 
 
 def with_batch_size(content, name, batch_size):
-    """The bytes of a graph of the older form whose input `name` holds that many images only."""
+    """The bytes of a graph of the older form, with the batch size of its input `name` fixed."""
     program = program_of(content)
     images = program.block(0).find_var(name.encode())
     images.set_shape([batch_size, *images.shape()[1:]])
@@ -84,24 +89,24 @@ def with_batch_size(content, name, batch_size):
 
 
 def program_of(content):
-    """The graph that the bytes of a file of the older form hold."""
+    """Parse the bytes of a graph of the older form; ValueError if that fails."""
     program = paddle_private.read_program(content)
     if program is None:
         raise ValueError('this Paddle does not tell what is in the older form')
     if not program.num_blocks() or not program.block(0).op_size():
-        raise ValueError('a graph without operations')    # where Paddle would end the process
+        raise ValueError('a graph without operations')    # Paddle would end the process
     return program
 
 
 def reason_of(error):
-    """The sentence in an exception of Paddle, without code, hints and places in the source."""
+    """The message of a Paddle exception, without stack, hint and source location."""
     text = re.sub(r'\s*\[Hint:.*|\(at /paddle.*?\)', '', str(error), flags=re.DOTALL).strip()
     return text.splitlines()[-1].strip()[:300].rstrip('.') if text else type(error).__name__
 
 
 @contextlib.contextmanager
 def _older_functions(variable):
-    """Within, the functions of WRITERS take variables of the older form, too."""
+    """A context in which the functions in WRITERS also accept variables of the older form."""
     originals = [(place, name, getattr(place, name)) for name in WRITERS
                  for place in (paddle, paddle.tensor, F, variable) if hasattr(place, name)]
     for place, name, original in originals:
@@ -120,7 +125,7 @@ def _either(variable, write, original):
 
 
 def _append(operator, inputs, **attributes):
-    """Add an operator of the older form to the graph; returns its output."""
+    """Add an operator of the older form to the graph; return its output variable."""
     _, layer_helper, _ = paddle_private.older_form()
     helper = layer_helper(operator)
     output = helper.create_variable_for_type_inference(dtype=inputs['X'].dtype)

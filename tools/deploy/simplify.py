@@ -1,23 +1,24 @@
-"""The same function of a network with less work, for deployment.
+"""An equal network with fewer operations, for deployment.
 
-`simplified(network)` computes what a T2T-ViT computes in evaluation, from tables that were merged
-beforehand in float64:
+`simplified(network)` computes the same logits as a T2T-ViT in evaluation mode, from weights that
+are merged in float64:
 
-- A LayerNorm's weight and bias go into the linear layer behind it.
-- The attention scale goes into the queries' weights. A constant added to all keys changes no
-  softmax, and one added to all values passes through it: both biases leave the inner loop.
-- Positions and the class token are one table.
-- Of the last block only the class token is used, so only it gets a query and an MLP.
-- A soft split cuts the grid into cells as large as its stride. A window is a cell and parts of
-  the next ones, so four slices hold all windows; unfold copies them number by number instead. The
-  numbers of a window then stand in another order, and so do the rows of the weights behind it.
-- The Performer's 1 / sqrt(m) cancels between numerator and normaliser, but for its epsilon. Its
-  sums are products with constant vectors, for which engines have their fastest code.
+- The weight and bias of a LayerNorm are merged into the linear layer that follows.
+- The attention scale is merged into the weights of the query. The bias of the key is dropped, as a
+  constant in all keys does not change the softmax; the bias of the value, as a constant in all
+  values passes through the softmax, is merged into the bias of the projection.
+- The class token is merged into the position table.
+- The head uses only the class token, so the last block has a query and an MLP for it alone.
+- A soft split divides the grid into cells with the side of its stride. A window is a cell and parts
+  of its neighbours, so four slices make all windows, which is faster than unfold. The elements of a
+  window then have another order, and so have the rows of the weights that follow.
+- The Performer's 1 / sqrt(m) cancels between numerator and normaliser, except in the epsilon. Its
+  sums are products with constant vectors, as engines are fastest at matrix products.
 - The Performer's keys and queries are turned so that the features' products with w are their first
   numbers; turning changes no length.
-- The Performer's projection goes into value_key, of which there is one for all tokens, and its bias
-  into the values' bias, which value_key then has to leave out. Key, query and value are three
-  products: a slice of one would be copied.
+- The Performer's projection is merged into value_key, which is computed once for all tokens; its
+  bias is merged into that of the value, and subtracted in value_key. Key, query and value are three
+  products, as slices of one would be copied.
 """
 
 import copy
@@ -32,13 +33,13 @@ from t2t import T2T_ViT, Token_performer, soft_split
 
 
 def simplified(network):
-    """A layer that computes what `network` does in evaluation; the network stays as it is.
+    """Return a layer with the function of `network` in evaluation mode; `network` is not changed.
 
-    Parts that are no plain T2T-ViT (variants' blocks, other token transformers, other networks)
-    are used as they are.
+    Blocks of variants, other token transformers and other networks are not simplified.
 
     Returns:
-        A layer in evaluation mode: images `[B, 3, S, S]` to logits, equal up to rounding.
+        A layer in evaluation mode: images `[B, 3, S, S]` to logits `[B, num_classes]`, equal up to
+        rounding.
     """
     network = copy.deepcopy(network)
     network.eval()
@@ -48,7 +49,7 @@ def simplified(network):
 
 
 class SimpleT2T(nn.Layer):
-    """What `simplified` makes of a T2T_ViT."""
+    """A simplified T2T_ViT: images `[B, 3, S, S]` to logits `[B, num_classes]`."""
 
     def __init__(self, network):
         super().__init__()
@@ -74,7 +75,7 @@ class SimpleT2T(nn.Layer):
 
 
 class SimpleTokens(nn.Layer):
-    """What `simplified` makes of a T2T_module: images to tokens `[B, N, embed_dim]`."""
+    """A simplified T2T_module: images `[B, 3, S, S]` to tokens `[B, N, embed_dim]`."""
 
     def __init__(self, tokens):
         super().__init__()
@@ -108,16 +109,16 @@ class SimpleTokens(nn.Layer):
 
 
 def can_be_sliced(split, side_before, side):
-    """Whether `windows` can make a soft split: a window is a cell and parts of the next ones."""
+    """Whether `windows` supports a soft split: a window is a cell and parts of the next ones."""
     kernel, stride, padding = split
     return stride < kernel <= 2 * stride and padding <= stride and side_before == side * stride
 
 
 def unfolded(pixels, split, side_before):
-    """Any soft split of square channels-last grids.
+    """Soft split of square channels-last grids, by unfold.
 
     Args:
-        pixels: `[B, side_before, side_before, C]`, or its middle axes as one.
+        pixels: `[B, side_before, side_before, C]` or `[B, side_before * side_before, C]`.
         split: kernel, stride and padding.
 
     Returns:
@@ -128,12 +129,12 @@ def unfolded(pixels, split, side_before):
 
 
 def windows(pixels, split, side_before):
-    """The soft splits that `can_be_sliced`, as `unfolded`, but of numbers in `window_order`."""
+    """`unfolded` by slices, if `can_be_sliced`; the elements of a window are in `window_order`."""
     kernel, stride, padding = split
     channels, rest, side = pixels.shape[-1], kernel - stride, side_before // stride
     behind, cells = stride - padding, side + 1
-    # As one channel of rows W * C wide: oneDNN in Paddle crashes on padding channels-last grids.
-    # With an axis of depth, which Paddle would add and then take away by a copy.
+    # As one channel with rows of W * C, because oneDNN in Paddle crashes if it pads channels-last
+    # grids; with an axis of depth, because Paddle would add one and remove it by a copy.
     grid = F.pad(pixels.reshape([-1, 1, 1, side_before, side_before * channels]),
                  [padding * channels, behind * channels, padding, behind, 0, 0],
                  data_format='NCDHW')
@@ -147,7 +148,7 @@ def windows(pixels, split, side_before):
 
 
 def window_order(channels, split):
-    """Where the numbers of `windows` stand in a window of unfold: an index array `[C * k * k]`."""
+    """Indices `[C * k * k]` of the elements of `windows` in a window of unfold."""
     kernel, stride, _ = split
     place = np.arange(channels * kernel * kernel).reshape(channels, kernel, kernel)
     place = place.transpose(1, 2, 0)                            # (k, k, C)
@@ -157,19 +158,22 @@ def window_order(channels, split):
 
 
 def reorder(linear, norm, order):
-    """Make a linear layer, and the norm in front of it, take their input in another order."""
+    """Permute the input of a linear layer, and of the norm before it, in place."""
     for parameter in (linear.weight,) if norm is None else (linear.weight, norm.weight, norm.bias):
         parameter.set_value(parameter.numpy()[order])
 
 
 class SimplePerformer(nn.Layer):
-    """What `simplified` makes of a Token_performer with orthogonal features over `num_tokens`."""
+    """A simplified Token_performer with orthogonal features, for `num_tokens` tokens.
+
+    Maps `[B, N, C * k * k]` to `[B, N, in_dim]`.
+    """
 
     def __init__(self, performer, num_tokens):
         super().__init__()
         self.num_features = performer.num_features
         self.norm1 = Normalise(performer.norm1)
-        proj, proj_bias = exactly(performer.proj.weight), exactly(performer.proj.bias)
+        proj, proj_bias = float64(performer.proj.weight), float64(performer.proj.bias)
         weight, bias = merged(performer.norm1, performer.kqv)
         key, query, value = np.split(weight, 3, axis=1)
         key_bias, query_bias, value_bias = np.split(bias, 3)
@@ -177,14 +181,14 @@ class SimplePerformer(nn.Layer):
         self.key = Affine(key @ axes, key_bias @ axes)
         self.query = Affine(query @ axes, query_bias @ axes)
         self.value = Affine(value, value_bias + proj_bias)
-        # They stand on the left, where int8 leaves them alone: the rows of value_key are of very
-        # different sizes, and one scale for them all cost 6 points of top-1.
+        # Left operands of their products, which int8 does not quantise: the rows of value_key have
+        # very different scales, and one scale for all of them cost 6 points of top-1.
         self.proj = constant(proj.T[None])                      # (1, in_dim, in_dim)
         self.minus_bias = constant(-(proj_bias @ proj)[None, :, None])     # (1, in_dim, 1)
         self.minus_half = constant(np.full([len(proj), self.num_features],
                                            -0.5 / self.num_features))      # (in_dim, m)
         self.ones = constant(np.ones((1, 1, num_tokens)))
-        # A tensor: paddle2onnx 1.3 leaves out the addition of so small a number.
+        # A tensor, because paddle2onnx 1.3 drops the addition of so small a scalar.
         self.epsilon = constant([[[performer.epsilon * performer.num_features]]])
         self.norm2 = Normalise(performer.norm2)
         self.fc1 = Affine(*merged(performer.norm2, performer.mlp[0]))
@@ -203,34 +207,31 @@ class SimplePerformer(nn.Layer):
         key_value = paddle.matmul(key, value, transpose_x=True)            # (B, m, in_dim)
         value_key = (paddle.matmul(self.proj, key_value, transpose_y=True)
                      + paddle.matmul(self.minus_bias, key_sum))            # (B, in_dim, m)
-        # A reciprocal of the N normalisers would be less work; Paddle 2.6's oneDNN gets it wrong.
+        # The reciprocal of the normaliser would be faster, but is wrong in Paddle 2.6's oneDNN.
         query = query / (normaliser + self.epsilon)
         x = paddle.matmul(query, value_key, transpose_y=True) + value
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
 def has_orthogonal_features(performer):
-    """Whether the rows of w are orthogonal and of length sqrt(m), as they are drawn."""
-    w, m = exactly(performer.w), performer.num_features
+    """Whether the rows of w are orthogonal and of length sqrt(m), as initialised."""
+    w, m = float64(performer.w), performer.num_features
     return np.allclose(w @ w.T, m * np.eye(m), rtol=0, atol=1e-4 * m)
 
 
 def feature_axes(performer):
-    """Orthogonal axes of keys and queries, of which the first m are the rows of w.
+    """An orthogonal basis of keys and queries, `[in_dim, in_dim]`; first come the rows of w.
 
-    Along them a vector's first m numbers are its products with w, and the sum of all its squares
-    is m times the square of its length: `[in_dim, in_dim]`.
+    In this basis the first m coordinates of a vector are its products with w, and the sum of the
+    squares of all coordinates is m times the squared length of the vector.
     """
-    w, m = exactly(performer.w), performer.num_features
+    w, m = float64(performer.w), performer.num_features
     rest = np.linalg.qr(w.T, mode='complete')[0][:, m:]         # (in_dim, in_dim - m)
     return np.concatenate([w.T, np.sqrt(m) * rest], axis=1)
 
 
 class SimpleBlock(nn.Layer):
-    """What `simplified` makes of a Block: `[B, N, C]` to `[B, N, C]`.
-
-    With `only_class_token` the result is `[B, 1, C]`, the first token's.
-    """
+    """A simplified Block: `[B, N, C]` to `[B, N, C]`; with `only_class_token` to `[B, 1, C]`."""
 
     def __init__(self, block, only_class_token=False):
         super().__init__()
@@ -244,7 +245,7 @@ class SimpleBlock(nn.Layer):
         self.query = Affine(query * attention.scale, query_bias * attention.scale)
         self.key = Affine(key, np.zeros_like(query_bias))
         self.value = Affine(value, np.zeros_like(query_bias))
-        weight, bias = exactly(attention.proj.weight), exactly(attention.proj.bias)
+        weight, bias = float64(attention.proj.weight), float64(attention.proj.bias)
         self.proj = Affine(weight, value_bias @ weight + bias)
         self.norm2 = Normalise(block.norm2)
         self.fc1 = Affine(*merged(block.norm2, block.mlp.fc1))
@@ -269,7 +270,7 @@ class SimpleBlock(nn.Layer):
 
 
 class Affine(nn.Layer):
-    """x @ weight + bias, of arrays that were merged from several layers'."""
+    """x @ weight + bias with constant arrays."""
 
     def __init__(self, weight, bias):
         super().__init__()
@@ -280,7 +281,7 @@ class Affine(nn.Layer):
 
 
 class Normalise(nn.Layer):
-    """A LayerNorm whose weight and bias were merged into the next layer."""
+    """A LayerNorm without weight and bias."""
 
     def __init__(self, norm):
         super().__init__()
@@ -291,22 +292,22 @@ class Normalise(nn.Layer):
 
 
 def is_plain(block):
-    """Whether a block is the paper's own, without a variant's parts."""
+    """Whether a block is the paper's, without parts of a variant."""
     return type(block) is Block and type(block.attn) is Attention and type(block.mlp) is Mlp
 
 
-def exactly(values):
-    """float64 array of a tensor or array."""
+def float64(values):
+    """A tensor or array as a float64 array."""
     return np.asarray(values, dtype='float64')
 
 
 def merged(norm, linear):
-    """(weight, bias) of a linear layer behind a LayerNorm without weight and bias, float64."""
-    weight = exactly(linear.weight)
-    bias = exactly(norm.bias) @ weight
+    """(weight, bias) of a linear layer merged with the LayerNorm before it, float64."""
+    weight = float64(linear.weight)
+    bias = float64(norm.bias) @ weight
     if linear.bias is not None:
-        bias = bias + exactly(linear.bias)
-    return exactly(norm.weight)[:, None] * weight, bias
+        bias = bias + float64(linear.bias)
+    return float64(norm.weight)[:, None] * weight, bias
 
 
 def constant(values):

@@ -1,11 +1,14 @@
-"""Waitress for a small service: one deadline a request, room for all, errors as JSON, a clean end.
+"""The HTTP server: Waitress with a deadline for each request, JSON errors and a graceful shutdown.
 
-Waitress parses and buffers requests in one thread, so that slow clients cost a socket and no
-thread, and calls the WSGI application in others. What is added here: its own time limit starts
-again with every byte, and one byte a minute would hold a connection for ever; connections that send
-nothing fill its limit, and nobody else is let in; its errors are plain text; it closes a connection
-while the client is still sending, who then never sees why; and it drops what was accepted when it
-ends.
+Waitress parses and buffers requests in one thread, so that a slow client occupies a socket but no
+thread, and calls the WSGI application in a thread pool. This module changes what follows:
+
+- The timeout of Waitress restarts with every byte, so a client that sends one byte a minute keeps
+  its connection. Here a request has one deadline.
+- Idle connections fill its connection limit and block new clients. Here they are closed first.
+- Its errors are plain text. Here they are JSON.
+- It closes a connection while the client is still sending, so the client does not get the answer.
+- It drops accepted connections at shutdown.
 """
 
 import json
@@ -22,10 +25,10 @@ from waitress.server import create_server
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import Error
 
-BACKLOG = 1024              # connections that the system holds until they are accepted
+BACKLOG = 1024              # connections that the kernel queues until they are accepted
 LARGEST_HEADER = 16 << 10   # bytes of a request's first line and headers
-OTHER_SOCKETS = 2           # that waitress counts as connections: the listener and its own waker
-LINGER_SECONDS = 2          # for a client to read an answer to what it has not sent in full
+OTHER_SOCKETS = 2           # counted by waitress as connections: the listener and its trigger
+LINGER_SECONDS = 2          # for a client to read the answer to an incomplete request
 
 
 class RequestTimeout(Error):
@@ -33,7 +36,7 @@ class RequestTimeout(Error):
 
 
 class Answer(WSGITask):
-    """An answer of the application. One connection carries one request: none is held idle."""
+    """Runs the application. Each connection has one request: there is no keep-alive."""
 
     def start(self):
         super().start()
@@ -41,7 +44,7 @@ class Answer(WSGITask):
 
 
 class ErrorAnswer(ErrorTask):
-    """What waitress itself refuses, in the form of the application's refusals."""
+    """An error of waitress itself, as JSON like the errors of the application."""
 
     def execute(self):
         error = self.request.error
@@ -54,7 +57,7 @@ class ErrorAnswer(ErrorTask):
 
 
 class Channel(HTTPChannel):
-    """A connection whose request has so many seconds to arrive, and its answer to be taken."""
+    """A connection with a deadline to receive the request, and another to send the answer."""
 
     task_class = Answer
     error_task_class = ErrorAnswer
@@ -65,18 +68,18 @@ class Channel(HTTPChannel):
         self.deadline = time.monotonic() + server.seconds
 
     def service(self):
-        # Before and not after: once the answer is written, the other thread may close at any time.
+        # Set before: once the answer is written, the other thread may close the connection.
         self.answered = True
-        self.deadline = math.inf    # in the hands of the application, which has its own limit
+        self.deadline = math.inf    # the application has its own time limit
         super().service()
 
     @property
     def unfinished(self):
-        """Whether the request has not arrived in full."""
+        """Whether the request is incomplete."""
         return not self.requests and not self.answered
 
     def check_time(self, now):
-        """Called by the thread that reads and writes; ends what takes too long."""
+        """Close a connection past its deadline. Called by the thread that reads and writes."""
         if self.requests:
             return
         if self.deadline == math.inf:    # the application has just answered
@@ -93,14 +96,14 @@ class Channel(HTTPChannel):
         self.server.add_task(self)
 
     def handle_close(self):
-        """Close; behind an answer only after the client has, whose unread data would reset it."""
+        """Close; after an answer wait for the client to close, as unread data would reset it."""
         if self.answered and not self.lingering and self.connected:
             self.lingering = True
             self.deadline = time.monotonic() + LINGER_SECONDS
             try:
                 self.socket.shutdown(socket.SHUT_WR)
                 return
-            except OSError:    # the client has left already
+            except OSError:    # the client has disconnected
                 pass
         super().handle_close()
 
@@ -112,9 +115,9 @@ class Channel(HTTPChannel):
 
 
 def make_room(channels):
-    """Close one connection whose request is unfinished: the oldest of the address with most such.
+    """Close an unfinished connection: the oldest one of the address with the most of them.
 
-    So connections that stay idle or send half of a request take only each other's places.
+    So idle connections and incomplete requests cannot block other clients.
     """
     unfinished = [channel for channel in channels if channel.unfinished]
     if unfinished:
@@ -124,10 +127,10 @@ def make_room(channels):
 
 
 def listen(host, port):
-    """A listening TCP socket.
+    """Open a listening TCP socket.
 
     Raises:
-        OSError: where the host is unknown, or the port taken or not for us.
+        OSError: if the host is unknown, or the port is in use or not permitted.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -143,27 +146,28 @@ def listen(host, port):
 
 
 def serve(application, listener, threads, most_bytes, seconds, stopped):
-    """Serve a WSGI application until `stopped()`; then finish all that was accepted.
+    """Serve a WSGI application until `stopped()` is true, then answer all accepted requests.
 
     Args:
-        application: the WSGI application; called in `threads` threads at once.
+        application: the WSGI application, called in a pool of threads.
         listener: a socket of listen().
+        threads: size of the pool.
         most_bytes: largest body; a larger one is refused with 413 before it is read.
-        seconds: for a request to arrive, and again for its answer to be taken.
-        stopped: asked twice a second.
+        seconds: limit to receive a request, and limit to send its answer.
+        stopped: a function, called twice a second.
     """
-    logging.getLogger('waitress').setLevel(logging.ERROR)    # the application tells of its load
+    logging.getLogger('waitress').setLevel(logging.ERROR)    # it would log the length of its queue
     sockets = {}
     server = create_server(
         application, map=sockets, sockets=[listener], threads=threads, backlog=BACKLOG,
-        # make_room keeps to `threads`; where all of them work, the others wait in the backlog.
+        # make_room keeps to `threads`; while all are busy, connections wait in the backlog.
         connection_limit=threads + OTHER_SOCKETS, max_request_body_size=most_bytes + 1,
         max_request_header_size=LARGEST_HEADER, ident='', log_socket_errors=False,
-        # Its own clean-up stays out of the way, and no slow reader of an answer blocks a thread.
+        # Disables its own timeout, and lets no slow reader of an answer block a thread.
         channel_timeout=10 ** 9, outbuf_high_watermark=1 << 30)
     server.channel_class, server.seconds = Channel, seconds
 
-    def turn():
+    def poll():
         wasyncore.loop(timeout=0.5, use_poll=True, map=sockets, count=1)
         for channel in list(server.active_channels.values()):
             channel.check_time(time.monotonic())
@@ -171,16 +175,16 @@ def serve(application, listener, threads, most_bytes, seconds, stopped):
             make_room(list(server.active_channels.values()))
 
     while not stopped():
-        turn()
-    for _ in range(BACKLOG):    # what the system has accepted for us
+        poll()
+    for _ in range(BACKLOG):    # connections in the kernel's queue
         if not select.select([server.socket], [], [], 0)[0]:
             break
         server.handle_accept()
     wasyncore.dispatcher.close(server)    # the listener only
     for channel in list(server.active_channels.values()):
         if channel.request is None and channel.unfinished:
-            # Browsers keep spare connections; one that speaks now still has time to.
+            # A spare connection of a browser may still send a request, for a second.
             channel.deadline = time.monotonic() + 1
     while server.active_channels:
-        turn()
+        poll()
     server.task_dispatcher.shutdown()
