@@ -1,22 +1,22 @@
-# Sourced by train.sh, val.sh and test.sh: goes to the repository's root and finds a Python with
-# Paddle, or makes one in .venv. What it says goes to stderr.
+# Sourced by train.sh, val.sh and test.sh: changes to the repository's root and finds a Python with
+# Paddle, or installs one in .venv. Messages go to stderr.
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 2; }
 
-# A signal ends the set-up as it ends the programs: with 75 (130 for Ctrl-C), and what it runs.
+# A signal ends the set-up and its child processes, with 75 (130 for Ctrl-C) as in the programs.
 leave() { kill $(jobs -p) 2>/dev/null || true; exit "$1"; }
 trap 'leave 75' TERM USR1 HUP
 trap 'leave 130' INT
 
-# Runs at all (a version manager's shim may exist and fail), and is a version Paddle is built for.
+# True if $1 runs (a version manager's shim may fail) and Paddle is built for its version.
 usable() { "$1" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
 
-# imports PYTHON MODULE. Looking costs milliseconds and importing Paddle seconds, so look first.
+# imports PYTHON MODULE. find_spec takes milliseconds, importing Paddle seconds.
 imports() {
     "$1" -c 'import importlib.util, sys
 sys.exit(1) if importlib.util.find_spec(sys.argv[1]) is None else __import__(sys.argv[1])' "$2" >/dev/null 2>&1 &
-    wait $!    # which a signal ends
+    wait $!    # unlike a foreground process, a signal interrupts this
 }
 
 nvidia_driver() {
@@ -24,7 +24,7 @@ nvidia_driver() {
     [[ -e /proc/driver/nvidia/version ]] || { gpus=$(nvidia-smi -L 2>/dev/null) && [[ -n $gpus ]]; }
 }
 
-# Sets $python: PYTHON if given, else an activated environment's, else the first on PATH that will do.
+# Sets $python: PYTHON if set, else that of an activated environment, else the first usable on PATH.
 find_python() {
     if [[ -n ${PYTHON:-} ]]; then
         usable "$PYTHON" || die "PYTHON=$PYTHON does not run, or is not Python 3.9 to 3.13."
@@ -38,26 +38,26 @@ find_python() {
     die "found no Python 3.9 to 3.13: install one, or set PYTHON to its path."
 }
 
-# True where $python is that of our own .venv (activated, or named by PYTHON).
+# True if $python is that of our .venv (activated, or named by PYTHON).
 is_own() {
     [[ -d .venv ]] && "$python" -c 'import os, sys; sys.exit(not os.path.samefile(sys.prefix, ".venv"))'
 }
 
-# .venv/unfinished stands from the first package to the last: an import alone cannot tell a whole
-# environment from one whose installation was interrupted after Paddle.
+# .venv/unfinished exists during the installation: Paddle can be imported even if the installation
+# was interrupted after it.
 has_runtime() { [[ ! -e .venv/unfinished ]] && imports "$own" paddle; }
 is_complete() { has_runtime && { [[ $1 != tests ]] || imports "$own" pytest; }; }
 
-# Makes or completes .venv. $1 is "tests" where pytest is needed too.
+# Creates or completes .venv. $1 is "tests" if pytest is needed.
 install() {
     local files=()
-    # Two set-ups started at once must not write into one .venv. The root itself is the lock file.
+    # Concurrent set-ups must not write to one .venv. The root folder is the lock file.
     exec 9<.
     if command -v flock >/dev/null && ! flock -n 9; then
         say "Waiting for another set-up in this directory."
         flock 9 || true
     fi
-    # The other one may have finished just now.
+    # The other one may have completed it.
     if is_complete "$1"; then exec 9<&-; return; fi
 
     if ! has_runtime; then
@@ -80,7 +80,7 @@ install() {
 
     say "Installing into .venv, once; the download is large: ${files[*]}"
     : >.venv/unfinished
-    # pip retries a connection that fails, but not a download that breaks off in the middle.
+    # pip retries failed connections, but not interrupted downloads.
     pip_install "${files[@]}" || { say "pip failed; trying once more."; pip_install "${files[@]}"; }
     "$own" -W ignore -c 'import paddle'
     rm .venv/unfinished
@@ -88,8 +88,8 @@ install() {
 }
 pip_install() { "$own" -m pip install --quiet --disable-pip-version-check "$@" & wait $!; }
 
-# Leaves in $python an interpreter that has what is needed. $1 is "tests" where pytest is needed too;
-# what follows is a Python command that must succeed before anything is installed.
+# Sets $python to an interpreter with Paddle. $1 is "tests" if pytest is needed; further arguments are
+# a Python command that must succeed before anything is installed.
 set_up() {
     own=$PWD/.venv/bin/python
     find_python
@@ -105,7 +105,7 @@ set_up() {
     python=$own
 }
 
-# Says what the script's first comment says, where the command line asks for it.
+# Prints the first comment of the script if the arguments contain -h or --help.
 show_help() {
     local argument
     for argument; do
@@ -113,6 +113,6 @@ show_help() {
     done
 }
 
-# PYTHON may be relative to where the caller stands.
+# PYTHON may be relative to the caller's folder.
 if [[ ${PYTHON:-} == */* && $PYTHON != /* ]]; then PYTHON=$PWD/$PYTHON; fi
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit

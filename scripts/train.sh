@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains: sets up Python and Paddle where they are missing, then runs tools/train.py.
+# Trains: sets up Python and Paddle if they are missing, then runs tools/train.py.
 #
 #     bash scripts/train.sh [CONFIG] [--gpus 0,1,2,3 | --nproc N] [--restarts N]
 #         [--nnodes N --master HOST:PORT] [-o SECTION.KEY=VALUE ...]
@@ -9,16 +9,16 @@
 # --nproc N         N processes, on a CPU too
 # --restarts N      start again from the last checkpoint after a failure, up to N times
 # --nnodes N        machines; run the same command on each, with the first one's --master HOST:PORT
-# Everything else goes to tools/train.py, whose own --help lists it. Paths are taken from the
-# repository's root. PYTHON=/path/to/python chooses the interpreter.
+# Other arguments go to tools/train.py; see its --help. Paths are relative to the repository's root.
+# PYTHON=/path/to/python selects the interpreter.
 #
 # The exit code is that of tools/train.py (2: wrong input, 75: stopped and saved, 130: interrupted).
-# With several processes it is 0 only if all succeed, and else that of the one that failed first (1
-# if a signal killed it). log/launch/ keeps the output of each.
+# With several processes it is 0 if all succeed, else that of the first one that failed (1 if a
+# signal killed it). log/launch/ contains the output of each process.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 show_help "$@"
-# Started again, it goes on where it stopped; -o TRAIN.RESUME=false starts afresh.
+# Resumes an earlier run by default; -o TRAIN.RESUME=false starts a new one.
 launch=(tools/launch.py tools/train.py --default TRAIN.RESUME=auto)
 set_up program "${launch[@]}" --check "$@"
 exec "$python" "${launch[@]}" "$@"

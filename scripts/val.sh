@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Validates: sets up Python and Paddle where they are missing, then runs tools/val.py.
+# Validates: sets up Python and Paddle if they are missing, then runs tools/val.py.
 #
 #     bash scripts/val.sh [CONFIG] [--weights FILE] [--gpus 0,1,2,3 | --nproc N]
 #         [-o SECTION.KEY=VALUE ...]
@@ -7,12 +7,12 @@
 # CONFIG            a YAML file, also as -c FILE (default: config/lit_data.yaml)
 # --gpus 0,1,2,3    one process per GPU
 # --nproc N         N processes, on a CPU too
-# Everything else goes to tools/val.py, whose own --help lists it. Paths are taken from the
-# repository's root. PYTHON=/path/to/python chooses the interpreter.
+# Other arguments go to tools/val.py; see its --help. Paths are relative to the repository's root.
+# PYTHON=/path/to/python selects the interpreter.
 #
 # The exit code is that of tools/val.py (2: wrong input, 75: stopped, 130: interrupted). With several
-# processes it is 0 only if all succeed, and else that of the one that failed first (1 if a signal
-# killed it). log/launch/ keeps the output of each.
+# processes it is 0 if all succeed, else that of the first one that failed (1 if a signal killed
+# it). log/launch/ contains the output of each process.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 show_help "$@"

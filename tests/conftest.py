@@ -1,4 +1,4 @@
-"""What every test needs: `tools/` on the path, and a process prepared as that of a command."""
+"""Setup of all tests: `tools/` on the path, the process prepared as by a command; fixtures."""
 
 import signal
 import sys
@@ -12,19 +12,28 @@ sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tests')]
 from system import start
 
 start.prepare()
-signal.signal(signal.SIGINT, signal.default_int_handler)    # pytest ends in its own way
+signal.signal(signal.SIGINT, signal.default_int_handler)    # Ctrl+C stops pytest
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def recipe(tmp_path_factory):
-    """The path of a small training recipe, with all that makes resuming hard."""
+    """The path of a small training recipe with dropout, mixup, EMA and accumulation."""
     from support.runs import write_recipe
     return write_recipe(tmp_path_factory.mktemp('recipe'))
 
 
+@pytest.fixture(scope='session')
+def uninterrupted(recipe, tmp_path_factory):
+    """The folder of a run of `recipe` from start to end; copy it before changing it."""
+    from support.runs import run
+    folder = tmp_path_factory.mktemp('uninterrupted') / 'run'
+    run(recipe, folder)
+    return folder
+
+
 @pytest.fixture(params=['pillow', 'opencv'])
 def decoder(request):
-    """Each decoder in turn; OpenCV's only where it is installed."""
+    """Each decoder; OpenCV's only if it is installed."""
     if request.param == 'opencv':
         pytest.importorskip('cv2')
     return request.param

@@ -1,4 +1,4 @@
-"""The commands as people run them: real processes, real images, real files."""
+"""Catches train.py, val.py and predict.py printing other lines, figures, files or exit codes."""
 
 import fcntl
 import json
@@ -39,6 +39,7 @@ def run(*arguments, code=0, **options):
 
 
 def launch(count, *arguments, folder, code=0):
+    """Run a program as `count` processes with Paddle's own launcher."""
     return run('-m', 'paddle.distributed.launch', '--nproc_per_node', count, '--log_level', 'ERROR',
                '--log_dir', folder, *arguments, code=code)
 
@@ -50,7 +51,7 @@ def lines_of(process, pattern):
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     """Three classes of striped JPEGs: 21 for training, 13 for validation, and a recipe."""
-    folder = tmp_path_factory.mktemp('data set')    # with a space, as people have them
+    folder = tmp_path_factory.mktemp('data set')    # with a space
     random = np.random.RandomState(0)
     for part, count in (('train', 21), ('val', 13)):
         lines = []
@@ -89,7 +90,7 @@ def trained(data):
 
 # ---- training
 
-def test_training_prints_the_lines_that_tools_know(trained):
+def test_training_prints_the_documented_lines(trained):
     process, folder = trained
     steps = lines_of(process, STEP_LINE)
     assert [match.groups()[:4] for match in steps] == [
@@ -104,7 +105,7 @@ def test_training_prints_the_lines_that_tools_know(trained):
     assert (folder / 'train.log').read_text() == process.stdout
 
 
-def test_training_leaves_weights_configuration_and_logs(trained, data):
+def test_training_writes_weights_configuration_and_logs(trained, data):
     process, folder = trained
     names = {path.name for path in folder.iterdir()}
     assert names == {'best.pdparams', 'last.pdparams', 'config.yaml', 'train.log', 'log.jsonl',
@@ -139,7 +140,7 @@ def test_the_same_seed_trains_the_same_weights_with_any_number_of_workers(traine
             np.testing.assert_array_equal(first[name].numpy(), second[name].numpy(), name)
 
 
-def test_an_earlier_run_is_moved_aside_and_weights_are_started_from(trained, data, tmp_path):
+def test_an_earlier_run_is_moved_aside_and_its_weights_are_loaded(trained, data, tmp_path):
     _, folder = trained
     shutil.copytree(folder, tmp_path / 'run')
     before = (tmp_path / 'run' / 'best.pdparams').read_bytes()
@@ -149,14 +150,14 @@ def test_an_earlier_run_is_moved_aside_and_weights_are_started_from(trained, dat
                   'SCHEDULER.END_LR=0', 'SCHEDULER.WARMUP_START_LR=0', 'TRAIN.VISUALDL=false')
     assert (tmp_path / 'run.1' / 'best.pdparams').read_bytes() == before
     assert f'{tmp_path}/run.1' in process.stdout
-    # At a rate of nearly zero the weights are still those it started from.
+    # With a learning rate near zero the weights do not change.
     started, ended = (paddle.load(str(path / 'last.pdparams'))
                       for path in (folder, tmp_path / 'run'))
     np.testing.assert_allclose(ended['head.weight'].numpy(), started['head.weight'].numpy(),
                                atol=1e-8)
 
 
-def test_two_processes_train_together_and_one_of_them_speaks(data, tmp_path):
+def test_two_processes_train_together_and_only_rank_0_prints(data, tmp_path):
     process = launch(2, 'tools/train.py', '-c', data / 'recipe.yaml', '-o',
                      f'TRAIN.OUTPUT_DIR={tmp_path}/two', 'TRAIN.TRAIN_BATCH_SIZE=2',
                      'TRAIN.VISUALDL=false', folder=tmp_path / 'launch')
@@ -164,13 +165,13 @@ def test_two_processes_train_together_and_one_of_them_speaks(data, tmp_path):
     final = FINAL_LINE.fullmatch(process.stdout.strip().splitlines()[-1]).group(1)
     others = (tmp_path / 'launch' / 'workerlog.1').read_text()
     assert 'Epoch [' not in others and 'ImageNet' not in others
-    # What both scored together is what one process scores with the same weights.
+    # One process gets the same score with the same weights.
     alone = run('tools/val.py', '-c', data / 'recipe.yaml', '--weights',
                 tmp_path / 'two' / 'last.pdparams')
     assert lines_of(alone, FINAL_LINE)[0].group(1) == final
 
 
-def test_gradients_that_are_not_finite_are_skipped_and_end_the_run_in_one_line(data, tmp_path):
+def test_too_many_steps_that_are_not_finite_end_the_run(data, tmp_path):
     process = run('tools/train.py', '-c', data / 'recipe.yaml', '-o', 'SCHEDULER.BASE_LR=1e30',
                   'SCHEDULER.USE_WARMUP=false', f'TRAIN.OUTPUT_DIR={tmp_path}/nan',
                   'TRAIN.MAX_BAD_STEPS=3', 'TRAIN.VISUALDL=false', code=1)
@@ -183,7 +184,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_end_the_run_in_one_line(d
     assert 'Traceback' not in process.stderr
 
 
-def test_a_terminal_gets_a_progress_bar_and_whole_lines(data, tmp_path):
+def test_a_terminal_shows_a_progress_bar_and_whole_lines(data, tmp_path):
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
     process = subprocess.Popen(
@@ -214,7 +215,7 @@ def test_validation_scores_every_image_once_for_any_number_of_processes(trained,
     assert FINAL_LINE.fullmatch(alone.stdout.splitlines()[-1])
     assert [match.group(1, 2) for match in lines_of(alone, VAL_STEP_LINE)] == [('4', '4')]
 
-    # A second way: the whole set as one batch, scored with numpy.
+    # The same with NumPy, from one batch of all images.
     config = load_config(data / 'recipe.yaml')
     network, _ = build.trained_network(config, folder / 'best.pdparams')
     network.eval()
@@ -231,8 +232,8 @@ def test_validation_scores_every_image_once_for_any_number_of_processes(trained,
     assert len(scores) == 2 and scores[0] == scores[1]
 
 
-class Answers(paddle.nn.Layer):
-    """A network that knows what to answer: row i of a table for the i-th image."""
+class Table(paddle.nn.Layer):
+    """A network whose logits for the i-th image are row i of a table."""
 
     def __init__(self, table):
         super().__init__()
@@ -249,7 +250,7 @@ def test_evaluate_counts_top_1_top_5_and_loss_over_images_not_batches(data):
     loader = build.eval_loader(config)
     table = np.random.RandomState(0).standard_normal((13, 8)).astype('float32')
     labels = np.array([label for _, label in loader.dataset])
-    scores = evaluate(Answers(table), loader)
+    scores = evaluate(Table(table), loader)
     order = np.argsort(-table, axis=1)
     assert scores['images'] == 13
     assert scores['top1'] == (order[:, 0] == labels).sum() / 13
@@ -300,7 +301,7 @@ def test_prediction_names_classes_and_goes_on_past_a_bad_file(trained, data, tmp
     lines = process.stdout.splitlines()
     assert re.fullmatch(r'class_id is: [012]', lines[0]) and lines[1].endswith('good.jpg')
     assert sum(line.startswith('class_id is: ') for line in lines) == 2
-    assert len(lines) == 2 * (2 + 3), 'five classes were asked for, three there are'
+    assert len(lines) == 2 * (2 + 3), 'five classes were requested, but there are only three'
     assert 'class 1' in process.stdout, 'names of the class folders, from the weights file'
 
     process = run(*command, '--json', '--top-k', 2, tmp_path / 'good.jpg', tmp_path / '*.png')
@@ -320,7 +321,7 @@ def test_prediction_names_classes_and_goes_on_past_a_bad_file(trained, data, tmp
         assert entry['top'][0]['name'] == f'class {expected.argmax()}'
 
 
-# ---- what people get wrong
+# ---- wrong input
 
 @pytest.mark.parametrize('arguments, said', [
     (['tools/train.py', '-c', 'config/nothing.yaml'], 'no such configuration file'),

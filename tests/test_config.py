@@ -1,4 +1,4 @@
-"""Catches a configuration that is read wrongly, or refused without its file, line and key."""
+"""Catches a configuration read wrongly, or an error message without file, line and key."""
 
 import ast
 import dataclasses
@@ -16,7 +16,7 @@ from config import DEFAULTS, FREE_KEYS, KEYS, ROOT, ConfigError, load_config, sa
 from system import settings
 from training.checkpoint import CheckpointError, compare_runs
 
-# The Paddle repository's config/t2t_vit_7.yaml: its keys and values, which must go on working.
+# config/t2t_vit_7.yaml of the Paddle repository, which must work unchanged.
 PADDLE_REPOSITORY = {
     'DATA_PATH': {'TRAIN_DATASET_PATH': 'lit_data/train',
                   'TRAIN_DATASET_LABEL_PATH': 'lit_data/train.txt',
@@ -27,7 +27,7 @@ PADDLE_REPOSITORY = {
               'VAL_BATCH_SIZE': 64, 'VAL_NUM_WORKS': 4},
     'SCHEDULER': {'NUM_EPOCHS': 300, 'LAST_EPOCHS': 0, 'WEIGHT_DECAY': 0.3, 'BASE_LR': 0.003,
                   'USE_WARMUP': True, 'WARMUP_EPOCHS': 3, 'WARMUP_START_LR': '1e-6',
-                  'END_LR': '5e-4'},    # PyYAML reads 1e-6 as a text
+                  'END_LR': '5e-4'},    # PyYAML reads 1e-6 as a string
 }
 
 
@@ -38,6 +38,7 @@ def write(folder, text, name='recipe.yaml'):
 
 
 def refusal(path, *overrides):
+    """Return the message with which a configuration is rejected."""
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     message = str(caught.value)
@@ -45,7 +46,7 @@ def refusal(path, *overrides):
     return message
 
 
-def test_the_paddle_repositorys_file_works_unchanged(tmp_path):
+def test_the_file_of_the_paddle_repository_works_unchanged(tmp_path):
     config = load_config(write(tmp_path, yaml.safe_dump(PADDLE_REPOSITORY)))
     for section, keys in PADDLE_REPOSITORY.items():
         if section == 'MODEL_PATH':
@@ -54,7 +55,7 @@ def test_the_paddle_repositorys_file_works_unchanged(tmp_path):
         for key, value in keys.items():
             found = getattr(getattr(config, section), key)
             assert found == (float(value) if key in ('WARMUP_START_LR', 'END_LR') else value)
-    # What that repository's code does without a key for it.
+    # Behaviour of that repository's code without a key.
     assert config.MODEL.NAME == 't2t_vit_7' and config.MODEL.IMAGE_SIZE == 224
     assert not config.MODEL.FROZEN
     assert config.DATA.TRAIN_SCALE == (0.05, 1.0) and config.DATA.FLIP == 0
@@ -65,7 +66,7 @@ def test_the_paddle_repositorys_file_works_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('config/*.yaml')), ids=lambda path: path.name)
-def test_shipped_files_load_and_open_with_what_a_person_must_know(path):
+def test_shipped_files_load_and_have_complete_headers(path):
     load_config(path)
     header = path.read_text().split('\n\n')[0]
     assert header.startswith('# ')
@@ -73,7 +74,7 @@ def test_shipped_files_load_and_open_with_what_a_person_must_know(path):
         assert word in header, f'the first paragraph of {path.name} does not say {word}'
 
 
-def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
+def test_overrides_replace_the_file_and_the_file_its_base(tmp_path):
     write(tmp_path, 'TRAIN: {SEED: 1, LOG_EVERY: 2}\nSCHEDULER: {BASE_LR: 2e-3}\n', 'base.yaml')
     middle = write(tmp_path, 'TRAIN: {SEED: 3}\nBASE: base.yaml\n', 'middle.yaml')
     top = write(tmp_path, 'BASE: middle.yaml\nDATA: {FLIP: 0.5}\n')
@@ -85,7 +86,7 @@ def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
     assert config.TRAIN.VISUALDL is False
 
 
-def test_a_saved_configuration_is_complete_and_reads_back_equal(tmp_path):
+def test_a_saved_configuration_has_all_keys_and_loads_equal(tmp_path):
     config = load_config('config/lit_data.yaml', [
         'TRAIN.SEED=5', 'MODEL_PATH=a b.pdparams', 'MODEL.SOFT_SPLITS=[[3, 1, 1], [3, 2, 1]]'])
     assert config.MODEL.SOFT_SPLITS == ((3, 1, 1), (3, 2, 1))
@@ -147,7 +148,7 @@ def test_a_wrong_override_is_named(override, wanted):
     assert override in message and wanted in message
 
 
-def test_a_circle_of_bases_ends(tmp_path):
+def test_circular_bases_are_refused(tmp_path):
     write(tmp_path, 'BASE: two.yaml\n', 'one.yaml')
     write(tmp_path, 'BASE: one.yaml\n', 'two.yaml')
     assert 'leads back' in refusal(tmp_path / 'one.yaml')
@@ -164,8 +165,7 @@ def test_large_and_binary_files_are_refused(tmp_path):
     assert 'cannot be read' in refusal(path)
 
 
-
-# What a few bytes of YAML can ask for: a stack of 20,000 calls, all memory, seconds.
+# Small YAML files that would take a stack of 20,000 calls, all memory, or seconds.
 BOMBS = {
     'brackets': 'TRAIN:\n  SEED: ' + '[' * 20000,
     'closed brackets': 'TRAIN:\n  SEED: ' + '[' * 20000 + ']' * 20000,
@@ -190,7 +190,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize('name', BOMBS)
-def test_a_bomb_is_one_short_line_and_little_memory(tmp_path, name):
+def test_a_yaml_bomb_is_refused_in_one_line_with_little_memory(tmp_path, name):
     path = write(tmp_path, BOMBS[name])
     tracemalloc.start()
     message = refusal(path)
@@ -218,7 +218,7 @@ def test_a_bomb_ends_a_command_with_exit_code_2(tmp_path):
     ('MODEL:\n  NAME: t2t_vit_77\n', 2, 'MODEL.NAME', 'did you mean t2t_vit_7'),
     ('DISTILL:\n\n  TEACHER: pit\n', 3, 'DISTILL.TEACHER', 'unknown'),
     ('DATA:\n  AUTO_AUGMENT: rnd-m9\n', 2, 'DATA.AUTO_AUGMENT', 'did you mean rand?')])
-def test_what_only_networks_and_recipes_know_is_refused_alike(tmp_path, text, line, said, wanted):
+def test_values_that_build_checks_are_refused_alike(tmp_path, text, line, said, wanted):
     path = write(tmp_path, text)
     load_config(path)
     with pytest.raises(ConfigError) as caught:
@@ -237,7 +237,7 @@ def test_a_key_is_used_where_its_declaration_says(name):
         f'tools/{module}.py does not use {name}: correct `used=` in tools/config.py')
 
 
-def test_the_page_of_keys_is_what_the_command_prints():
+def test_the_page_of_keys_is_the_output_of_the_command():
     done = subprocess.run([sys.executable, 'tools/config.py'], cwd=ROOT, timeout=60,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -258,26 +258,26 @@ class TestResuming:
     def compare(self, before, now, force=False):
         return compare_runs(before, now, 'a.ckpt', force, FREE_KEYS, DEFAULTS)
 
-    def test_free_keys_are_told_and_others_refused(self):
+    def test_free_keys_are_reported_and_others_refused(self):
         before, now = self.run(), self.run(TRAIN_0_LOG_EVERY=7)
         assert self.compare(before, now) == ['TRAIN.LOG_EVERY was 50 and is 7']
         with pytest.raises(CheckpointError, match='TRAIN.SEED was 0 and is 3'):
             self.compare(before, self.run(TRAIN_0_SEED=3))
         assert len(self.compare(before, self.run(TRAIN_0_SEED=3), force=True)) == 1
 
-    def test_a_key_that_one_of_them_lacks_had_its_default(self, monkeypatch):
+    def test_a_key_of_only_one_configuration_has_its_default(self, monkeypatch):
         monkeypatch.setitem(DEFAULTS, 'TRAIN.GONE', (0.9, 0.99))
         before, now = self.run(), self.run()
-        before['config']['TRAIN']['GONE'] = [0.9, 0.99]    # as JSON has it
-        del before['config']['TRAIN']['SEED']              # as if it was new
+        before['config']['TRAIN']['GONE'] = [0.9, 0.99]    # as in JSON
+        del before['config']['TRAIN']['SEED']              # as if it were new
         assert self.compare(before, now) == []
         before['config']['TRAIN']['GONE'] = [0.9, 0.5]
         with pytest.raises(CheckpointError, match='TRAIN.GONE was'):
             self.compare(before, now)
 
 
-def test_files_of_earlier_versions_may_name_removed_keys_as_their_defaults(tmp_path):
-    """Such as the configuration of the shipped weights, which an earlier version resolved."""
+def test_earlier_files_may_contain_removed_keys_at_their_defaults(tmp_path):
+    """For example the configuration of the shipped weights, written by an earlier version."""
     assert configuration.REMOVED and not set(configuration.REMOVED) & set(KEYS)
     shipped = yaml.safe_load((ROOT / 'output/t2t_vit_7_lit_data.yaml').read_text())
     for name, value in configuration.REMOVED.items():
@@ -287,7 +287,7 @@ def test_files_of_earlier_versions_may_name_removed_keys_as_their_defaults(tmp_p
             f'{tmp_path}/recipe.yaml:1: {name} was removed')
 
 
-def test_a_removed_key_may_stay_at_what_is_left_of_it(tmp_path, monkeypatch):
+def test_a_removed_key_is_accepted_only_at_its_remaining_value(tmp_path, monkeypatch):
     monkeypatch.setitem(configuration.REMOVED, 'TRAIN.GONE', [0.9, 0.99])
     path = write(tmp_path, 'TRAIN: {GONE: [0.9, 0.99], SEED: 4}\n')
     assert load_config(path, ['TRAIN.GONE=[0.9, 0.99]']).TRAIN.SEED == 4

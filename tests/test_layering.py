@@ -1,4 +1,4 @@
-"""Catches an import that points up, between rooms or between files; names the broken rule."""
+"""Catches imports that break the layering of packages and modules; names the broken rule."""
 
 import ast
 import sys
@@ -8,8 +8,8 @@ from conftest import ROOT
 
 TOOLS = ROOT / 'tools'
 
-# Lower layers first. A module imports from its own room and from rooms further down, but not from
-# its neighbours in a layer, except where EXCEPTIONS says so.
+# Lower layers first. A module may import from its own package and from lower layers, but not from
+# other packages of its layer, apart from EXCEPTIONS.
 LAYERS = (
     {'common', 'config', 'scheduler', 'system'},
     {'t2t', 'data', 'weights'},
@@ -19,14 +19,14 @@ LAYERS = (
      'launch', 'prepare', 'serve', 'visualize'},
 )
 COMMANDS = LAYERS[-1]
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-# Who may import a neighbour, or a room higher up, and why.
+LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
+# (importer, imported): reason
 EXCEPTIONS = {
     ('train', 'val'): 'a training run validates',
-    ('config', 'system'): 'system.settings reads and checks what config declares',
-    ('data', 'weights'): 'CIFAR is stored as pickles, which weights.unpickle reads without danger',
+    ('config', 'system'): 'system.settings reads and checks the keys that config declares',
+    ('data', 'weights'): 'CIFAR is stored as pickles, which weights.unpickle reads safely',
 }
-# Rooms further down that a room must not see.
+# Lower packages that a package must not import.
 HIDDEN = {
     'data': {'t2t', 'common', 'config'}, 'zoo': {'config', 'data'}, 'recipe': {'config', 'data'},
     't2t': {'config', 'system'}, 'weights': {'config'}, 'training': {'config', 'data'},
@@ -42,12 +42,12 @@ def module_name(path):
 MODULES = {module_name(path): path for path in sorted(TOOLS.rglob('*.py'))}
 
 
-def room_of(name):
+def package_of(name):
     return name.partition('.')[0]
 
 
 def imports_of(path):
-    """The project's modules that a file imports, anywhere in it."""
+    """Return the project's modules that a file imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import):
@@ -59,41 +59,41 @@ def imports_of(path):
 
 
 def broken_rule(importer, imported):
-    """The rule that `importer` breaks by importing the room `imported`, or None."""
+    """Return the rule that `importer` breaks by importing the package `imported`, or None."""
     if importer == imported or (importer, imported) in EXCEPTIONS:
         return None
     if importer in COMMANDS and imported in COMMANDS:
-        return 'no command imports a command: what two of them share lies in a room'
+        return 'no command imports a command: move shared code into a package'
     if LEVEL[imported] > LEVEL[importer]:
-        return 'arrows point down only'
+        return 'imports go to lower layers only'
     if LEVEL[imported] == LEVEL[importer]:
-        return 'rooms of one layer do not know each other'
+        return 'packages of one layer do not import each other'
     if imported in HIDDEN.get(importer, ()):
         return f'{importer} never imports {imported}'
     return None
 
 
 @pytest.mark.parametrize('name', sorted(MODULES))
-def test_arrows_point_down(name):
-    room = room_of(name)
-    assert room in LEVEL, f'{name}: give it a place in LAYERS'
-    broken = {other: broken_rule(room, room_of(other)) for other in imports_of(MODULES[name])}
+def test_imports_follow_the_layers(name):
+    package = package_of(name)
+    assert package in LEVEL, f'{name}: add it to LAYERS'
+    broken = {other: broken_rule(package, package_of(other)) for other in imports_of(MODULES[name])}
     assert not any(broken.values()), '; '.join(
         f'{name} imports {other}: {rule}' for other, rule in broken.items() if rule)
 
 
-@pytest.mark.parametrize('room', sorted({room_of(name) for name in MODULES if '.' in name}))
-def test_no_circle_inside_a_room(room):
-    arrows = {name: {other for other in imports_of(path) if room_of(other) == room} - {name}
-              for name, path in MODULES.items() if room_of(name) == room}
-    while arrows:
-        free = [name for name, others in arrows.items() if not others & set(arrows)]
-        assert free, f'a circle of imports among {sorted(arrows)}'
+@pytest.mark.parametrize('package', sorted({package_of(name) for name in MODULES if '.' in name}))
+def test_no_circular_imports_inside_a_package(package):
+    imports = {name: {other for other in imports_of(path) if package_of(other) == package} - {name}
+              for name, path in MODULES.items() if package_of(name) == package}
+    while imports:
+        free = [name for name, others in imports.items() if not others & set(imports)]
+        assert free, f'circular imports among {sorted(imports)}'
         for name in free:
-            del arrows[name]
+            del imports[name]
 
 
-def test_every_room_says_what_it_answers_and_lists_its_files():
+def test_every_package_states_its_question_and_lists_its_files():
     for name, path in MODULES.items():
         if path.name == '__init__.py':
             text = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
@@ -103,14 +103,14 @@ def test_every_room_says_what_it_answers_and_lists_its_files():
                     f'{name}: does not list {file.name}')
 
 
-def test_the_check_sees_imports_and_broken_rules():
+def test_broken_rules_are_detected():
     assert imports_of(MODULES['t2t']) == {'common'}
     assert 'val' in imports_of(MODULES['train'])
-    assert broken_rule('common', 'build') == 'arrows point down only'
+    assert broken_rule('common', 'build') == 'imports go to lower layers only'
     assert 'no command' in broken_rule('val', 'train')
 
 
-def test_no_module_hides_one_of_python_or_a_dependency():
+def test_no_module_has_the_name_of_a_dependency():
     known = set(getattr(sys, 'stdlib_module_names', ())) | {
         'paddle', 'numpy', 'yaml', 'PIL', 'cv2', 'visualdl', 'tqdm', 'pytest'}
-    assert not known & {room_of(name) for name in MODULES}
+    assert not known & {package_of(name) for name in MODULES}

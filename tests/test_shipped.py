@@ -1,4 +1,4 @@
-"""What comes with the project is what it claims to be: weights, configuration, log, README."""
+"""Catches shipped weights, configurations, logs and docs that do not agree."""
 
 import dataclasses
 import json
@@ -22,8 +22,8 @@ RESOLVED = ROOT / 'output' / 't2t_vit_7_lit_data.yaml'
 FINAL = re.compile(r'ImageNet final val acc is:(\d\.\d{4})')
 
 
-def test_the_shipped_weights_score_what_their_log_says():
-    """A second way: images straight from the list, no loader, no evaluate()."""
+def test_the_shipped_weights_have_the_accuracy_of_their_log():
+    """Computed without the loader and evaluate()."""
     config = load_config(RESOLVED)
     network, metadata = build.trained_network(config, WEIGHTS)
     network.eval()
@@ -51,7 +51,7 @@ def test_the_log_belongs_to_the_shipped_configuration():
         now = json.loads(json.dumps(dataclasses.asdict(load_config(path))))
         for section in ('DATA_PATH', 'MODEL', 'TRAIN', 'DATA', 'SCHEDULER'):
             for key, value in logged[section].items():
-                if key == 'RESUME':    # which scripts/train.sh sets
+                if key == 'RESUME':    # set by scripts/train.sh
                     continue
                 same = now[section].get(key, REMOVED.get(f'{section}.{key}')) == value
                 assert same, f'{path}: {key} has changed since the run'
@@ -68,7 +68,7 @@ def test_the_loss_falls_in_the_shipped_logs(name):
     assert FINAL.search((ROOT / 'log' / f'{name}.log').read_text())
 
 
-def test_predict_finds_the_plate_and_val_ends_with_its_line():
+def test_predict_and_val_print_the_documented_lines():
     def lines(*command):
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True,
                               cwd=ROOT, timeout=120)

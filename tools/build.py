@@ -1,7 +1,6 @@
-"""From a configuration to what it describes: network, data, schedule, optimizer, class names.
+"""Builds networks, data loaders, schedules and optimizers from a configuration.
 
-The only place where keys of the configuration meet the code that they steer; everything below
-takes plain arguments.
+Most keys of the configuration are used only here; the modules below take plain arguments.
 """
 
 import dataclasses
@@ -38,7 +37,7 @@ from training.stepper import Groups, Stepper
 from weights.files import WeightsError
 from zoo.names import shapes_of, unfilled, weights_for
 
-# Keys of MODEL that are options of a network, in lower case; FROZEN does no harm where it is none.
+# Keys of MODEL that are options of networks, in lower case; FROZEN is ignored by other networks.
 NETWORK_KEYS = ('DROP_RATE', 'DROP_PATH_RATE', 'FROZEN', 'TOKENS_TYPE', 'TOKEN_DIM',
                 'SOFT_SPLITS')
 EXAMPLE_IMAGE = ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG'    # a plate
@@ -46,17 +45,17 @@ IMAGENET_CLASSES = ROOT / 'config' / 'imagenet_classes.txt'
 
 
 def load_config(path, overrides=()):
-    """config.load_config, which refuses also what only networks and recipes can judge."""
+    """config.load_config with `check`."""
     config = configuration.load_config(path, overrides)
     check(config)
     return config
 
 
 def check(config):
-    """Refuse names of networks and texts of augmentation before anything is loaded.
+    """Check names of networks and augmentation policies, before anything is loaded.
 
     Raises:
-        ConfigError: naming file, line and key.
+        ConfigError: names file, line and key.
     """
     for key, name in (('MODEL.NAME', config.MODEL.NAME),
                       ('DISTILL.TEACHER', config.DISTILL.TEACHER or config.MODEL.NAME)):
@@ -71,7 +70,11 @@ def check(config):
 
 
 def network(config):
-    """The network of MODEL, freshly initialised."""
+    """Return the network of MODEL, newly initialised.
+
+    Raises:
+        ConfigError: for keys that the network does not have, or that do not fit together.
+    """
     model, default = config.MODEL, Model()
     options = dict(norm_epsilon=model.NORM_EPSILON or None)
     # create_model refuses an unknown name.
@@ -79,9 +82,9 @@ def network(config):
     for key in NETWORK_KEYS if of_name else ():
         value, unset = getattr(model, key), getattr(default, key)
         if zoo.takes(model.NAME, key.lower()):
-            if value not in ('', ()):    # an empty key leaves what belongs to the name
+            if value not in ('', ()):    # an empty value selects the default of the network
                 options[key.lower()] = value
-        # A complete saved configuration holds every key, so those at their defaults are fine.
+        # A saved configuration has all keys: ignore those at their defaults.
         elif value != unset and key != 'FROZEN':
             owner = next(kind.__name__ for name, (kind, _) in zoo.MODELS.items()
                          if zoo.takes(name, key.lower()))
@@ -99,7 +102,7 @@ def network(config):
 
 
 def trained_network(config, weights_path):
-    """The network of MODEL with the weights of a file of any origin that zoo.names knows.
+    """Return the network of MODEL with the weights of a file in any format of zoo.names.
 
     Returns:
         (network, the file's metadata)
@@ -110,16 +113,16 @@ def trained_network(config, weights_path):
 
 
 def open_model(config, weights, engine=None):
-    """What validation and prediction run: a network with weights, or an export.
+    """Load a network with weights, or an export, for validation and prediction.
 
-    An export knows its model, image size, classes and transform, which replace those of the
-    configuration. Where not the fastest engine computes, a line on stderr says which and why.
+    The model name, image size, classes and transform of an export replace those of the
+    configuration. If the fastest engine is not available, one line on stderr says so.
 
     Returns:
         (network or Engine, evaluation transform, class names, metadata of the weights).
 
     Raises:
-        EngineError: where the engine can't run what `weights` names.
+        EngineError: if the engine cannot run `weights`.
     """
     if is_export(weights):
         loaded = load_engine(weights, engine)
@@ -137,17 +140,17 @@ def open_model(config, weights, engine=None):
 
 
 def load_weights(config, built, path, adapt=False, new_head=False):
-    """Put the weights of a file into a network; returns (zoo.Loaded, the file's metadata).
+    """Load the weights of a file into a network; return (zoo.Loaded, metadata of the file).
 
     Args:
-        adapt: also weights of another image size and, with new_head, number of classes.
+        adapt: accept another image size and, with new_head, another number of classes.
 
     Raises:
-        WeightsError: for a file that can't be read or doesn't fit, with the key to set.
+        WeightsError: for a file that cannot be read or does not fit; names the key to set.
     """
     state, metadata = weights_for(built, path)
     model = config.MODEL
-    # Networks of one shape may still differ: those of 6 and of 32 heads, for example.
+    # Networks with the same shapes may differ, for example in the number of heads.
     name = metadata['model']
     if name and not zoo.same_network(name, model.NAME):
         raise WeightsError(f'{path}: is of {name}, and MODEL.NAME is {model.NAME}: set '
@@ -174,12 +177,12 @@ def load_weights(config, built, path, adapt=False, new_head=False):
 
 
 def load_start(config, built):
-    """Put the weights that training starts from into a network.
+    """Load the initial weights of a training run into a network.
 
-    Those of MODEL.PRETRAINED, or with TRAIN.PRE_TRAIN those of MODEL_PATH.
+    These are MODEL.PRETRAINED, or with TRAIN.PRE_TRAIN those of MODEL_PATH.
 
     Returns:
-        zoo.Loaded, or None where a network starts as initialised.
+        zoo.Loaded, or None if training starts from random weights.
     """
     model = config.MODEL
     if model.PRETRAINED:
@@ -193,7 +196,7 @@ def load_start(config, built):
 
 
 def freeze_parts(config, built):
-    """Stop the training of MODEL.FREEZE; returns the names of its parameters."""
+    """Freeze the parts in MODEL.FREEZE; return the names of the frozen parameters."""
     try:
         return freeze(built, config.MODEL.FREEZE)
     except ValueError as error:
@@ -201,7 +204,7 @@ def freeze_parts(config, built):
 
 
 def weights_path(config, given=None):
-    """The weights that validation and prediction use: --weights, else MODEL_PATH."""
+    """Return the path of the weights for validation and prediction: --weights, else MODEL_PATH."""
     if given:
         return given
     if not config.MODEL_PATH:
@@ -214,13 +217,14 @@ def weights_path(config, given=None):
 
 
 def eval_transform(config):
+    """Return the EvalTransform of DATA."""
     data = config.DATA
-    return EvalTransform(config.MODEL.IMAGE_SIZE, data.EVAL_TRANSFORM,
-                                 data.EVAL_CROP_RATIO, data.EVAL_INTERPOLATION,
-                                 data.MEAN, data.STD)
+    return EvalTransform(config.MODEL.IMAGE_SIZE, data.EVAL_TRANSFORM, data.EVAL_CROP_RATIO,
+                         data.EVAL_INTERPOLATION, data.MEAN, data.STD)
 
 
 def train_transform(config):
+    """Return the TrainTransform of DATA."""
     data, operations = config.DATA, []
     if data.AUTO_AUGMENT:
         operations.append(auto_augment(data.AUTO_AUGMENT, data.MEAN,
@@ -228,12 +232,11 @@ def train_transform(config):
     elif data.COLOR_JITTER:
         operations.append(ColorJitter(data.COLOR_JITTER))
     return TrainTransform(config.MODEL.IMAGE_SIZE, data.TRAIN_SCALE, data.TRAIN_RATIO,
-                                  data.TRAIN_INTERPOLATION, data.FLIP, operations,
-                                  data.TRAIN_CROP)
+                          data.TRAIN_INTERPOLATION, data.FLIP, operations, data.TRAIN_CROP)
 
 
 def random_erasing(config):
-    """The RandomErasing of normalised training batches, or None where there is none."""
+    """Return the RandomErasing of normalised training batches, or None if it is off."""
     data = config.DATA
     if not data.ERASE_PROBABILITY:
         return None
@@ -241,7 +244,7 @@ def random_erasing(config):
 
 
 def train_loader(config):
-    """Shuffled, augmented batches: yields pixels uint8 `[B, 3, S, S]` and labels `[B]`."""
+    """Return a Loader of shuffled, augmented batches: uint8 `[B, 3, S, S]` and labels `[B]`."""
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH,
                    train_transform(config), train.TRAIN_BATCH_SIZE, train.TRAIN_NUM_WORKS,
@@ -250,9 +253,10 @@ def train_loader(config):
 
 
 def eval_loader(config, transform=None):
-    """Validation batches in the order of the list; an image that can't be read has label -1.
+    """Return a Loader of validation batches in list order; unreadable images have label -1.
 
-    `transform` replaces the configuration's, for an export that brings its own.
+    Args:
+        transform: replaces that of the configuration, for an export with its own.
     """
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH,
@@ -263,7 +267,7 @@ def eval_loader(config, transform=None):
 def _loader(config, folder, list_file, transform, batch_size, num_workers, split, bad_images,
             **order):
     folder = project_path(folder)
-    # A class that validation lacks must not shift the numbers of the others.
+    # A class missing in validation must not change the labels of the others.
     classes = None if split == 'train' or list_file else training_classes(config)
     found = sources.find_images(folder, project_path(list_file) if list_file else None,
                                 class_ids=class_ids(config), num_classes=config.MODEL.NUM_CLASSES,
@@ -279,14 +283,14 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, split
 
 
 def batch_transform(config):
-    """From the training loader's pixels to the network's input: mixes, normalises, erases."""
+    """Return the BatchTransform from pixels to network input: mixes, normalises, erases."""
     data = config.DATA
     return BatchTransform(data.MEAN, data.STD, config.TRAIN.SEED, distributed.rank(),
                           mixup(config), random_erasing(config))
 
 
 def mixup(config):
-    """The mixing of MIXUP, or None where it is off."""
+    """Return the Mixup of MIXUP, or None if it is off."""
     keys = config.MIXUP
     if not (keys.MIXUP_ALPHA or keys.CUTMIX_ALPHA):
         return None
@@ -295,7 +299,7 @@ def mixup(config):
 
 
 def loss(config):
-    """The training loss, with its teacher where DISTILL asks for one."""
+    """Return the training loss, with a teacher if DISTILL is on."""
     base_loss, keys = CrossEntropy(config.TRAIN.LABEL_SMOOTHING), config.DISTILL
     if keys.TYPE == 'none':
         return base_loss
@@ -308,13 +312,14 @@ def loss(config):
 
 
 def teacher(config):
-    """What DISTILL names: a network with its weights, in evaluation mode, or an exported program.
+    """Return the teacher of DISTILL: a network in evaluation mode, or an exported program.
+
+    A position table for another image size is interpolated.
 
     Raises:
-        ConfigError: for an unknown name, another number of classes than the student's, or a
-            program that can't be run.
-        WeightsError: for weights that don't fit it. A position table of another image size does:
-            it is interpolated.
+        ConfigError: for an unknown name, another number of classes than the student has, or a
+            program that cannot be run.
+        WeightsError: for weights that do not fit.
     """
     keys, model = config.DISTILL, config.MODEL
     if not keys.TEACHER and is_export(project_path(keys.WEIGHTS)):
@@ -342,20 +347,20 @@ def teacher(config):
     classes = state['head.bias'].shape[0] if 'head.bias' in state else model.NUM_CLASSES
     if classes != model.NUM_CLASSES:
         raise ConfigError(f'DISTILL.WEIGHTS {keys.WEIGHTS}: a teacher of {classes} classes for '
-                          f'{model.NUM_CLASSES} of MODEL.NUM_CLASSES: take one that knows the same')
+                          f'{model.NUM_CLASSES} of MODEL.NUM_CLASSES: both need the same classes')
     zoo.load_state(built, state, keys.WEIGHTS, adapt=True)
     built.eval()
     return built
 
 
 def ema(config, bare_network):
-    """The averages of EMA, or None where they are off."""
+    """Return the Ema of the weights, or None if EMA is off."""
     keys = config.EMA
     return Ema(bare_network, keys.DECAY, keys.WARMUP) if keys.DECAY else None
 
 
 def fingerprint(loader):
-    """A hash of a loader's images in their order, by name below their folder, and labels."""
+    """Return a text with number and hash of a loader's images: relative paths, labels, order."""
     found, root = loader.dataset.samples, loader.dataset.root
     digest = hashlib.sha256()
     for path, label in found:
@@ -364,15 +369,15 @@ def fingerprint(loader):
 
 
 def schedule(config):
-    """The learning rate over the epochs, standing at the first one."""
+    """Return the Schedule of the learning rate, at the first epoch."""
     return Schedule(rate_function(config), progress=config.SCHEDULER.LAST_EPOCHS + 1)
 
 
 def rate_function(config):
-    """SCHEDULER as a function from progress, in epochs, to the learning rate.
+    """Return the learning rate as a function (progress in epochs, scale=1.0) -> rate.
 
-    Its second argument is the scale of a parameter's rate (recipe.optimizer.rate_scales), which
-    applies to END_LR only with SCALE_END_LR.
+    `scale` is that of a parameter (recipe.optimizer.rate_scales); it applies to END_LR only with
+    SCALE_END_LR.
     """
     keys, factor = config.SCHEDULER, rate_scale(config)
 
@@ -389,22 +394,22 @@ def rate_function(config):
 
 
 def images_a_step(config):
-    """How many images an optimizer step sees, on all cards."""
+    """Return the images of an optimizer step, over all processes."""
     train = config.TRAIN
     return train.TRAIN_BATCH_SIZE * distributed.world_size() * train.ACCUMULATE
 
 
 def rate_scale(config):
-    """The factor on all rates where LR_BATCH says for how many images a step they are meant.
+    """Return the factor on all rates: images of a step / LR_BATCH, or 1 without LR_BATCH.
 
-    In proportion to the images: Goyal et al. (2017), section 2.1.
+    Linear scaling: Goyal et al. (2017), section 2.1.
     """
-    meant_for = config.SCHEDULER.LR_BATCH
-    return images_a_step(config) / meant_for if meant_for else 1
+    reference = config.SCHEDULER.LR_BATCH
+    return images_a_step(config) / reference if reference else 1
 
 
 def describe_rate(config):
-    """One line on the highest rate and where it comes from."""
+    """Return a log line with the highest rate and how it is scaled."""
     keys = config.SCHEDULER
     highest = max(rate for _, rate in keys.RATES) if keys.RATES else keys.BASE_LR
     line = f'highest learning rate {format_rate(rate_scale(config) * highest)}'
@@ -415,7 +420,7 @@ def describe_rate(config):
 
 
 def optimizer(config, bare_network, rate):
-    """The optimizer of TRAIN and SCHEDULER; `rate` is a number or what `schedule` returns."""
+    """Return the optimizer of TRAIN and SCHEDULER; `rate` is a number or a Schedule."""
     train, keys = config.TRAIN, config.SCHEDULER
     built = build_optimizer(bare_network, rate, keys.WEIGHT_DECAY, train.DECAY_ALL,
                             train.OPTIMIZER, train.MOMENTUM, keys.BACKBONE_LR_SCALE,
@@ -427,11 +432,11 @@ def optimizer(config, bare_network, rate):
 
 
 def precision(config, bare_network, built_optimizer):
-    """How to compute, a Precision.
+    """Return the Precision of TRAIN.
 
     Raises:
-        ConfigError: where this device has no mixed precision. Paddle itself would go on in
-            float32 and say nothing of it.
+        ConfigError: if this device has no mixed precision. Paddle itself would silently compute
+            in float32.
     """
     train = config.TRAIN
     if train.AMP == 'none':
@@ -449,18 +454,18 @@ def precision(config, bare_network, built_optimizer):
 
 
 def groups(config, loader):
-    """How the batches of a training loader are grouped into steps of the optimizer."""
+    """Return the Groups of a training loader's batches, one for each optimizer step."""
     batch_length = loader.batch_sampler.batch_length
     return Groups(map(batch_length, range(len(loader))), config.TRAIN.ACCUMULATE)
 
 
 def stepper(config, batch_groups, fresh=True):
-    """What trains: the network, and all that is made from its weights.
+    """Build the network with everything that depends on its weights.
 
     Args:
-        batch_groups: of `groups`.
-        fresh: begin with the weights that the configuration names. A checkpoint has its own, and
-            those that its run once began with may be gone.
+        batch_groups: result of `groups`.
+        fresh: load the initial weights of the configuration. Not needed with a checkpoint, and
+            the file may no longer exist.
 
     Returns:
         (Stepper, zoo.Loaded or None, names of frozen parameters).
@@ -472,23 +477,23 @@ def stepper(config, batch_groups, fresh=True):
     frozen = freeze_parts(config, built)
     rate = schedule(config)
     built_optimizer = optimizer(config, built, rate)
-    how = precision(config, built, built_optimizer)
+    computation = precision(config, built, built_optimizer)
     clip = functools.partial(clip_gradients, limit=train.CLIP_NORM)
     return Stepper(
-        built, loss(config), hits, built_optimizer, rate, how, clip, batch_groups,
+        built, loss(config), hits, built_optimizer, rate, computation, clip, batch_groups,
         ema(config, built), train.SEED, config.SCHEDULER.LAST_EPOCHS + 1, config.SCHEDULER.UPDATE,
         train.MAX_BAD_STEPS), loaded, frozen
 
 
 def description(config, metadata, format='paddle', precision='float32', normalise=False,
                 softmax=False):
-    """The deploy.engines.Description of an export of the configuration's network.
+    """Return the deploy.engines.Description of an export of the network.
 
     Args:
-        metadata: of its weights file, or {}.
-        format, precision: of engines.FORMATS and engines.PRECISIONS.
-        normalise: it takes pixels of 0 to 255.
-        softmax: it gives probabilities.
+        metadata: metadata of the weights file, or {}.
+        format, precision: from engines.FORMATS and engines.PRECISIONS.
+        normalise: whether the input is pixels from 0 to 255.
+        softmax: whether the output is probabilities.
     """
     data = config.DATA
     interpolation = data.EVAL_INTERPOLATION
@@ -505,10 +510,10 @@ def description(config, metadata, format='paddle', precision='float32', normalis
 
 
 def class_names(config, metadata=None):
-    """The classes' names in class order, or an empty list where nobody knows them.
+    """Return the class names in class order, or an empty list if they are unknown.
 
-    The weights file's own come first, then DATA.CLASS_NAMES, then for 1000 classes ImageNet's,
-    else those of the training data: of its class folders, its files or its archive.
+    Sources, in this order: the weights file, DATA.CLASS_NAMES, ImageNet for 1000 classes, else the
+    training data (class folders, file names or archive).
     """
     names = (metadata or {}).get('class_names')
     count = config.MODEL.NUM_CLASSES
@@ -532,19 +537,19 @@ def class_names(config, metadata=None):
 
 
 def training_data(config, samples):
-    """The training data in a few words, such as `lit_data/train, 16 classes`."""
+    """Return a short description of the training data: `lit_data/train, 16 classes`."""
     folder = '/'.join(Path(config.DATA_PATH.TRAIN_DATASET_PATH).parts[-2:])
     return f'{folder}, {len({label for _, label in samples})} classes'
 
 
 def trained_on(config, weights, metadata):
-    """What weights were trained on, in a few words; empty where nothing tells.
+    """Return a short description of the training data of weights, or an empty string.
 
-    Their file's metadata say it, else a configuration that names these weights as its own.
+    From the metadata of the file, else from the configuration if its MODEL_PATH is this file.
     """
-    said = metadata.get('trained_on')
-    if isinstance(said, str) and said:
-        return printable(said)[:200]
+    description = metadata.get('trained_on')
+    if isinstance(description, str) and description:
+        return printable(description)[:200]
     own, paths = config.MODEL_PATH, config.DATA_PATH
     if not own or os.path.abspath(weights) != os.path.abspath(project_path(own)):
         return ''
@@ -552,15 +557,15 @@ def trained_on(config, weights, metadata):
     try:
         found = sources.find_images(project_path(paths.TRAIN_DATASET_PATH),
                                     project_path(list_file) if list_file else None)
-    except DataError:    # weights and data need not be on one machine
+    except DataError:    # the data may be on another machine
         return ''
     return training_data(config, found.samples)
 
 
 def training_classes(config):
-    """{class name: label} that the training data gives, empty where it tells nothing.
+    """Return {class name: label} of the training data, or {} if it has no class names.
 
-    Where it has ImageNet's ids, these are all of ImageNet's: validation may have other classes.
+    If the names are ImageNet ids, return all of ImageNet's: validation may have other classes.
     """
     paths = config.DATA_PATH
     if paths.TRAIN_DATASET_LABEL_PATH:
@@ -571,16 +576,16 @@ def training_classes(config):
 
 
 def class_ids(config):
-    """ImageNet's ids for a network of its 1000 classes, else None: classes are numbered by name."""
+    """Return ImageNet's ids for 1000 classes, else None: labels follow the order of names."""
     return imagenet_ids() if config.MODEL.NUM_CLASSES == 1000 else None
 
 
 def imagenet_ids():
-    """WordNet id to class id, e.g. {'n07579787': 923}."""
+    """Return {WordNet id: class id}, for example {'n07579787': 923}."""
     return {wordnet_id: label for label, (wordnet_id, _) in enumerate(_imagenet_classes())}
 
 
 def _imagenet_classes():
-    """(WordNet id, name) of ImageNet's 1000 classes, in class order."""
+    """Return (WordNet id, name) of ImageNet's 1000 classes, in class order."""
     lines = IMAGENET_CLASSES.read_text(encoding='utf-8').splitlines()
     return [tuple(line.split(' ', 1)) for line in lines]

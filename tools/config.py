@@ -1,14 +1,14 @@
-"""The configuration: typed sections, filled from a YAML file, then from `-o SECTION.KEY=VALUE`.
+"""The configuration: typed sections, set by a YAML file and `-o SECTION.KEY=VALUE`.
 
     config = load_config('config/t2t_vit_7.yaml', ['TRAIN.TRAIN_BATCH_SIZE=64'])
     config.TRAIN.TRAIN_BATCH_SIZE
 
-DATA_PATH, MODEL_PATH, TRAIN and SCHEDULER hold the keys of the Paddle repository's
-t2t_vit_7.yaml with their meaning there, and every default is what that repository's code does;
-so that file, unchanged, trains as it did. `BASE: other.yaml` starts from another file. Relative
-paths are relative to the project's folder, wherever a command is started.
+DATA_PATH, MODEL_PATH, TRAIN and SCHEDULER have the keys of t2t_vit_7.yaml in the Paddle
+repository, with the same meaning, and all defaults are those of its code: that file works
+unchanged. `BASE: other.yaml` inherits from another file. Relative paths start at the project's
+folder.
 
-A new key is its entry here and the line that uses it; system/settings.py reads and checks it.
+To add a key, declare it here and use it; system/settings.py reads and checks it.
 `python tools/config.py > docs/configuration.md` writes the page of all keys.
 """
 
@@ -309,8 +309,8 @@ class Config(Settings):
     DISTILL: Distill = field(default_factory=Distill)
 
 
-# Keys of earlier versions, and what the program does now: files and checkpoints that say so may
-# go on naming them.
+# Removed keys with the value that matches the current behaviour. Files and checkpoints may still
+# contain them with this value.
 REMOVED = {
     'MODEL.ATTN_DROP_RATE': 0.0, 'TRAIN.CLIP_MODE': 'norm', 'TRAIN.NESTEROV': False,
     'TRAIN.BETAS': [0.9, 0.999], 'TRAIN.EPSILON': 1e-8, 'TRAIN.AMP_ON_CPU': 'refuse',
@@ -337,7 +337,7 @@ function, where a key takes effect. `python tools/config.py` prints this page.
 
 
 def add_arguments(parser):
-    """Give an argparse parser the options `-c/--config` and `-o`."""
+    """Add the options `-c/--config` and `-o/--override` to an argparse parser."""
     parser.add_argument('-c', '--config', default='config/lit_data.yaml', metavar='FILE',
                         help='configuration (default: config/lit_data.yaml)')
     parser.add_argument('-o', '--override', nargs='+', action='extend', default=[],
@@ -345,15 +345,15 @@ def add_arguments(parser):
 
 
 def load_config(path, overrides=()):
-    """Read, check and complete a configuration.
+    """Read and check a configuration; return a Config.
 
     Args:
-        path: YAML file; looked for from the current folder, then from the project's.
-        overrides: texts `SECTION.KEY=VALUE`; the value is read as YAML.
+        path: YAML file, relative to the current folder or to the project's.
+        overrides: strings `SECTION.KEY=VALUE`; the value is parsed as YAML.
 
     Raises:
-        ConfigError: for an unreadable file, an unknown key, a wrong type, a value out of its
-            range, or values that can't go together.
+        ConfigError: for an unreadable file, an unknown key, a wrong type, a value out of range, or
+            values that contradict each other.
     """
     path = find(path)
     config = load(Config, path, overrides, REMOVED)
@@ -364,7 +364,11 @@ def load_config(path, overrides=()):
 
 
 def _check_together(config):
-    """Refuse values that are fine alone and impossible together."""
+    """Check combinations of values.
+
+    Raises:
+        ConfigError: names file, line and key.
+    """
     def refuse(name, reason):
         raise config.refusal(name, reason)
 

@@ -1,19 +1,21 @@
-"""Start a program once, or as N processes, on one machine or several, and again after a failure.
+"""Start a program once or as N processes, on one or several machines, and restart it on failure.
 
     python tools/launch.py tools/train.py config/lit_data.yaml --nproc 2 --restarts 3
 
-Options stand anywhere behind the program. A first argument that is no option is the configuration;
-what is not listed below goes to the program, and so does all that follows `--`, which then is
-given no configuration. With one process and no restarts the program takes this one's place: its
-signals and exit code are its own. Otherwise a signal goes on to every process, the exit code is
-that of the process that failed first, on whichever machine (1 if a signal killed it), and the last
-line names it. After a failure, but not after wrong input (2) or a stop on request (75), --restarts
-starts all processes again, on all machines.
+Options may stand anywhere after the program. The first argument that is not an option is the
+configuration. Unknown options go to the program, and so does everything after `--`; with `--` the
+program gets no default configuration.
+
+With one process and no restarts the program replaces this process: signals and the exit code are
+its own. Otherwise signals are forwarded to every process. The exit code is that of the process
+that failed first, on any machine (1 if a signal killed it), and the last line names it. After a
+failure, but not after wrong input (2) or a requested stop (75), --restarts starts all processes
+again, on all machines.
 """
 
 from system import start
 
-start.prepare_signals()    # before what takes time to import
+start.prepare_signals()    # before the slow imports
 
 # isort: split
 import argparse
@@ -30,24 +32,24 @@ from pathlib import Path
 
 from system import command
 from system.job import Job, Process, variables
-from system.meeting import Interrupted, free_ports, meet
+from system.rendezvous import Interrupted, create_rendezvous, free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = 'config/lit_data.yaml'
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors are one line."""
+    """An ArgumentParser that raises UsageError."""
 
     def error(self, message):
         raise command.UsageError(message)
 
 
 def parse(arguments):
-    """Sort a command line; returns (options, arguments of the program).
+    """Split a command line into (options of the launcher, arguments of the program).
 
     Raises:
-        UsageError: for a launcher's option that makes no sense.
+        UsageError: for a launcher option that is not valid.
     """
     parser = Parser(prog='launch.py', usage='launch.py PROGRAM [CONFIG] [options] [-- ...]',
                     description=__doc__, allow_abbrev=False,
@@ -61,7 +63,7 @@ def parse(arguments):
     parser.add_argument('--nnodes', metavar='N', default='1',
                         help='machines, on each of which the same command runs')
     parser.add_argument('--master', metavar='HOST:PORT',
-                        help='where they meet: an address of the first one')
+                        help='where the others connect: an address of the first machine')
     parser.add_argument('--logs', metavar='FOLDER', type=Path,
                         help='for what each process prints (default: a new one in log/launch)')
     parser.add_argument('--default', metavar='SECTION.KEY=VALUE',
@@ -89,7 +91,11 @@ def parse(arguments):
 
 
 def check(options):
-    """Turn options from texts into what they mean."""
+    """Validate options and convert them from text in place.
+
+    Raises:
+        UsageError: for an option that is not valid.
+    """
     def wrong(message):
         raise command.UsageError(message)
 
@@ -114,10 +120,10 @@ def check(options):
 
 
 def gpus_for(options):
-    """The GPU of each process here, as Paddle counts them; empty on a CPU.
+    """Return the GPU index of each process here, in Paddle's numbering; empty on a CPU.
 
     Raises:
-        UsageError: where there are fewer than were asked for.
+        UsageError: if there are too few GPUs.
     """
     visible = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
     if options.gpus:
@@ -129,7 +135,7 @@ def gpus_for(options):
             raise command.UsageError(f'--gpus {",".join(missing)}: not in CUDA_VISIBLE_DEVICES='
                                      f'{",".join(visible)}')
         return [str(visible.index(name)) if visible else name for name in options.gpus]
-    # Looking for a driver costs nothing, and asking Paddle seconds.
+    # Paddle takes seconds to count GPUs; checking for a driver first is fast.
     if not (Path('/proc/driver/nvidia/version').exists() or shutil.which('nvidia-smi')):
         return []
     count = gpu_count()
@@ -139,7 +145,7 @@ def gpus_for(options):
 
 
 def gpu_count():
-    """How many GPUs Paddle sees; asked in a process of its own, which takes seconds."""
+    """Return how many GPUs Paddle sees; takes seconds, as it imports Paddle in a new process."""
     done = subprocess.run(
         [sys.executable, '-c', 'import paddle; print(paddle.device.cuda.device_count())'],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -147,9 +153,9 @@ def gpu_count():
 
 
 def log_folder(arguments):
-    """Make a folder for what the processes of this job print; returns its path.
+    """Create a folder for the output of the processes of this job; return its path.
 
-    In log/launch/, else beside TRAIN.OUTPUT_DIR, as OUTPUT_DIR.launch/, else a temporary one.
+    In log/launch/; if that is not writable in OUTPUT_DIR.launch/, else a temporary folder.
     """
     name = f'{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}'
     with contextlib.suppress(OSError):
@@ -169,11 +175,11 @@ def log_folder(arguments):
     return Path(tempfile.mkdtemp(prefix='launch-'))
 
 
-def supervise(options, arguments, asked):
-    """Run the processes of this machine, again after failures; returns the exit code.
+def supervise(options, arguments, signals):
+    """Run the processes of this machine, with restarts; return the exit code.
 
     Args:
-        asked: list to which every signal is added that asks to stop.
+        signals: list to which the signal handler appends.
     """
     count = options.nproc
     alone = count * options.nnodes == 1
@@ -183,30 +189,32 @@ def supervise(options, arguments, asked):
         logs = options.logs or log_folder(arguments)
         logs.mkdir(parents=True, exist_ok=True)
         say(f"Each process writes to {logs}/workerlog.N; this is the first one's output.")
-    meeting = meet(options.master, options.nnodes, f'{socket.gethostname()} {os.getcwd()}',
-                   options.restarts, asked)
+    rendezvous = create_rendezvous(options.master, options.nnodes,
+                                   f'{socket.gethostname()} {os.getcwd()}', options.restarts,
+                                   signals)
     while True:
-        place = meeting.join(free_ports(count + 1))
+        assignment = rendezvous.join(free_ports(count + 1))
         processes = []
         for number in range(count):
-            rank = place.first + number
-            again = f'.{place.attempt}' if place.attempt else ''
+            rank = assignment.first + number
+            suffix = f'.{assignment.attempt}' if assignment.attempt else ''
             processes.append(
                 Process(rank, program, {}) if alone else
-                Process(rank, program, variables(place, number, count, gpus),
-                        logs / f'workerlog.{number}{again}'))
-        mine = Job(processes, asked).watch(meeting)
-        verdict, again = meeting.settle(mine)
-        if verdict.said and not (mine.shown and verdict.said == mine.said):
-            say(verdict.said)
-        if not again:
-            return verdict.code
-        say(f'Ended with exit code {verdict.code}: starting again from the last checkpoint, '
-            f'{meeting.attempt} of {place.restarts}.')
+                Process(rank, program, variables(assignment, number, count, gpus),
+                        logs / f'workerlog.{number}{suffix}'))
+        local = Job(processes, signals).watch(rendezvous)
+        outcome, restart = rendezvous.finish(local)
+        if outcome.message and not (local.is_printed and outcome.message == local.message):
+            say(outcome.message)
+        if not restart:
+            return outcome.code
+        say(f'Ended with exit code {outcome.code}: starting again from the last checkpoint, '
+            f'{rendezvous.attempt} of {assignment.restarts}.')
 
 
 def say(line):
-    with contextlib.suppress(OSError, ValueError, AttributeError):    # nobody listens
+    """Print a line to stderr, if that is open."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):    # closed
         print(line, file=sys.stderr, flush=True)
 
 
@@ -219,13 +227,13 @@ def main(arguments):
             gpus_for(options)
             os.environ['CUDA_VISIBLE_DEVICES'] = options.gpus[0]
         os.execv(sys.executable, [sys.executable, options.program, *arguments])
-    asked = []
-    start.on_stop_signals(lambda number, frame: asked.append(number))
+    signals = []
+    start.on_stop_signals(lambda number, frame: signals.append(number))
     try:
-        return supervise(options, arguments, asked)
+        return supervise(options, arguments, signals)
     except Interrupted:
-        say(start.reason(asked[0]))
-        return start.exit_code(asked[0])
+        say(start.reason(signals[0]))
+        return start.exit_code(signals[0])
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
-"""Train a network as a configuration says, and validate it on the way.
+"""Train and validate a network.
 
     python tools/train.py -c config/lit_data.yaml -o TRAIN.SEED=1
 
-The run's folder, output/NAME_OF_THE_YAML_FILE, gets best.pdparams and last.pdparams (with EMA
-also best_ema.pdparams and last_ema.pdparams), the resolved config.yaml, train.log, log.jsonl,
-visualdl/ and checkpoints/. SIGTERM, SIGINT and SIGUSR1 let the run finish its step, save and leave
-with exit code 75; with TRAIN.RESUME=auto the same command then goes on, and ends with the same
-weights and log as a run that never stopped.
+The run's folder is output/NAME_OF_THE_YAML_FILE. It contains best.pdparams and last.pdparams
+(with EMA also best_ema.pdparams and last_ema.pdparams), the resolved config.yaml, train.log,
+log.jsonl, visualdl/ and checkpoints/. On SIGTERM, SIGINT or SIGUSR1 the run finishes its step,
+saves a checkpoint and exits with 75. With TRAIN.RESUME=auto the same command resumes it; weights
+and log are then the same as without the interruption.
 """
 
 import dataclasses
@@ -36,34 +36,33 @@ from training.signals import Stopped, StopRequest
 from training.stepper import NotFinite
 from val import evaluate
 
-STARTED = time.monotonic()    # of the job, for TRAIN.TIME_LIMIT_HOURS
-STEPS_BETWEEN_AGREEMENTS = 10    # with several processes, which must stop at the same step
+STARTED = time.monotonic()    # for TRAIN.TIME_LIMIT_HOURS
+STEPS_BETWEEN_STOP_CHECKS = 10    # with several processes: all must stop at the same step
 
 
 class TrainingError(RuntimeError):
-    """A run that can't go on."""
+    """A run that cannot continue."""
 
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands between two steps of the optimizer."""
+    """The state of the loop between two optimizer steps, as stored in a checkpoint."""
 
     epoch: int = 0
-    step: int = 0               # batches done in this epoch
-    best: float = -1.0          # highest top-1 of a validation
-    best_ema: float = -1.0      # the same of the averaged weights
-    bad_images: dict = dataclasses.field(default_factory=dict)    # of the whole run: path: why
+    step: int = 0               # batches of this epoch so far
+    best: float = -1.0          # highest validation top-1
+    best_ema: float = -1.0      # highest validation top-1 of the EMA weights
+    bad_images: dict = dataclasses.field(default_factory=dict)    # of the whole run: {path: error}
 
 
 class Training:
     """A training run: the loop over epochs and batches.
 
-    What it works with has one idea each: `stepper` moves the weights, `meter` and `clock` count,
-    `folder` writes files.
+    `stepper` updates the weights, `meter` and `clock` compute means, `folder` writes files.
 
     Args:
         config: the resolved configuration.
-        force: resume also where the result would differ from that of one run.
+        force: resume even if the result will differ from that of an uninterrupted run.
     """
 
     def __init__(self, config, force=False):
@@ -74,24 +73,25 @@ class Training:
         self.groups = build.groups(config, self.train_loader)
         self.steps, self.epochs = len(self.groups), config.SCHEDULER.NUM_EPOCHS
         self.prepare, self.class_names = build.batch_transform(config), build.class_names(config)
-        self.at, self.meter, self.clock = Progress(), Meter(), Clock()
+        self.position, self.meter, self.clock = Progress(), Meter(), Clock()
         self.log_position, self.saved_at = None, time.monotonic()
         wanted = config.TRAIN.RESUME
         checkpoint, notes = self.folder.resume(
             wanted if wanted in ('auto', 'false') else configuration.project_path(wanted),
-            functools.partial(self.go_on_from, force=force))
+            functools.partial(self.restore, force=force))
         if checkpoint is None:
             self.build_stepper()
         self.folder.open(functools.partial(configuration.save_config, config),
                          config.TRAIN.VISUALDL, self.log_position)
         if checkpoint is not None:
-            notes += self.folder.go_back_to(checkpoint, self.steps_done)
+            notes += self.folder.rewind(checkpoint, self.steps_done)
         for note in notes:
             self.folder.warn(note)
         if self.log_position is None:
             self.describe()
 
     def build_stepper(self, epoch=0, step=0, fresh=True):
+        """Build the stepper, after a check that all processes train the same; see build.stepper."""
         # Before the first collective, in which processes of different runs would hang.
         distributed.agree(epoch=epoch, step=step, **{
             'training images': build.fingerprint(self.train_loader),
@@ -100,66 +100,68 @@ class Training:
         self.stepper, self.loaded, self.frozen = build.stepper(self.config, self.groups, fresh)
 
     def run(self):
-        """Train to the end of the last epoch; returns the scores of the last validation.
+        """Train to the end of the last epoch; return the scores of the last validation.
 
         Raises:
-            Stopped: saved, because that was asked for.
-            LoaderError, TrainingError, DataError: what ended the run.
+            Stopped: on a signal or the time limit, after saving a checkpoint.
+            LoaderError, TrainingError, DataError: the run has failed.
         """
         scores, limit = None, self.config.TRAIN.TIME_LIMIT_HOURS
         self.train_loader.poll = self.eval_loader.poll = self.stop_waiting_if_asked
         with StopRequest(limit, STARTED) as self.stop:
-            while self.at.epoch < self.epochs:
-                if self.at.step < self.steps:
+            while self.position.epoch < self.epochs:
+                if self.position.step < self.steps:
                     self.train_epoch()
-                    self.save()    # so that a signal during validation costs no step
+                    self.save()    # a signal during validation then loses no step
                 scores = self.validate_if_due() or scores
-                self.at.epoch, self.at.step, self.meter = self.at.epoch + 1, 0, Meter()
+                self.position.epoch += 1
+                self.position.step, self.meter = 0, Meter()
                 self.save()
-                if self.at.epoch < self.epochs:
-                    self.leave_if_asked()
+                if self.position.epoch < self.epochs:
+                    self.stop_if_asked()
         return self.finish(scores or evaluate(self.stepper.single, self.eval_loader))
 
     def train_epoch(self):
-        """The batches of an epoch that are still to be done."""
-        at, stepper, meter, clock = self.at, self.stepper, self.meter, self.clock
-        self.train_loader.batch_sampler.set_epoch(at.epoch, at.step)
-        stepper.begin_epoch(at.epoch, at.step)
+        """Train on the remaining batches of an epoch."""
+        position, stepper, meter, clock = self.position, self.stepper, self.meter, self.clock
+        self.train_loader.batch_sampler.set_epoch(position.epoch, position.step)
+        stepper.begin_epoch(position.epoch, position.step)
         clock.restart()
         batches = distributed.in_step(self.train_loader, self.save_unfinished)
-        for images, labels in progress(batches, f'epoch {at.epoch}', self.steps, at.step):
+        for images, labels in progress(batches, f'epoch {position.epoch}', self.steps,
+                                       position.step):
             clock.has_read()
-            images, targets = self.prepare(images, labels, at.epoch, at.step)
+            images, targets = self.prepare(images, labels, position.epoch, position.step)
             meter.add(self.step(images, targets))
-            at.step += 1
+            position.step += 1
             clock.has_trained(len(labels))
-            if stepper.in_group:    # nothing to log or save before the optimizer's step
+            if stepper.in_group:    # log and save only after an optimizer step
                 continue
-            if at.step == self.steps or self.has_passed(self.config.TRAIN.LOG_EVERY):
-                replaced = report_bad_images(self.train_loader, at.bad_images, self.config,
+            if position.step == self.steps or self.has_passed(self.config.TRAIN.LOG_EVERY):
+                replaced = report_bad_images(self.train_loader, position.bad_images, self.config,
                                              self.folder)
                 self.log_step()
-            if at.step < self.steps:
-                self.save_or_leave_if_due()
+            if position.step < self.steps:
+                self.save_or_stop_if_due()
         self.log_epoch(replaced)
 
     def step(self, images, targets):
-        """Learn from the next batch; after too many bad steps end the run in one line."""
+        """Train on the next batch; return the Batches to count (see Stepper.step)."""
         try:
-            return self.stepper.step(images, targets, self.at.epoch, self.at.step)
+            return self.stepper.step(images, targets, self.position.epoch, self.position.step)
         except NotFinite as error:
             raise TrainingError(self.explain(error)) from error
 
     def validate_if_due(self):
-        """Write the epoch's weights and score them where that is due; returns scores or None."""
-        config, epoch, scores = self.config, self.at.epoch, None
+        """Write the weights of the epoch; validate them if due and return scores, else None."""
+        config, epoch, scores = self.config, self.position.epoch, None
         metadata = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
                         class_names=self.class_names, epoch=epoch, trained_on=build.training_data(
                             config, self.train_loader.dataset.samples))
         if config.MODEL.NORM_EPSILON:
             metadata['norm_epsilon'] = config.MODEL.NORM_EPSILON
         averages = self.stepper.averages()
-        # Written first: validation may find a bad image, and end the run.
+        # Before validation, which may fail at an unreadable image.
         self.folder.write_weights('last', self.stepper.weights(), metadata)
         if averages:
             self.folder.write_weights('last_ema', averages, metadata)
@@ -171,18 +173,19 @@ class Training:
         return scores
 
     def validate(self, kind, best, metadata):
-        """Score the weights that the network holds, and keep them if they are the best so far.
+        """Validate the current weights of the network; save them if they are the best so far.
 
         Args:
-            kind: what its line in the log begins with: ImageNet, or EMA for averaged weights.
-            best: the field of Progress, and the file, that remember the best of a kind.
+            kind: first word of the log line: ImageNet, or EMA for averaged weights.
+            best: field of Progress, and name of the file, for the best of this kind.
         """
         scores = evaluate(self.stepper.single, self.eval_loader)
         self.folder.say(f'{kind} val acc is:{scores["top1"]:.4f}')
         event = 'validation' if kind == 'ImageNet' else 'validation_ema'
-        self.folder.record(event, (self.at.epoch + 1) * self.steps, epoch=self.at.epoch, **scores)
-        if scores['top1'] > getattr(self.at, best):
-            setattr(self.at, best, scores['top1'])
+        epoch = self.position.epoch
+        self.folder.record(event, (epoch + 1) * self.steps, epoch=epoch, **scores)
+        if scores['top1'] > getattr(self.position, best):
+            setattr(self.position, best, scores['top1'])
             self.folder.write_weights(best, self.stepper.weights(), dict(
                 metadata, top1=scores['top1'], top5=scores['top5']))
         return scores
@@ -190,37 +193,43 @@ class Training:
     # ---- log
 
     def has_passed(self, number):
-        """Whether the batches of the optimizer's step just done hold a multiple of a number."""
-        return self.groups.passes(self.at.step - 1, number)
+        """Return whether the last optimizer step reached a multiple of `number`, in batches."""
+        return self.groups.passes(self.position.step - 1, number)
 
     def log_step(self):
-        """Means over the epoch's images so far, and times since the line before."""
-        at, rate, (loss, accuracy), times = (self.at, self.stepper.rate, self.meter.means(),
-                                             self.clock.lap())
+        """Log means over the epoch so far, and times since the last call."""
+        position, rate = self.position, self.stepper.rate
+        (loss, accuracy), times = self.meter.means(), self.clock.lap()
         if self.has_passed(self.config.TRAIN.LOG_EVERY):
             self.folder.say(
-                f'Epoch [{at.epoch}/{self.epochs}], Step [{at.step}/{self.steps}], '
+                f'Epoch [{position.epoch}/{self.epochs}], Step [{position.step}/{self.steps}], '
                 f'Loss: {loss:.4f},acc: {accuracy:.4f}, read_time: {times["read_time"]:.4f}, '
                 f'train_time: {times["train_time"]:.4f}, lr: {format_rate(rate)}')
-        self.folder.record('step', self.steps_done, epoch=at.epoch, loss=loss, acc=accuracy,
+        self.folder.record('step', self.steps_done, epoch=position.epoch, loss=loss, acc=accuracy,
                            lr=rate, **times)
 
     def log_epoch(self, replaced):
-        at, (loss, accuracy) = self.at, self.meter.means()
-        self.folder.say(f'Epoch [{at.epoch}/{self.epochs}], avg_Loss: {loss:.4f}, '
+        """Log the means of the epoch; `replaced` is its number of unreadable images."""
+        position, (loss, accuracy) = self.position, self.meter.means()
+        self.folder.say(f'Epoch [{position.epoch}/{self.epochs}], avg_Loss: {loss:.4f}, '
                         f'avg_acc: {accuracy:.4f}')
         if replaced:
-            self.folder.say(f'bad images in epoch {at.epoch}: {replaced}, each replaced by the '
-                            'next of its class')
-        self.folder.record('epoch', self.steps_done, epoch=at.epoch, loss=loss, acc=accuracy,
+            self.folder.say(f'bad images in epoch {position.epoch}: {replaced}, each replaced by '
+                            'the next of its class')
+        self.folder.record('epoch', self.steps_done, epoch=position.epoch, loss=loss, acc=accuracy,
                            skipped_steps=self.stepper.skipped_steps, bad_images=replaced)
 
     def finish(self, scores):
-        self.folder.record('end', self.steps_done, best=self.at.best, **scores)
-        self.folder.say(f'best val acc: {self.at.best:.4f}, weights in '
+        """Log the end of the run; return `scores`.
+
+        Raises:
+            TrainingError: if every step was skipped.
+        """
+        self.folder.record('end', self.steps_done, best=self.position.best, **scores)
+        self.folder.say(f'best val acc: {self.position.best:.4f}, weights in '
                         f'{self.config.TRAIN.OUTPUT_DIR}/')
         if self.stepper.averages():
-            self.folder.say(f'best EMA val acc: {self.at.best_ema:.4f}')
+            self.folder.say(f'best EMA val acc: {self.position.best_ema:.4f}')
         self.folder.say(f'ImageNet final val acc is:{scores["top1"]:.4f}')
         self.folder.close()
         if not self.stepper.has_stepped:
@@ -229,7 +238,7 @@ class Training:
         return scores
 
     def describe(self):
-        """Say what is about to be trained."""
+        """Log what will be trained."""
         config, loaded, frozen = self.config, self.loaded, self.frozen
         tensors, count, trainable = self.stepper.sizes()
         groups = (f', {config.TRAIN.ACCUMULATE} steps\' gradients accumulated'
@@ -253,13 +262,13 @@ class Training:
                            weights=loaded and dataclasses.asdict(loaded), **environment())
 
     def explain(self, error):
-        """The line that ends a run whose gradients are no longer finite."""
-        at, sampler = self.at, self.train_loader.batch_sampler
-        sampler.set_epoch(at.epoch, at.step)
+        """Return the message of a run whose gradients are no longer finite."""
+        position, sampler = self.position, self.train_loader.batch_sampler
+        sampler.set_epoch(position.epoch, position.step)
         samples = self.train_loader.dataset.samples
         files = [samples[key[1]][0] for key in next(iter(sampler))]
         weights = self.folder.write_weights('not_finite', self.stepper.weights(),
-                                            dict(epoch=at.epoch, step=at.step))
+                                            dict(epoch=position.epoch, step=position.step))
         good = self.folder.newest_checkpoint() or 'none was saved yet'
         return (f'{error}; the last good checkpoint is {good}, the weights of now are in '
                 f'{weights}, the last batch was {", ".join(files[:4])}'
@@ -269,29 +278,29 @@ class Training:
 
     @property
     def steps_done(self):
-        """Batches done in the whole run."""
-        return self.at.epoch * self.steps + self.at.step
+        """Batches of the whole run so far."""
+        return self.position.epoch * self.steps + self.position.step
 
     @functools.cached_property
     def identity(self):
-        """What must be the same for two processes to be parts of one run."""
+        """Configuration, data and environment, compared when a run resumes."""
         return dict(config=dataclasses.asdict(self.config),
                     training_images=build.fingerprint(self.train_loader),
                     validation_images=build.fingerprint(self.eval_loader),
                     **environment())
 
     def save_unfinished(self):
-        """Save in the middle of an epoch, also of a group of batches."""
-        if self.stepper.in_group:    # back to the last step of the optimizer
-            self.at.step, _ = self.groups.bounds(self.at.step)
+        """Save within an epoch, at the last optimizer step."""
+        if self.stepper.in_group:    # back to the last optimizer step
+            self.position.step, _ = self.groups.bounds(self.position.step)
         self.save()
 
     def save(self):
-        """Write a checkpoint; called between two steps of the optimizer, without gradients."""
+        """Write a checkpoint; called between two optimizer steps, when there are no gradients."""
         sums = self.meter.state()
         if distributed.is_main():
             arrays, learnt = self.stepper.capture()
-            position = dict(dataclasses.asdict(self.at), **sums,
+            position = dict(dataclasses.asdict(self.position), **sums,
                             skipped_steps=learnt['skipped_steps'])
             self.folder.save(self.steps_done, arrays, dict(
                 position=position, loss_scale=learnt['loss_scale'], steps=self.steps,
@@ -299,78 +308,82 @@ class Training:
         distributed.wait_for_all()
         self.saved_at = time.monotonic()
 
-    def go_on_from(self, path, arrays, state, force):
-        """Go to where a checkpoint says; returns lines for people. See RunFolder.resume."""
+    def restore(self, path, arrays, state, force):
+        """Restore the state of a checkpoint; return notes for the log. See RunFolder.resume."""
         check_state(state, path)
         notes = distributed.everywhere(compare_runs, state['identity'], self.identity, path, force,
                                        configuration.FREE_KEYS, configuration.DEFAULTS)
-        position = dict(state['position'])
-        self.build_stepper(position['epoch'], position['step'], fresh=False)
-        self.stepper.restore(arrays, position.pop('skipped_steps'), state.get('loss_scale'), path)
-        self.meter = Meter(*(position.pop(name) for name in ('loss_sum', 'correct', 'seen')))
-        self.at = Progress(**position)
+        saved = dict(state['position'])
+        self.build_stepper(saved['epoch'], saved['step'], fresh=False)
+        self.stepper.restore(arrays, saved.pop('skipped_steps'), state.get('loss_scale'), path)
+        self.meter = Meter(*(saved.pop(name) for name in ('loss_sum', 'correct', 'seen')))
+        self.position = Progress(**saved)
         if images_a_step(state['identity']) == images_a_step(self.identity):
-            self.at.step = min(self.at.step, self.steps)
-        elif state['steps'] != self.steps and self.at.step:
+            self.position.step = min(self.position.step, self.steps)
+        elif state['steps'] != self.steps and self.position.step:
             notes.append(f'an epoch has {self.steps} steps now and had {state["steps"]}: epoch '
-                         f'{self.at.epoch} starts again')
-            self.at.step, self.meter = 0, Meter()
-        self.log_position = state['log'] if self.folder.holds(path) else None
-        return notes + [f'going on from {path}: epoch {self.at.epoch}, step {self.at.step} of '
-                        f'{self.steps}']
+                         f'{self.position.epoch} starts again')
+            self.position.step, self.meter = 0, Meter()
+        self.log_position = state['log'] if self.folder.contains(path) else None
+        return notes + [f'going on from {path}: epoch {self.position.epoch}, '
+                        f'step {self.position.step} of {self.steps}']
 
     # ---- stopping
 
-    def save_or_leave_if_due(self):
-        """Save a checkpoint where one is due, and leave where that was asked for."""
+    def save_or_stop_if_due(self):
+        """Save a checkpoint if one is due, or if a signal or the time limit asks to stop."""
         train = self.config.TRAIN
-        leave = late = False
-        if distributed.world_size() == 1 or self.has_passed(STEPS_BETWEEN_AGREEMENTS):
+        stop = late = False
+        if distributed.world_size() == 1 or self.has_passed(STEPS_BETWEEN_STOP_CHECKS):
             late = train.SAVE_MINUTES and (
                 time.monotonic() - self.saved_at > 60 * train.SAVE_MINUTES)
-            reason = self.stop_reason()    # now: saving changes what a time limit says
-            leave, late = distributed.any_of(bool(reason), bool(late))
-        if leave or late or (train.SAVE_STEPS and self.has_passed(train.SAVE_STEPS)):
+            reason = self.stop_reason()    # before saving, which takes time
+            stop, late = distributed.any_of(bool(reason), bool(late))
+        if stop or late or (train.SAVE_STEPS and self.has_passed(train.SAVE_STEPS)):
             self.save()
-        if leave:
-            self.leave(reason)
+        if stop:
+            self.raise_stopped(reason)
 
     def stop_waiting_if_asked(self):
-        """Called while a batch is waited for, where one process may be the only one to wait."""
+        """Called while waiting for a batch, where collectives are not possible."""
         reason = self.stop_reason()
         if reason:
             if self.stepper.in_group:
-                self.at.step, _ = self.groups.bounds(self.at.step)
-            self.leave(reason)
+                self.position.step, _ = self.groups.bounds(self.position.step)
+            self.raise_stopped(reason)
 
-    def leave_if_asked(self):
+    def stop_if_asked(self):
+        """Stop all processes if one of them was asked to."""
         reason = self.stop_reason()
         if distributed.any_of(bool(reason))[0]:
-            self.leave(reason)
+            self.raise_stopped(reason)
 
     def stop_reason(self):
+        """Return why to stop now, or None; saving five times must fit into the time limit."""
         return self.stop.reason(5 * self.folder.save_seconds())
 
-    def leave(self, reason):
+    def raise_stopped(self, reason):
+        """Raise Stopped; the checkpoint is saved."""
         reason = reason or 'another process was asked to stop'
-        raise Stopped(f'{reason}: saved in epoch {self.at.epoch}, step {self.at.step} of '
-                      f'{self.steps}; the same command with TRAIN.RESUME=auto goes on')
+        raise Stopped(f'{reason}: saved in epoch {self.position.epoch}, '
+                      f'step {self.position.step} of {self.steps}; the same command with '
+                      'TRAIN.RESUME=auto goes on')
 
 
 def report_bad_images(loader, known, config, log):
-    """Name the training images that could not be read, each once in a run.
+    """Log the training images that could not be read, each once in a run.
 
-    All processes call this together and learn what the others found.
+    All processes must call this together.
 
     Args:
-        loader: its `bad_images` are those of the epoch so far, in this process.
-        known: those of the run so far, in all processes, path to message; is added to.
+        loader: its `bad_images` are those of this process in the epoch so far.
+        known: {path: error} of all processes in the run so far; updated in place.
 
     Returns:
-        How many images of the epoch have been replaced so far, in all processes.
+        Number of images replaced in the epoch so far, over all processes.
 
     Raises:
-        DataError: on every process, if they are more than TRAIN.MAX_BAD_IMAGES allows.
+        DataError: on every process, if they exceed TRAIN.MAX_BAD_IMAGES.
     """
     found = {}
     for part in distributed.gather_objects(loader.bad_images):
@@ -387,7 +400,7 @@ def report_bad_images(loader, known, config, log):
 
 
 def environment():
-    """What a log must name for its figures to mean something."""
+    """Return the versions, device, threads and processes of this run, for log and checkpoint."""
     return dict(paddle=paddle.__version__, python=platform.python_version(),
                 device=paddle.device.get_device(), threads=start.threads(),
                 processes=distributed.world_size())
@@ -397,7 +410,7 @@ def main(arguments):
     parser = command.parser(__doc__)
     configuration.add_arguments(parser)
     parser.add_argument('--force', action='store_true',
-                        help='resume even where the result would differ from that of one run')
+                        help='resume even if the result will differ from an uninterrupted run')
     options = parser.parse_args(arguments)
     config = build.load_config(options.config, options.override)
     distributed.init()

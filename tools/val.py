@@ -1,4 +1,4 @@
-"""Validate: top-1 and top-5 of a network over every validation image, each counted once.
+"""Validate a network: top-1 and top-5 accuracy over all validation images.
 
     python tools/val.py -c config/t2t_vit_7.yaml --weights output/t2t_vit_7.pdparams
     python tools/val.py --weights output/exported
@@ -25,26 +25,26 @@ from training.log import progress, say
 
 
 def evaluate(network, loader, log_every=0, skip_bad=False):
-    """Score a network on all images of a loader, over all processes together.
+    """Compute top-1, top-5 and loss of a network on all images of a loader, with all processes.
 
     Every step gathers logits and labels of all processes in the order of the data set and drops
-    the padding samples; the losses of single images are summed exactly. So all figures are the
-    same, to the bit, for any number of processes and any batch size, as long as the network gives
-    an image the same logits in any batch (matrix products of other sizes may round differently).
+    the padding samples; the losses of single images are summed exactly. The result is therefore
+    bit-identical for any number of processes and any batch size, as long as the logits of an image
+    do not depend on its batch (matrix products of other sizes may round differently).
 
     Args:
         network: images `[B, 3, S, S]` to logits `[B, num_classes]`.
-        loader: batches in the data set's order, the same many on every process; an image that
-            cannot be read has the label -1.
-        log_every: steps between the lines on the way; 0 says nothing.
-        skip_bad: score the other images where some cannot be read.
+        loader: batches in the order of the data set, equally many on every process; an unreadable
+            image has the label -1.
+        log_every: steps between progress lines; 0: none.
+        skip_bad: leave out unreadable images instead of raising.
 
     Returns:
-        dict: top1, top5 and loss as means over the images that were read; images, their number;
-        bad_images, one message for each of the others; seconds; images_per_second.
+        dict: top1, top5 (0 to 1) and loss, means over the images that were read; images, their
+        number; bad_images, one message for each unreadable image; seconds; images_per_second.
 
     Raises:
-        DataError: with the names of all images that cannot be read, unless skip_bad.
+        DataError: with the names of all unreadable images, unless skip_bad.
     """
     was_training = network.training
     network.eval()
@@ -88,9 +88,9 @@ def evaluate(network, loader, log_every=0, skip_bad=False):
 
 
 def top_k_hits(logits, labels, k=5):
-    """Whether each of the k best classes is the right one: int `[B, k]`, best class first.
+    """Return int `[B, k]`: 1 where the i-th best class is the label, best class first.
 
-    With fewer than k classes there are as many columns as classes.
+    With fewer than k classes there is one column for each class.
     """
     best = paddle.topk(logits, min(k, logits.shape[1]), axis=1)[1]       # (B, k)
     return (best == labels.unsqueeze(1)).astype('int64')
@@ -101,7 +101,7 @@ def main(arguments):
     configuration.add_arguments(parser)
     engines.add_arguments(parser)
     parser.add_argument('--skip-bad', action='store_true',
-                        help='score the other images where some cannot be read')
+                        help='leave out images that cannot be read')
     options = parser.parse_args(arguments)
     config = build.load_config(options.config, options.override)
     weights = build.weights_path(config, options.weights)

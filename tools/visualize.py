@@ -94,8 +94,8 @@ def draw_curves(options):
     """
     if not options.out.endswith(('.svg', '.png')):
         raise command.UsageError(f'--out {options.out}: end it in .svg or .png')
-    if len(options.logs) > curves.MOST_RUNS:
-        raise command.UsageError(f'{len(options.logs)} logs: at most {curves.MOST_RUNS}')
+    if len(options.logs) > curves.MAX_RUNS:
+        raise command.UsageError(f'{len(options.logs)} logs: at most {curves.MAX_RUNS}')
     paths = [path.parent if path.name in ('log.jsonl', 'train.log') else path
              for path in map(Path, options.logs)]
     figure = curves.draw({name: curves.read_log(path)

@@ -157,12 +157,12 @@ def steps_of(run):
     """Gradients and rate of every optimizer step of an epoch, without changing the weights."""
     steps = []
 
-    def move(epoch, step):
+    def update(epoch, step):
         steps.append(([p.grad.numpy() for p in run.stepper.trainable], run.stepper.rate))
         run.stepper.optimizer.clear_grad()
         return []
 
-    run.stepper.move = move
+    run.stepper.update = update
     for images, labels in run.train_loader:
         learn(run, images, labels)
     return steps

@@ -39,18 +39,18 @@ def gradients(kind):
             for name, parameter in stepper.network.named_parameters() if parameter.grad is not None}
 
 
-def move(*place, move=stepper.move):
+def update(*position, update=stepper.update):
     for name, gradient in gradients('gradient').items():
         saved.setdefault(name, gradient)
-    return move(*place)
+    return update(*position)
 
 
-stepper.move = move
+stepper.update = update
 stepper.begin_epoch(0)
 stepper.schedule.step(1.0)    # at its highest rate, not at a warm-up's first
 for images, labels in run.train_loader:
     learn(run, images, labels)
-    if run.at.step + 1 == run.config.TRAIN.ACCUMULATE:
+    if run.position.step + 1 == run.config.TRAIN.ACCUMULATE:
         saved.update(gradients('alone'))
     if stepper.ema.updates == 3:
         break

@@ -1,17 +1,17 @@
-"""What tests ask of other processes, on Linux."""
+"""Inspection of other processes, through /proc (Linux)."""
 
 import time
 from pathlib import Path
 
 
 def children_of(pid):
-    """The processes that a process has started and not yet waited for."""
+    """Return the ids of the child processes of a process."""
     return [int(child) for path in Path(f'/proc/{pid}/task').glob('*/children')
             for child in path.read_text().split()]
 
 
 def state_of_process(pid):
-    """The letter of proc_pid_stat(5), such as T for stopped; empty if there is no such process."""
+    """Return the state letter of proc_pid_stat(5), such as T (stopped); empty: no such process."""
     try:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
     except OSError:
@@ -19,12 +19,12 @@ def state_of_process(pid):
 
 
 def gone(pids, seconds=10):
-    """Whether processes end within some time; a zombie has not ended."""
+    """Return whether all processes end within some seconds; a zombie has not ended."""
     return wait_until(lambda: not any(map(state_of_process, pids)), seconds)
 
 
 def wait_until(condition, seconds=10):
-    """Whether a condition becomes true within some time."""
+    """Return whether a condition becomes true within some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

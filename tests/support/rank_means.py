@@ -1,4 +1,4 @@
-"""Trains an epoch and saves what this process alone counted: (loss sum, correct, images) a step.
+"""Trains an epoch and saves the sums of this process: (loss sum, correct, images) of each step.
 
     python tools/launch.py tests/support/rank_means.py --nproc 2 -- RECIPE FOLDER
 

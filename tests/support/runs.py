@@ -1,4 +1,4 @@
-"""Real training runs for tests: small ones, started, hurt and compared."""
+"""Small training runs in processes of their own: start, kill and compare them."""
 
 import ctypes
 import json
@@ -17,15 +17,15 @@ from conftest import ROOT
 from training.folder import Checkpoints
 from weights.container import read_checkpoint
 
-# Dropout (the Performers' own), drop path and random crops are on, in a worker process; so are
-# mixed images, smoothed labels, averaged weights and optimizer steps of two batches.
+# With everything that draws random numbers or keeps state: dropout, drop path, random crops in
+# worker processes, mixup, label smoothing, EMA and gradient accumulation.
 RECIPE = '''
 BASE: {root}/config/lit_data.yaml
 DATA_PATH:
     TRAIN_DATASET_LABEL_PATH: "{folder}/train.txt"
     VAL_DATASET_LABEL_PATH: "{folder}/val.txt"
 MODEL: {{IMAGE_SIZE: 32, DROP_RATE: 0.1, DROP_PATH_RATE: 0.1}}
-TRAIN: {{TRAIN_BATCH_SIZE: 8, VAL_BATCH_SIZE: 8, LOG_EVERY: 3, VISUALDL: false, SAVE_STEPS: 2,
+TRAIN: {{TRAIN_BATCH_SIZE: 8, VAL_BATCH_SIZE: 8, LOG_EVERY: 3, VISUALDL: false, SAVE_STEPS: 4,
         VAL_EVERY: 1, LABEL_SMOOTHING: 0.1, ACCUMULATE: 2}}
 MIXUP: {{MIXUP_ALPHA: 0.8, CUTMIX_ALPHA: 1.0}}
 EMA: {{DECAY: 0.99}}
@@ -34,7 +34,7 @@ SCHEDULER: {{NUM_EPOCHS: 2, WARMUP_EPOCHS: 1}}
 
 
 def write_recipe(folder):
-    """A recipe on every n-th image of lit_data; returns its path."""
+    """Write a recipe on 100 and 20 images of lit_data; return its path."""
     for part, count in (('train', 100), ('val', 20)):
         lines = (ROOT / 'lit_data' / f'{part}.txt').read_text().splitlines()
         (folder / f'{part}.txt').write_text('\n'.join(lines[::len(lines) // count][:count]) + '\n')
@@ -43,6 +43,7 @@ def write_recipe(folder):
 
 
 def command(recipe, folder, *overrides, processes=1, force=False):
+    """Return the command line that trains in a folder, and resumes there."""
     start = [sys.executable, 'tools/train.py']
     if processes > 1:
         start[1:] = ['tools/launch.py', 'tools/train.py', '--nproc', str(processes),
@@ -53,6 +54,7 @@ def command(recipe, folder, *overrides, processes=1, force=False):
 
 
 def run(recipe, folder, *overrides, code=0, processes=1, force=False):
+    """Train to the end; return the CompletedProcess, whose exit code must be `code`."""
     done = subprocess.run(command(recipe, folder, *overrides, processes=processes, force=force),
                           cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
@@ -60,7 +62,7 @@ def run(recipe, folder, *overrides, code=0, processes=1, force=False):
 
 
 def figures(folder):
-    """All that a log says except times and names of folders."""
+    """Return the content of both logs without times and folder names."""
     timed = ('elapsed', 'seconds', 'images_per_second', 'read_time', 'train_time', 'config')
     records = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
     lines = re.sub(r'(read|train)_time: \S+|weights in .*', '', (folder / 'train.log').read_text())
@@ -68,7 +70,11 @@ def figures(folder):
 
 
 def assert_same_run(first, second):
-    for name in ('last.pdparams', 'best.pdparams', 'last_ema.pdparams', 'best_ema.pdparams'):
+    """Compare weights, logs and the newest checkpoint of two runs, bit for bit."""
+    names = sorted(path.name for path in first.glob('*.pdparams'))
+    assert {'last.pdparams', 'best.pdparams'} <= set(names)
+    assert names == sorted(path.name for path in second.glob('*.pdparams'))
+    for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     assert figures(first) == figures(second)
     (one, one_state), (two, two_state) = (
@@ -79,47 +85,52 @@ def assert_same_run(first, second):
 
 
 def kill_often(start, kills, seed, signal_all):
-    """Start a command again and again, killing it at random moments; then let it end."""
+    """Kill a command at a random moment of its training, `kills` times; then let it finish."""
     draw = random.Random(seed)
     for _ in range(kills):
-        process = subprocess.Popen(start, cwd=ROOT, stdout=subprocess.DEVNULL,
+        process = subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE, text=True,
                                    stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(draw.uniform(1.2, 4.0))
+        wait_for(process, r'going on from|thread\(s\) each')
+        time.sleep(draw.uniform(0, 1.5))
         if signal_all:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
+        process.stdout.close()
         process.wait()
     done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def wait_for(process, pattern):
-    """Read a process's output until a line matches."""
+    """Read the output of a process until a line matches."""
     for line in process.stdout:
         if re.search(pattern, line):
             return
-    raise AssertionError(f'{pattern} never came')
+    raise AssertionError(f'the output has no line {pattern}')
 
 
 def newest(folder):
+    """Return the path of the newest checkpoint of a run."""
     return Checkpoints(folder / 'checkpoints').paths()[0]
 
 
 def learn(training, images, labels):
-    """One batch of the loop of train.Training.train_epoch."""
-    at = training.at
-    training.meter.add(training.step(*training.prepare(images, labels, at.epoch, at.step)))
-    at.step += 1
+    """Train on one batch, as train.Training.train_epoch does."""
+    position = training.position
+    training.meter.add(training.step(
+        *training.prepare(images, labels, position.epoch, position.step)))
+    position.step += 1
 
 
 def without_roots_rights():
-    """Even root may not write into a read-only folder, in the process about to start."""
+    """Take root's right to ignore file permissions from the process about to start (preexec_fn)."""
     drop_from_bounding_set, may_override_permissions = 24, 1    # linux/prctl.h, capability.h
     ctypes.CDLL(None).prctl(drop_from_bounding_set, may_override_permissions, 0, 0, 0)
 
 
 def launch(count, folder, *arguments):
+    """Run a program as `count` processes with Paddle's launcher; return rank 0's stdout."""
     done = subprocess.run(
         [sys.executable, '-m', 'paddle.distributed.launch', '--nproc_per_node', str(count),
          '--log_level', 'ERROR', '--log_dir', str(folder / f'launch{count}'), *map(str, arguments)],
@@ -128,8 +139,8 @@ def launch(count, folder, *arguments):
     return done.stdout
 
 
-def started(recipe, folder, *overrides):  # noqa: F811
-    """Two processes that train for long, once they have begun."""
+def started(recipe, folder, *overrides):
+    """Start a long run of two processes; return the launcher once step 4 is logged."""
     process = subprocess.Popen(
         command(recipe, folder, 'SCHEDULER.NUM_EPOCHS=1000', *overrides, processes=2), cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=open(f'{folder}.stderr', 'w'), start_new_session=True)
@@ -141,20 +152,22 @@ def started(recipe, folder, *overrides):  # noqa: F811
 
 
 def below(pid):
-    """All processes that descend from one."""
+    """Return the ids of all descendants of a process."""
     children = [int(child) for path in Path(f'/proc/{pid}/task').glob('*/children')
                 for child in path.read_text().split()]
     return children + [other for child in children for other in below(child)]
 
 
 def ranks_of(process):
+    """Return the process ids of the ranks that a launcher has started."""
     return [pid for pid in below(process.pid)
             if b'tools/train.py' in Path(f'/proc/{pid}/cmdline').read_bytes()
             and b'tools/launch.py' not in Path(f'/proc/{pid}/cmdline').read_bytes()]
 
 
 def assert_gone(pids, seconds=40):
+    """Wait until none of the processes exists."""
     deadline = time.monotonic() + seconds
     while left := [pid for pid in pids if Path(f'/proc/{pid}').exists()]:
-        assert time.monotonic() < deadline, f'left behind: {left}'
+        assert time.monotonic() < deadline, f'still running: {left}'
         time.sleep(0.1)

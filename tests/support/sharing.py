@@ -38,7 +38,7 @@ def fail_on(number):
 arrays = {'large': np.arange(1234, dtype='float64').reshape(2, 617), 'none': np.zeros((0, 3)),
           'half': np.arange(7, dtype='float16'), 'strided': np.arange(20)[::2],
           'one': np.float32(3)}
-got = distributed.share(arrays if rank == 0 else 'of no interest')
+got = distributed.broadcast_object(arrays if rank == 0 else 'of no interest')
 for name, array in arrays.items():
     np.testing.assert_array_equal(got[name], array, strict=True)
 got['large'][0] = 0    # may be written to

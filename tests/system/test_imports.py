@@ -1,4 +1,4 @@
-"""Would catch a library module whose import changes the process that imports it."""
+"""Catches a library module whose import changes the process."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from test_layering import COMMANDS, MODULES
 
 CHILD = '''
 import ctypes, importlib, json, os, signal, sys, threading, warnings
-import cv2, numpy, PIL.Image, paddle, paddle.hub, yaml    # what they do is not our doing
+import cv2, numpy, PIL.Image, paddle, paddle.hub, yaml    # changes by dependencies do not count
 
 def state():
     death = ctypes.c_int()
     ctypes.CDLL(None).prctl(2, ctypes.byref(death))    # PR_GET_PDEATHSIG
-    # A copy: changes are compared, and the objects stay alive.
+    # Copies, to compare later.
     return {'environment': dict(os.environ), 'warnings': list(warnings.filters),
             'signals': {number: signal.getsignal(number) for number in signal.valid_signals()},
             'wakeup': signal.set_wakeup_fd(-1), 'blocked': signal.pthread_sigmask(0, ()),
@@ -40,7 +40,7 @@ sys.path.insert(0, root + '/tools')
 def import_one(name):
     try:
         assert importlib.import_module(name).__file__.startswith(root)
-    except ModuleNotFoundError as error:    # a package that only one command needs
+    except ModuleNotFoundError as error:    # an optional package
         assert error.name.partition('.')[0] not in [name.partition('.')[0] for name in modules]
 
 for name in modules:
@@ -50,7 +50,7 @@ print(json.dumps(sorted(found)))
 
 
 def changes_on_import(modules, root=ROOT):
-    # As a process that a launcher started, and one that has nothing set.
+    # As in a process of a launcher, without variables that start.prepare() sets.
     environment = dict(os.environ, PADDLE_TRAINER_ID='0', T2T_LAUNCHER_PID='1')
     for name in ('OMP_NUM_THREADS', 'GLOG_minloglevel', 'MKL_DEBUG_CPU_TYPE'):
         environment.pop(name, None)
@@ -60,14 +60,13 @@ def changes_on_import(modules, root=ROOT):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_importing_the_library_changes_nothing():
+def test_importing_the_library_has_no_side_effects():
     library = [name for name in MODULES if name.partition('.')[0] not in COMMANDS]
     assert {'zoo', 'zoo.names', 'weights.files', 'system.start', 'build'} <= set(library)
     assert changes_on_import(library) == []
 
 
-def test_the_check_sees_changes(tmp_path):
-    """The same on a project whose modules do all of it."""
+def test_side_effects_are_detected(tmp_path):
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'hubconf.py').write_text(
         'import os\nos.environ["A"] = "1"\ndef t2t_vit_7(**options):\n    pass\n')

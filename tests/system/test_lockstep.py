@@ -1,4 +1,4 @@
-"""Processes that wait for ever, or go on alone, when another one fails, ends or is a stranger."""
+"""Catches processes that hang, or continue alone, when another process fails or ends."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from system.lockstep import Lockstep, PeerError
 
 
 class Store:
-    """What Lockstep needs of Paddle's store."""
+    """The part of Paddle's store that Lockstep uses."""
 
     def __init__(self):
         self.value, self.there = None, threading.Event()
@@ -28,14 +28,14 @@ class Store:
 
 @pytest.fixture
 def ranks(monkeypatch):
-    """Three of them, in threads; before they connect a stranger does."""
+    """Three ranks, in threads; a foreign client connects before them."""
     monkeypatch.setenv('PADDLE_TRAINER_ENDPOINTS', '127.0.0.1:1,127.0.0.1:2,127.0.0.1:3')
     store = Store()
     with ThreadPoolExecutor(3) as pool:
         main = pool.submit(Lockstep, 0, 3, store)
         host, port, _ = json.loads(store.get('lockstep'))
-        with socket.create_connection((host, port)) as stranger:
-            stranger.sendall(b'GET / HTTP/1.1\r\n\r\n')
+        with socket.create_connection((host, port)) as client:
+            client.sendall(b'GET / HTTP/1.1\r\n\r\n')
             others = [pool.submit(Lockstep, rank, 3, store) for rank in (1, 2)]
             found = [future.result(20) for future in (main, *others)]
     yield found
@@ -50,26 +50,26 @@ def close(rank):
         peer.close()
 
 
-def meet(ranks, *broken):
-    with ThreadPoolExecutor(len(broken)) as pool:
+def synchronise(ranks, *failed):
+    with ThreadPoolExecutor(len(failed)) as pool:
         return [future.result(20) for future in
-                [pool.submit(rank.meet, it) for rank, it in zip(ranks, broken)]]
+                [pool.submit(rank.synchronise, it) for rank, it in zip(ranks, failed)]]
 
 
-def test_all_learn_whether_one_is_broken(ranks):
-    for broken in [(False, False, False), (True, False, False), (False, False, True),
+def test_every_rank_gets_the_failure_of_any_rank(ranks):
+    for failed in [(False, False, False), (True, False, False), (False, False, True),
                    (False, True, False), (True, True, True), (False, False, False)]:
-        assert meet(ranks, *broken) == [any(broken)] * 3
+        assert synchronise(ranks, *failed) == [any(failed)] * 3
 
 
-def test_one_that_ended_is_noticed_by_all(ranks):
-    """By the first process, and by the others when that one leaves."""
-    def leaves(rank):
+def test_an_ended_rank_raises_on_all_others(ranks):
+    """First on rank 0, then on the others, when rank 0 closes its connections."""
+    def raises_peer_error(rank):
         with pytest.raises(PeerError, match='another process has ended'):
-            rank.meet(False)
+            rank.synchronise(False)
         close(rank)
         return True
 
     close(ranks[2])
     with ThreadPoolExecutor(2) as pool:
-        assert all(pool.map(leaves, ranks[:2], timeout=20))
+        assert all(pool.map(raises_peer_error, ranks[:2], timeout=20))

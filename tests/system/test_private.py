@@ -1,6 +1,4 @@
-"""Would catch a private function of Paddle outside of system/paddle_private.py, and one whose
-absence ends a command.
-"""
+"""Catches private functions of Paddle outside system/paddle_private.py, or without a fallback."""
 
 import ast
 import subprocess
@@ -12,7 +10,7 @@ from conftest import ROOT
 HOME = ROOT / 'tools' / 'system' / 'paddle_private.py'
 FILES = [path for folder in ('tools', 'lit_data/draw', 'docs', '.')
          for path in (ROOT / folder).glob('*.py' if folder == '.' else '**/*.py') if path != HOME]
-# Not private: of Python's own library; and what nn.LayerNorm calls its epsilon in every version.
+# Exceptions: Python's own, and the epsilon of nn.LayerNorm, which has this name in all versions.
 PUBLIC = {'_exit', '_replace', '_epsilon'}
 
 
@@ -21,7 +19,7 @@ def is_private(name):
 
 
 def own_names(trees):
-    """Names that the project itself gives to something."""
+    """Return the names that the project defines."""
     found = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -34,7 +32,7 @@ def own_names(trees):
 
 
 def uses_of_private(tree, own):
-    """What a module uses of Paddle, or of an object of unknown origin, that is private."""
+    """Yield private names of Paddle, or of an object of unknown type, that a module uses."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -52,7 +50,7 @@ def uses_of_private(tree, own):
                 yield name
 
 
-def test_private_functions_of_paddle_stand_in_one_file():
+def test_private_functions_of_paddle_are_used_in_one_file():
     trees = {path: ast.parse(path.read_text(encoding='utf-8')) for path in FILES}
     own = own_names(trees.values())
     found = {f'{path.relative_to(ROOT)}: {name}'
@@ -63,7 +61,7 @@ def test_private_functions_of_paddle_stand_in_one_file():
 @pytest.mark.parametrize('text', [
     'import paddle.base', 'from paddle.base import core', 'from paddle import base',
     'paddle.base.core.x()', 'paddle.nn._x', 'from paddle.nn import _x', 'tensor._secret()'])
-def test_the_check_sees_private_names(text):
+def test_private_names_are_detected(text):
     assert list(uses_of_private(ast.parse(text), own={'_ours'}))
     assert not list(uses_of_private(ast.parse('paddle.nn.Layer; x._ours; x.__class__'), {'_ours'}))
 
@@ -77,14 +75,14 @@ from system import distributed, paddle_private, start
 for _ in range(2):
     paddle_private.set_num_threads(2)
     paddle_private.global_store()
-print('went on')
+print('continued')
 '''
 
 
-def test_what_paddle_lacks_is_off_and_said_once():
+def test_a_missing_function_is_reported_once():
     names = ['set_num_threads', 'create_or_get_global_tcp_store']
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', WITHOUT, *names],
                           cwd=ROOT / 'tools', capture_output=True, text=True, timeout=60)
-    assert done.stdout == 'went on\n', done.stderr
+    assert done.stdout == 'continued\n', done.stderr
     assert [line.partition(' has no ')[2].partition(':')[0]
             for line in done.stderr.splitlines()] == names

@@ -1,4 +1,4 @@
-"""Several processes do what one does: gradients, weights, validation, and ends that are ends."""
+"""Catches several processes that compute other results than one, or outlive a failed job."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from support.runs import (
 )
 
 
-def test_two_ranks_with_half_the_batch_are_one_with_the_whole(tmp_path):
+def test_two_ranks_with_half_the_batch_equal_one_process(tmp_path):
     subprocess.run([sys.executable, 'tests/support/two_ranks.py', tmp_path / 'one', '16'], cwd=ROOT,
                    check=True, timeout=300)
     launch(2, tmp_path, 'tests/support/two_ranks.py', tmp_path / 'two', '8')
@@ -43,30 +43,30 @@ def test_two_ranks_with_half_the_batch_are_one_with_the_whole(tmp_path):
 
     assert relative_difference(gradients) <= 1e-6
     assert relative_difference(weights) <= 1e-6
-    # Each by itself as well, but for biases: they began at zero, so theirs is that of a gradient
-    # divided by its own size.
+    # Also each weight by itself. Biases start at zero, so their difference is relative to that of
+    # a normalised gradient.
     for name in weights:
         assert name.endswith('bias') or relative_difference([name]) <= 1e-6, name
 
 
-@pytest.mark.parametrize('images', [1, 13])
-def test_scores_are_bit_equal_for_one_to_four_processes(tmp_path, images):
+def test_scores_are_bit_equal_for_one_to_four_processes(tmp_path):
+    """For 1 and for 13 images, which leave some or most processes with padding only."""
     lines = (ROOT / 'lit_data' / 'val.txt').read_text().splitlines()[::9]
-    (tmp_path / 'val.txt').write_text('\n'.join(lines[:images]) + '\n')
-    arguments = ['tools/val.py', '-o', f'DATA_PATH.VAL_DATASET_LABEL_PATH={tmp_path}/val.txt',
-                 'TRAIN.VAL_BATCH_SIZE=3', 'TRAIN.VAL_NUM_WORKS=0']
-    found = set()
+    for images in (1, 13):
+        (tmp_path / f'{images}.txt').write_text('\n'.join(lines[:images]) + '\n')
+    results = set()
     for count in (1, 2, 3, 4):
-        text = launch(count, tmp_path, *arguments)
-        found.add(re.search(r'top-1: \S+ top-5: \S+', text)[0])
-        assert f', {images} images, ' in text
-    assert len(found) == 1
+        text = launch(count, tmp_path, 'tests/support/scores.py', tmp_path / '1.txt',
+                      tmp_path / '13.txt')
+        results.add(text)
+        assert [json.loads(line)['images'] for line in text.splitlines()] == [1, 13]
+    assert len(results) == 1
 
 
 @pytest.mark.parametrize('number, said', [
     (signal.SIGKILL, 'was killed by SIGKILL'), (signal.SIGSTOP, 'hung: it was stopped')],
     ids=['killed', 'hung'])
-def test_a_rank_that_dies_or_hangs_ends_the_job(recipe, tmp_path, number, said):
+def test_a_killed_or_hung_rank_ends_the_job(recipe, tmp_path, number, said):
     process = started(recipe, tmp_path / 'run')
     family = below(process.pid)
     victim = family[1]    # the launcher's second child
@@ -77,29 +77,30 @@ def test_a_rank_that_dies_or_hangs_ends_the_job(recipe, tmp_path, number, said):
         last = (tmp_path / 'run.stderr').read_text().splitlines()[-1]
         assert last.startswith(f'failed: rank 1 (pid {victim}) {said}'), last
     finally:
-        for pid in family:    # only where the test has failed is there anyone left
+        for pid in family:    # left only if the test has failed
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_lets_all_save_and_leave(recipe, tmp_path, number):
+def test_a_signal_to_the_launcher_saves_and_stops_all_processes(recipe, tmp_path, number):
     process = started(recipe, tmp_path / 'run')
     family = below(process.pid)
     process.send_signal(number)
     assert process.wait(timeout=60) == 75
     assert_gone(family)
-    assert list((tmp_path / 'run' / 'checkpoints').glob('step-*0.ckpt')), 'they agree every tenth'
+    # Processes agree on stopping every tenth step.
+    assert list((tmp_path / 'run' / 'checkpoints').glob('step-*0.ckpt'))
     assert 'failed' not in (tmp_path / 'run.stderr').read_text()
 
 
-def test_wrong_input_is_told_once(recipe, tmp_path):
+def test_wrong_input_is_printed_once(recipe, tmp_path):
     done = run(recipe, tmp_path / 'run', 'MODEL.NAME=t2t_vit_77', processes=2, code=2)
     assert (done.stdout + done.stderr).count('did you mean t2t_vit_7?') == 1
 
 
 def test_the_log_holds_means_over_all_processes(recipe, tmp_path):
-    """Recomputed from what each process counted by itself."""
+    """Recomputed from the sums of each process."""
     subprocess.run([sys.executable, 'tools/launch.py', 'tests/support/rank_means.py', '--nproc',
                     '2', '--logs', tmp_path / 'launch', '--', recipe, tmp_path], cwd=ROOT,
                    check=True, timeout=200)
@@ -115,7 +116,7 @@ def test_the_log_holds_means_over_all_processes(recipe, tmp_path):
         assert record['acc'] == pytest.approx(correct[last] / images[last], rel=1e-12)
 
 
-def test_what_processes_give_each_other(tmp_path):
+def test_broadcasts_errors_and_agreement(tmp_path):
     subprocess.run([sys.executable, 'tools/launch.py', 'tests/support/sharing.py', '--nproc', '2',
                     '--logs', tmp_path / 'launch', '--', tmp_path], cwd=ROOT, check=True,
                    timeout=200)
@@ -128,28 +129,28 @@ def test_what_processes_give_each_other(tmp_path):
             'agree': [None, disagree]}
 
 
-@pytest.mark.parametrize('below_it', [True, False], ids=['output folder', 'temporary folder'])
-def test_several_processes_in_a_checkout_that_is_read_only(tmp_path, below_it):
-    """What they print goes beside TRAIN.OUTPUT_DIR, else to a temporary folder."""
+@pytest.mark.parametrize('in_output', [True, False], ids=['output folder', 'temporary folder'])
+def test_several_processes_in_a_read_only_checkout(tmp_path, in_output):
+    """Their output goes next to TRAIN.OUTPUT_DIR, else to a temporary folder."""
     checkout, temporary = tmp_path / 'checkout', tmp_path / 'temporary'
     for folder in ('tools', 'config'):
         shutil.copytree(ROOT / folder, checkout / folder,
                         ignore=shutil.ignore_patterns('__pycache__'))
-    (checkout / 'program.py').write_text('print("I was here")\n')
+    (checkout / 'program.py').write_text('print("output of a process")\n')
     temporary.mkdir()
     folders = [path for path in [checkout, *checkout.rglob('*')] if path.is_dir()]
     for folder in folders:
         folder.chmod(0o555)
-    output = tmp_path / 'run' if below_it else checkout / 'output' / 'run'
+    output = tmp_path / 'run' if in_output else checkout / 'output' / 'run'
     done = subprocess.run(
         [sys.executable, 'tools/launch.py', 'program.py', '--nproc', '2', '-o',
          f'TRAIN.OUTPUT_DIR={output}'], cwd=checkout, capture_output=True, text=True, timeout=60,
         env={**os.environ, 'TMPDIR': str(temporary)}, preexec_fn=without_roots_rights)
-    assert (done.returncode, done.stdout) == (0, 'I was here\n'), done.stderr
+    assert (done.returncode, done.stdout) == (0, 'output of a process\n'), done.stderr
     (line,) = done.stderr.splitlines()
     logs = Path(re.match(r'Each process writes to (.*)/workerlog\.N; ', line)[1])
-    assert logs.is_relative_to(tmp_path / 'run.launch' if below_it else temporary)
-    assert (logs / 'workerlog.1').read_text() == 'I was here\n'
+    assert logs.is_relative_to(tmp_path / 'run.launch' if in_output else temporary)
+    assert (logs / 'workerlog.1').read_text() == 'output of a process\n'
     for folder in folders:
         folder.chmod(0o755)
 
@@ -157,8 +158,8 @@ def test_several_processes_in_a_checkout_that_is_read_only(tmp_path, below_it):
 def test_two_runs_never_share_a_folder(recipe, tmp_path):
     process = started(recipe, tmp_path / 'run')
     try:
-        script = ('import conftest, sys; from training.folder import claim; '
-                  'claim(sys.argv[1], patience=1)')
+        script = ('import conftest, sys; from training.folder import lock_folder; '
+                  'lock_folder(sys.argv[1], timeout=1)')
         second = subprocess.run([sys.executable, '-c', script, tmp_path / 'run'],
                                 cwd=ROOT / 'tests', capture_output=True, text=True, timeout=60)
         assert second.returncode == 1 and 'another process trains in this folder' in second.stderr
@@ -169,10 +170,10 @@ def test_two_runs_never_share_a_folder(recipe, tmp_path):
     deadline = time.monotonic() + 30
     while subprocess.run([sys.executable, '-c', script, tmp_path / 'run'], cwd=ROOT / 'tests',
                          capture_output=True, timeout=60).returncode:
-        assert time.monotonic() < deadline, 'the lock outlived its process'
+        assert time.monotonic() < deadline, 'the lock is still held'
 
 
-def test_a_launcher_that_is_killed_leaves_nobody_behind(recipe, tmp_path):
+def test_processes_end_when_their_launcher_is_killed(recipe, tmp_path):
     process = started(recipe, tmp_path / 'run')
     family = below(process.pid)
     process.kill()
@@ -180,11 +181,10 @@ def test_a_launcher_that_is_killed_leaves_nobody_behind(recipe, tmp_path):
     assert_gone(family)
 
 
-def test_a_process_whose_launcher_is_gone_already_leaves_at_once():
-    """One that was killed while Python itself started, before anyone could ask to be told."""
+def test_a_process_ends_at_once_if_its_launcher_has_already_ended():
     done = subprocess.run(
-        [sys.executable, '-c', 'from system import start; start.prepare(); print("went on")'],
+        [sys.executable, '-c', 'from system import start; start.prepare(); print("continued")'],
         cwd=ROOT / 'tools',
         env={**os.environ, 'PADDLE_TRAINER_ID': '0', 'T2T_LAUNCHER_PID': '1'},
         capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and 'went on' not in done.stdout
+    assert done.returncode == 1 and 'continued' not in done.stdout

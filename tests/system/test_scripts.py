@@ -1,8 +1,8 @@
-"""The shell scripts, run as real processes against stub interpreters.
+"""Catches scripts that choose a wrong Python, install wrongly, or lose arguments and exit codes.
 
-A stub keeps what it "has" as empty files beside itself (`has_paddle`, `has_pytest`), and writes
-every command line it gets to a journal. `-m venv` makes another stub, `-m pip install` gives it
-modules. tools/launch.py is run by a real Python, which takes the stub for itself.
+They run as real processes with stub interpreters. Empty files next to a stub (`has_paddle`,
+`has_pytest`) are its modules; it writes its command lines to a journal. `-m venv` creates another
+stub, `-m pip install` adds modules. A real Python runs tools/launch.py, with the stub's name.
 """
 
 import contextlib
@@ -64,12 +64,12 @@ case "$1 $2" in
 esac
 '''
 
-RESUME = '<-o> <TRAIN.RESUME=auto>'    # what train.sh puts before the caller's overrides
+RESUME = '<-o> <TRAIN.RESUME=auto>'    # added by train.sh before other overrides
 BROKEN = '#!/usr/bin/env bash\necho "shim: no version is set" >&2\nexit 127\n'
 
 
 class Machine:
-    """A copy of the scripts in a path with spaces, and a PATH on which only stubs are Pythons."""
+    """A copy of the scripts in a path with spaces, and a PATH whose Pythons are stubs."""
 
     def __init__(self, root):
         self.repo = root / 'a checkout'
@@ -109,7 +109,7 @@ class Machine:
         return process
 
     def lines(self):
-        """What the stubs were asked for, in order, without this test's folder and RESUME."""
+        """Return the journal without this test's folder and RESUME."""
         if not self.journal.exists():
             return []
         text = self.journal.read_text()
@@ -137,14 +137,14 @@ no_driver = pytest.mark.skipif(HAS_DRIVER, reason='this machine has an NVIDIA dr
 DEFAULT = '<-c> <config/lit_data.yaml>'
 
 
-def test_paddle_there_nothing_installed(machine):
+def test_nothing_is_installed_if_there_is_paddle(machine):
     machine.add('python3', 'has_paddle')
     assert machine.run('train.sh').returncode == 0
     assert machine.lines() == [f'python3 <tools/train.py> {DEFAULT}']
     assert not machine.venv.exists()
 
 
-def test_first_interpreter_that_runs(machine):
+def test_the_first_working_interpreter_is_used(machine):
     machine.add('python3', text=BROKEN)
     machine.add('python3.13', text=BROKEN)
     machine.add('python3.11', 'has_paddle')
@@ -178,7 +178,7 @@ def test_no_interpreter_is_one_line(machine, env):
 
 
 @no_driver
-def test_makes_venv_once(machine):
+def test_the_venv_is_created_once(machine):
     machine.add('python3')
     assert machine.run('train.sh').returncode == 0
     assert machine.lines() == [
@@ -204,12 +204,12 @@ def test_tests_install_both_files(machine):
 
 
 @no_driver
-def test_tests_after_train_add_only_pytest(machine):
+def test_test_sh_after_train_sh_installs_only_pytest(machine):
     machine.add('python3')
     machine.run('train.sh')
     machine.journal.unlink()
     own = machine.repo / '.venv'
-    # The same with our environment activated: it may be added to, somebody else's may not.
+    # Also with our environment activated: only that one may be modified.
     assert machine.run('test.sh', VIRTUAL_ENV=str(own)).returncode == 0
     assert machine.installs() == [installed(['requirements-dev.txt'])]
 
@@ -280,7 +280,7 @@ def test_venv_without_a_working_python_is_remade(machine):
 
 @no_driver
 @pytest.mark.skipif(not shutil.which('flock'), reason='needs flock')
-def test_two_at_once_install_once(machine):
+def test_concurrent_scripts_install_once(machine):
     machine.add('python3')
     both = [machine.start('train.sh', STUB_SLEEP='1') for _ in range(2)]
     for process in both:
@@ -343,7 +343,7 @@ def test_several_processes(machine, given, device):
     assert result.err.startswith(f'Each process writes to {logs.relative_to(machine.repo)}/')
 
 
-def test_one_gpu_needs_no_launch(machine):
+def test_one_gpu_needs_no_launcher(machine):
     machine.add('python3', 'has_paddle', 'has_gpu')
     result = machine.run('train.sh', '--gpus', '3')
     assert machine.lines() == [f'python3 <tools/train.py> {DEFAULT}']
@@ -382,7 +382,7 @@ def test_exit_code_passes_through(machine, script, code):
     assert machine.run(script, STUB_EXIT=str(code)).returncode == code
 
 
-def test_style_fails_the_run_after_the_tests(machine):
+def test_a_style_error_fails_after_the_tests_have_run(machine):
     machine.add('python3', 'has_paddle', 'has_pytest', 'has_ruff')
     assert machine.run('test.sh', STUB_RUFF='1').returncode == 1
     assert machine.lines()[-1] == 'python3 <-m> <pytest> <-q>'
@@ -408,17 +408,17 @@ def test_a_signal_ends_the_set_up(machine, slow, number, code):
     asleep = []
     while not asleep:
         assert time.monotonic() < deadline
-        with contextlib.suppress(OSError):    # one that has just ended
+        with contextlib.suppress(OSError):    # the process has just ended
             asleep = [pid for pid in below(process.pid)
                       if Path(f'/proc/{pid}/cmdline').read_bytes().endswith(b'sleep\x0030\0')]
     process.send_signal(number)
     assert process.wait(timeout=20) == code
-    os.kill(asleep[0], signal.SIGKILL)    # what a stub started
+    os.kill(asleep[0], signal.SIGKILL)    # started by the stub
     process.communicate()
     assert not any('tools/' in line for line in machine.lines())
 
 
-def test_training_resumes_unless_the_caller_says_otherwise(machine):
+def test_training_resumes_by_default(machine):
     machine.add('python3', 'has_paddle')
     machine.run('train.sh', 'x.yaml', '-o', 'TRAIN.RESUME=false')
     assert machine.journal.read_text().strip().endswith(f'{RESUME} <-o> <TRAIN.RESUME=false>')
@@ -427,7 +427,7 @@ def test_training_resumes_unless_the_caller_says_otherwise(machine):
 
 
 @pytest.mark.parametrize('code, runs', [(1, 3), (241, 3), (0, 1), (2, 1), (75, 1)])
-def test_restarts_follow_failures_only(machine, code, runs):
+def test_only_failures_cause_restarts(machine, code, runs):
     machine.add('python3', 'has_paddle')
     result = machine.run('train.sh', '--restarts', '2', STUB_EXIT=str(code))
     assert result.returncode == code
@@ -436,7 +436,7 @@ def test_restarts_follow_failures_only(machine, code, runs):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_no_failure_to_restart_after(machine, number):
+def test_a_signal_causes_no_restart(machine, number):
     machine.add('python3', 'has_paddle')
     process = machine.start('train.sh', '--restarts', '2', STUB_WAIT='1')
     process.stdout.readline()
@@ -448,14 +448,14 @@ def test_a_signal_is_no_failure_to_restart_after(machine, number):
     assert len(machine.lines()) == 1
 
 
-def test_several_machines_need_a_meeting_point(machine):
+def test_several_machines_need_an_address(machine):
     machine.add('python3', 'has_paddle')
     result = machine.run('train.sh', '--nnodes', '2')
     assert result.returncode == 2 and '--master HOST:PORT' in result.err
 
 
 def requirements(name):
-    """{package: bounds} of a requirement file."""
+    """Return {package: version bounds} of a requirements file."""
     found = {}
     for line in (ROOT / name).read_text().splitlines():
         if line and not line.startswith('#'):
@@ -464,7 +464,7 @@ def requirements(name):
     return found
 
 
-def test_gpu_file_differs_only_where_it_must():
+def test_gpu_requirements_differ_only_in_paddle_numpy_and_opencv():
     cpu, gpu = requirements('requirements.txt'), requirements('requirements-gpu.txt')
     assert cpu.pop('paddlepaddle') and gpu.pop('paddlepaddle-gpu')
     assert list(cpu) == list(gpu)

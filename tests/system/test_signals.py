@@ -1,6 +1,4 @@
-"""Would catch a command that ends with a traceback, or a wrong exit code, where it is stopped early
-or where nobody reads what it prints.
-"""
+"""Catches a traceback or a wrong exit code after an early signal or on a closed output."""
 
 import os
 import signal
@@ -16,7 +14,7 @@ TRAIN = [sys.executable, 'tools/train.py', '-c', 'config/lit_data.yaml', '-o']
 
 
 def catches(pid, number):
-    """Whether a process has a handler of its own for a signal."""
+    """Return whether a process has its own handler for a signal."""
     status = Path(f'/proc/{pid}/status').read_text()
     caught = int(status.partition('SigCgt:')[2].split()[0], 16)
     return bool(caught >> (number - 1) & 1)
@@ -33,7 +31,7 @@ def wait_until(condition, process):
         time.sleep(0.001)
 
 
-# SIGUSR1's default action ends a process too; Python has a handler for SIGINT from the start.
+# prepare_signals() handles SIGUSR1; Python itself handles SIGINT from the start.
 @pytest.mark.parametrize('moment', ['before Paddle', 'while Paddle is imported', 'before the run'])
 @pytest.mark.parametrize('number, code, said', [
     (signal.SIGTERM, 75, 'stopped: SIGTERM'), (signal.SIGUSR1, 75, 'stopped: SIGUSR1'),
@@ -47,24 +45,23 @@ def test_a_signal_before_the_run_is_one_line(tmp_path, number, code, said, momen
         assert not holds_paddle(process.pid)
     else:
         wait_until(lambda: holds_paddle(process.pid), process)
-    if moment == 'before the run':    # the claim of its folder is the first thing that it does
+    if moment == 'before the run':    # a run first locks its folder
         wait_until(lambda: (tmp_path / '.run.lock').exists(), process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (code, f'{said}\n'), out + err
 
 
-def test_nohup_outlives_its_terminal():
+def test_sighup_stays_ignored_under_nohup():
     program = ('import signal; from system import start; start.prepare_signals(); '
-               'signal.raise_signal(signal.SIGHUP); print("went on")')
+               'signal.raise_signal(signal.SIGHUP); print("continued")')
     done = subprocess.run(
         [sys.executable, '-c', program], cwd=ROOT / 'tools', capture_output=True, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    assert (done.returncode, done.stdout) == (0, 'went on\n')
+    assert (done.returncode, done.stdout) == (0, 'continued\n')
 
 
-def test_a_signal_to_a_launcher_in_its_first_moment(tmp_path):
-    """Its processes have not begun to listen yet."""
+def test_a_signal_to_a_launcher_before_its_processes_handle_signals(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text('import time\nprint("ready", flush=True)\ntime.sleep(60)\n')
     process = subprocess.Popen(
@@ -94,7 +91,7 @@ command.run(main)
 
 @pytest.mark.parametrize('redirect, code', [('>&-', 0), ('>&- 2>&- <&-', 0), ('| true', 1),
                                             ('>/dev/full', 1)])
-def test_an_output_that_nobody_reads_is_no_crash(redirect, code):
+def test_a_closed_or_full_output_prints_no_traceback(redirect, code):
     shell = f'set -o pipefail; "{sys.executable}" -c "$0" {redirect}'
     done = subprocess.run(['bash', '-c', shell, SAY], capture_output=True, text=True, timeout=60,
                           env={**os.environ, 'PYTHONPATH': str(ROOT / 'tools')})
@@ -103,7 +100,7 @@ def test_an_output_that_nobody_reads_is_no_crash(redirect, code):
     assert len(done.stderr.splitlines()) == (redirect == '>/dev/full')
 
 
-def test_processes_go_on_where_nobody_reads_the_launcher(tmp_path):
+def test_processes_continue_when_the_reader_of_the_launcher_ends(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text('import time\nfor i in range(20): print(i, flush=True); time.sleep(0.02)\n')
     shell = (f'set -o pipefail; "{sys.executable}" tools/launch.py "$0" --nproc 2 '
@@ -114,15 +111,15 @@ def test_processes_go_on_where_nobody_reads_the_launcher(tmp_path):
     assert (tmp_path / 'logs' / 'workerlog.0').read_text().splitlines()[-1] == '19'
 
 
-def test_an_error_is_told_where_stdout_is_closed():
+def test_an_error_is_printed_when_stdout_is_closed():
     done = subprocess.run(['bash', '-c', f'"{sys.executable}" -c "$0" wrong >&-', SAY],
                           capture_output=True, text=True, timeout=60,
                           env={**os.environ, 'PYTHONPATH': str(ROOT / 'tools')})
     assert (done.returncode, done.stderr) == (1, 'failed: ValueError: no good\n')
 
 
-def test_a_closed_stream_is_no_place_for_files(tmp_path):
-    """The system gives the lowest free number to the next file that is opened."""
+def test_a_file_does_not_replace_a_closed_stream(tmp_path):
+    """A new file gets the lowest free number, which would be that of the closed stream."""
     script = ('from system import start; start.prepare_signals(); import os\n'
               f'file = open({str(tmp_path / "file")!r}, "w"); print("stray")\n'
               'os.write(1, b"stray"); file.write("meant"); file.close()')

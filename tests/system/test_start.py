@@ -1,4 +1,4 @@
-"""Settings that Paddle's speed on a processor depends on."""
+"""Catches lost settings of BLAS, memory and strides that Paddle's speed on a CPU depends on."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ AVX512 = 'avx2 avx512f avx512dq avx512cd avx512bw avx512vl'
     ('GenuineIntel', AVX512, None), ('AuthenticAMD', AVX512, '7'),
     ('AuthenticAMD', 'sse4_2 avx avx2', '5'), ('AuthenticAMD', 'avx2 avx512f', '5'),
     ('', '', None)])
-def test_mkl_is_told_what_an_amd_processor_can_do(vendor, flags, wanted):
+def test_mkl_cpu_type_follows_the_flags_of_the_processor(vendor, flags, wanted):
     text = (f'processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: one\nflags\t\t: fpu {flags}\n'
             f'bugs\t\t: none\n\nprocessor\t: 1\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n')
     assert start.mkl_cpu_type(text) == wanted
 
 
 def faults(preparation):
-    """Pages that a process takes from the system while it allocates and frees the same again."""
+    """Return the page faults of a process that allocates and frees the same memory repeatedly."""
     script = f'''
 import resource
 {preparation}
@@ -47,15 +47,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif('CS_GNU_LIBC_VERSION' not in getattr(os, 'confstr_names', ()),
-                    reason='glibc alone is told to keep freed memory')
-def test_freed_memory_is_used_again():
+                    reason='only glibc has these options')
+def test_freed_memory_is_reused():
     kept = faults('from system.start import keep_freed_memory; keep_freed_memory()')
     given_back = faults('')
     assert kept < given_back / 20
 
 
 def test_a_transpose_is_copied_at_once():
-    """As a view it would cost every operation behind it more than the copy."""
+    """A view would slow down the following operations."""
     import paddle
     turned = paddle.arange(6).reshape([2, 3]).transpose([1, 0])
     assert turned.is_contiguous() and turned.tolist() == [[0, 3], [1, 4], [2, 5]]

@@ -1,10 +1,12 @@
-"""Catches a run that loses what it wrote, goes on from the wrong place, or ends by a full disk."""
+"""Catches a run that loses files, resumes from the wrong checkpoint, or ends on a full disk."""
 
 import errno
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,30 +16,47 @@ import paddle
 import pytest
 from conftest import ROOT
 from support.plain import Plain, write_recipe
-from support.runs import figures, newest, without_roots_rights
+from support.runs import assert_same_run, figures, newest, without_roots_rights
 
 import build
 import train
 import zoo
 from training import folder, log
-from training.folder import Checkpoints, claim
+from training.folder import Checkpoints, lock_folder
 from val import evaluate
 from weights.container import CheckpointError, read_checkpoint, write_checkpoint
 
 
+@pytest.fixture(scope='module', autouse=True)
+def plain_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.MODELS, 'plain', (Plain, {}))
+        yield
+
+
 @pytest.fixture
-def start(tmp_path, monkeypatch):
+def start(tmp_path):
     """Makes a Training of Plain on 24 images: 6 steps an epoch, a checkpoint after every second."""
-    monkeypatch.setitem(zoo.MODELS, 'plain', (Plain, {}))
     recipe = write_recipe(tmp_path)
     return lambda *overrides, force=False: train.Training(
         build.load_config(recipe, list(overrides)), force)
 
 
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp('finished')
+    train.Training(build.load_config(write_recipe(folder), [
+        f'TRAIN.OUTPUT_DIR={folder}/whole'])).run()
+    return folder / 'whole'
+
+
 @pytest.fixture
-def whole(start, tmp_path):
-    """The folder of a run that was left alone."""
-    start(f'TRAIN.OUTPUT_DIR={tmp_path}/whole').run()
+def whole(finished, tmp_path):
+    """A copy of an uninterrupted run."""
+    shutil.copytree(finished, tmp_path / 'whole')
+    config = tmp_path / 'whole' / 'config.yaml'
+    config.write_text(config.read_text().replace(str(finished.parent), str(tmp_path)))
     return tmp_path / 'whole'
 
 
@@ -50,9 +69,9 @@ def weights(folder):
     return (folder / 'last.pdparams').read_bytes()
 
 
-def test_weights_that_found_no_room_are_written_when_there_is_some(start, whole, tmp_path,
-                                                                   monkeypatch, capsys):
-    """The best ones may never be due again."""
+def test_weights_that_could_not_be_written_are_written_later(start, whole, tmp_path, monkeypatch,
+                                                             capsys):
+    """The best weights may not be saved again by a later validation."""
     write, refused = folder.write_weights, []
 
     def full(path, state, metadata):
@@ -68,16 +87,16 @@ def test_weights_that_found_no_room_are_written_when_there_is_some(start, whole,
         assert (tmp_path / 'run' / name).read_bytes() == (whole / name).read_bytes()
 
 
-# ---- going back
+# ---- resuming from an earlier checkpoint
 
-def test_what_was_just_written_is_never_pruned(tmp_path):
+def test_a_new_checkpoint_is_never_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=2)
     for step in (100, 200, 7, 9):
         path = checkpoints.save(step, {'a': np.zeros(1)}, {})
         assert path.exists()
 
 
-def test_a_run_that_goes_back_keeps_the_abandoned_branch_apart(start, whole, capsys):
+def test_resuming_from_an_earlier_checkpoint_renames_later_ones(start, whole, capsys):
     folder = f'TRAIN.OUTPUT_DIR={whole}'
     before = (whole / 'checkpoints' / 'step-000000010.ckpt').read_bytes()
     start(folder, f'TRAIN.RESUME={whole}/checkpoints/step-000000004.ckpt').folder.close()
@@ -85,18 +104,18 @@ def test_a_run_that_goes_back_keeps_the_abandoned_branch_apart(start, whole, cap
     assert steps(whole, 'abandoned-step-*.ckpt') == [6, 8, 10, 12]
     assert 'step-000000010.ckpt is now abandoned-step-000000010.ckpt' in capsys.readouterr().out
     again = start(folder)
-    assert (again.at.epoch, again.at.step) == (0, 4), 'the abandoned branch is not resumed'
+    assert (again.position.epoch, again.position.step) == (0, 4), 'resumed an abandoned one'
     again.run()
     assert steps(whole) == [2, 4, 6, 8, 10, 12]
     aside = whole / 'checkpoints' / 'abandoned-step-000000010.ckpt'
     assert aside.read_bytes() == before
-    back = start(folder, f'TRAIN.RESUME={aside}')    # and it can be gone back to
-    assert (back.at.epoch, back.at.step) == (1, 4)
+    back = start(folder, f'TRAIN.RESUME={aside}')    # which is still usable
+    assert (back.position.epoch, back.position.step) == (1, 4)
     back.folder.close()
     assert newest(whole).read_bytes() == before and newest(whole).name == 'step-000000010.ckpt'
 
 
-def test_with_fewer_steps_an_epoch_the_new_checkpoints_are_the_newest(start, whole):
+def test_with_fewer_steps_per_epoch_new_checkpoints_are_the_newest(start, whole):
     options = f'TRAIN.OUTPUT_DIR={whole}', 'TRAIN.TRAIN_BATCH_SIZE=8', 'TRAIN.KEEP_CHECKPOINTS=2'
     run = start(*options, 'SCHEDULER.NUM_EPOCHS=4', force=True)
     assert steps(whole) == [2, 4, 6] and newest(whole).name == 'step-000000006.ckpt'
@@ -106,6 +125,19 @@ def test_with_fewer_steps_an_epoch_the_new_checkpoints_are_the_newest(start, who
 
 
 # ---- checkpoints that cannot be used
+
+@pytest.mark.parametrize('damage', [
+    lambda content: content[:-1000], lambda content: b'', lambda content: b'x' * 1000,
+    lambda content: content[:5000] + bytes([content[5000] ^ 4]) + content[5001:]],
+    ids=['cut off', 'emptied', 'other file', 'bit flipped'])
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(start, whole, finished, damage,
+                                                                 capsys):
+    path = newest(whole)
+    path.write_bytes(damage(path.read_bytes()))
+    start(f'TRAIN.OUTPUT_DIR={whole}').run()
+    assert f'skipped checkpoint {path}' in capsys.readouterr().out
+    assert_same_run(finished, whole)
+
 
 def extra_array(arrays, state):
     arrays['network/more'] = np.zeros(1)
@@ -180,7 +212,7 @@ CONTENTS = [extra_array, foreign_array, nameless_moment, no_moment, small_moment
             half_a_step, no_config, no_epochs, no_log, no_scale]
 
 
-def test_unexpected_content_is_named_and_the_one_before_is_used(start, whole, capsys):
+def test_unexpected_content_is_named_and_the_previous_checkpoint_used(start, whole, capsys):
     path = newest(whole)
     arrays, state = read_checkpoint(path)
     for change in CONTENTS:
@@ -188,44 +220,49 @@ def test_unexpected_content_is_named_and_the_one_before_is_used(start, whole, ca
         change(*changed)
         write_checkpoint(path, *changed)
         run = start(f'TRAIN.OUTPUT_DIR={whole}')
-        assert (run.at.epoch, run.at.step) == (1, 4), change.__name__
+        assert (run.position.epoch, run.position.step) == (1, 4), change.__name__
         run.folder.close()
         said = capsys.readouterr().out
-        assert f'passed over a checkpoint: {path}: ' in said, change.__name__
+        assert f'skipped checkpoint {path}: ' in said, change.__name__
         aside = next((whole / 'checkpoints').glob('damaged-step-000000012*.ckpt'))
         aside.unlink()
     start(f'TRAIN.OUTPUT_DIR={whole}').run()
 
 
-def test_where_no_checkpoint_can_be_used_the_run_does_not_start_afresh(start, whole):
+def test_a_run_without_a_usable_checkpoint_does_not_start_afresh(start, whole):
     for path in (whole / 'checkpoints').iterdir():
         path.write_bytes(b'x' * 1000)
     with pytest.raises(CheckpointError, match='step-000000012.ckpt: .*RESUME=false') as refusal:
         start(f'TRAIN.OUTPUT_DIR={whole}')
     assert refusal.value.exit_code == 2 and '\n' not in str(refusal.value)
-    assert (whole / 'train.log').exists(), 'nothing was moved'
+    assert (whole / 'train.log').exists(), 'the earlier run is not moved'
 
 
 # ---- links
 
-def test_a_link_leads_to_the_same_lock(tmp_path):
+LOCK = '''
+import conftest, sys
+from training.folder import lock_folder
+lock_folder(sys.argv[1], timeout=0)
+'''
+
+
+def test_a_link_and_its_target_have_the_same_lock(tmp_path):
     (tmp_path / 'real').mkdir()
     (tmp_path / 'link').symlink_to(tmp_path / 'real')
-    lock = claim(tmp_path / 'link', patience=0)
-    script = 'import conftest, sys; from training.folder import claim; claim(sys.argv[1], 0)'
-    second = subprocess.run([sys.executable, '-c', script, tmp_path / 'real'], cwd=ROOT / 'tests',
+    lock = lock_folder(tmp_path / 'link', timeout=0)
+    second = subprocess.run([sys.executable, '-c', LOCK, tmp_path / 'real'], cwd=ROOT / 'tests',
                             capture_output=True, text=True, timeout=120)
     assert 'another process trains in this folder' in second.stderr
     lock.close()
 
 
-def test_a_folder_beside_which_nothing_may_be_written_is_locked_inside(tmp_path):
+def test_a_folder_with_a_read_only_parent_is_locked_inside(tmp_path):
     disk = tmp_path / 'mounted' / 'disk'
     disk.mkdir(parents=True)
     disk.parent.chmod(0o555)
-    script = 'import conftest, sys; from training.folder import claim; claim(sys.argv[1], 0)'
     try:
-        done = subprocess.run([sys.executable, '-c', script, disk], cwd=ROOT / 'tests', text=True,
+        done = subprocess.run([sys.executable, '-c', LOCK, disk], cwd=ROOT / 'tests', text=True,
                               capture_output=True, timeout=120, preexec_fn=without_roots_rights)
     finally:
         disk.parent.chmod(0o755)
@@ -233,7 +270,7 @@ def test_a_folder_beside_which_nothing_may_be_written_is_locked_inside(tmp_path)
     assert [path.name for path in disk.iterdir()] == ['.disk.lock']
 
 
-def test_a_link_and_what_else_it_leads_to_stay_in_their_place(start, tmp_path):
+def test_a_linked_folder_keeps_its_name_and_other_files(start, tmp_path):
     scratch, link = tmp_path / 'scratch', tmp_path / 'output'
     scratch.mkdir()
     link.symlink_to(scratch)
@@ -247,8 +284,8 @@ def test_a_link_and_what_else_it_leads_to_stay_in_their_place(start, tmp_path):
 
 # ---- disks
 
-def test_a_full_disk_ends_no_run_and_the_log_is_complete_in_the_end(start, whole, tmp_path, capsys):
-    """A real, small file system, filled to the last byte between two steps and emptied later."""
+def test_a_full_disk_does_not_end_the_run_and_the_log_is_complete(start, whole, tmp_path, capsys):
+    """A small file system, filled to the last byte between two steps and emptied later."""
     disk = tmp_path / 'disk'
     disk.mkdir()
     mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk],
@@ -285,7 +322,22 @@ def test_a_full_disk_ends_no_run_and_the_log_is_complete_in_the_end(start, whole
         losses = [record['loss'] for record in records_of(whole) if record['event'] == 'step']
         assert tags['step/loss'] == pytest.approx(losses, rel=1e-6)    # VisualDL has float32
     finally:
-        subprocess.run(['umount', '--lazy', disk], check=True)    # the lock is still open
+        subprocess.run(['umount', '--lazy', disk], check=True)    # the lock file is open
+
+
+def test_checkpoints_that_cannot_be_written_do_not_end_the_run(start, finished, tmp_path):
+    """A limit of 100 KB allows weights files (61 KB) but not checkpoints (182 KB)."""
+    def limit_file_size():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10, 100 << 10))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    done = subprocess.run(plain('-c', tmp_path / 'recipe.yaml'), cwd=ROOT, capture_output=True,
+                          text=True, timeout=200, preexec_fn=limit_file_size)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('no checkpoint was saved') == 2 * (2 + 2), (
+        'every second step of 6, and twice at the end of an epoch')
+    assert os.listdir(tmp_path / 'run' / 'checkpoints') == []
+    assert weights(tmp_path / 'run') == weights(finished)
 
 
 def records_of(folder):
@@ -299,14 +351,14 @@ def scalars_of(folder):
             for tag in ('step/loss', 'step/acc')}
 
 
-def test_a_disk_that_refuses_every_write_ends_no_run(start, whole, monkeypatch, capsys):
-    """The same where nothing can be mounted: each call of the log's writers fails for a while."""
+def test_failing_writes_do_not_end_the_run(start, whole, monkeypatch, capsys):
+    """As above, without mounting: os.write fails for a while."""
     write, failing = os.write, False
 
     def full(descriptor, data):
         if failing:
             raise OSError(errno.ENOSPC, 'No space left on device')
-        return write(descriptor, data[:7])    # and a disk may take less than it is given
+        return write(descriptor, data[:7])    # a short write
 
     monkeypatch.setattr(log.os, 'write', full)
     run = start()
@@ -326,8 +378,7 @@ def test_a_disk_that_refuses_every_write_ends_no_run(start, whole, monkeypatch, 
 
 
 @pytest.mark.parametrize('how', ['removed', 'moved'])
-def test_a_folder_that_goes_away_is_made_anew_and_what_is_missing_is_said(start, whole, tmp_path,
-                                                                          how, capsys):
+def test_a_removed_folder_is_created_again(start, whole, tmp_path, how, capsys):
     run = start()
     log_step = run.log_step
 
@@ -342,8 +393,8 @@ def test_a_folder_that_goes_away_is_made_anew_and_what_is_missing_is_said(start,
     run.log_step = lose
     run.run()
     said = capsys.readouterr().out
-    assert 'was removed or moved away' in said
-    assert re.search('missing until they are due again: checkpoints, best.pdparams, last.pd', said)
+    assert 'was removed or moved' in said
+    assert re.search('missing until they are next saved: checkpoints, best.pdparams, last.pd', said)
     folder = run.folder.path
     assert figures(folder) == figures(whole) and weights(folder) == weights(whole)
     assert steps(folder) == [10, 12]
@@ -351,9 +402,9 @@ def test_a_folder_that_goes_away_is_made_anew_and_what_is_missing_is_said(start,
         whole / 'config.yaml').read_text()
 
 
-# ---- the rest of a process
+# ---- clock, output, skipped steps
 
-def test_a_clock_that_jumps_does_not_show_in_the_log(start, monkeypatch):
+def test_a_changed_system_clock_does_not_affect_the_log(start, monkeypatch):
     run = start('SCHEDULER.NUM_EPOCHS=1')
     real, jump = time.time, 0
     monkeypatch.setattr(time, 'time', lambda: real() + jump)
@@ -375,7 +426,7 @@ def plain(*arguments):
     return [sys.executable, 'tests/support/plain.py', *map(str, arguments)]
 
 
-def test_a_reader_that_leaves_does_not_end_the_run(whole, tmp_path):
+def test_a_closed_pipe_does_not_end_the_run(start, tmp_path):
     process = subprocess.Popen(
         plain('-c', tmp_path / 'recipe.yaml'), cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': str(1)})
@@ -386,8 +437,8 @@ def test_a_reader_that_leaves_does_not_end_the_run(whole, tmp_path):
     assert 'ImageNet final val acc is:' in (tmp_path / 'run' / 'train.log').read_text()
 
 
-def test_a_run_whose_every_step_was_skipped_fails_also_when_it_goes_on(start, tmp_path):
-    def ruined():
+def test_a_run_that_skipped_every_step_fails_also_when_resumed(start, tmp_path):
+    def run_with_infinite_loss():
         run = start('SCHEDULER.NUM_EPOCHS=1', 'TRAIN.MAX_BAD_STEPS=99')
         loss = run.stepper.loss
         run.stepper.loss = lambda *arguments: loss(*arguments) * float('inf')
@@ -395,19 +446,19 @@ def test_a_run_whose_every_step_was_skipped_fails_also_when_it_goes_on(start, tm
 
     for _ in range(2):
         with pytest.raises(train.TrainingError, match='no step had finite gradients') as failure:
-            ruined().run()
+            run_with_infinite_loss().run()
         assert getattr(failure.value, 'exit_code', 1) == 1
     checkpoints = sorted((tmp_path / 'run' / 'checkpoints').iterdir())
     for path in checkpoints[1:]:
         path.unlink()
     with pytest.raises(train.TrainingError, match='no step had finite gradients'):
-        ruined().run()    # from the middle of the epoch
+        run_with_infinite_loss().run()    # from the middle of the epoch
 
 
 # ---- processes
 
 def test_another_number_of_processes_sees_the_same_images(start, whole, tmp_path):
-    """Nothing is drawn here, so the end must be that of a run that never changed."""
+    """Plain uses no random numbers, so the result must be that of one process."""
     shutil.copytree(whole, tmp_path / 'run')
     for path in (tmp_path / 'run' / 'checkpoints').iterdir():
         if int(path.stem[5:]) > 4:
@@ -428,8 +479,8 @@ def test_another_number_of_processes_sees_the_same_images(start, whole, tmp_path
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
-def test_the_loss_of_a_validation_is_the_same_to_the_bit_for_any_batches(tmp_path):
-    """Each step of n processes scores n batches at once."""
+def test_the_validation_loss_is_bit_equal_for_any_batch_size(tmp_path):
+    """A step of n processes evaluates n batches, like one larger batch."""
     recipe = write_recipe(tmp_path, images=50)
     table = paddle.to_tensor(np.random.default_rng(0).standard_normal((3, 1000)).astype('float32'))
 

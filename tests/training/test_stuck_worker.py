@@ -1,4 +1,4 @@
-"""Runs that hang with a stuck loader worker, are deaf to signals then, or lose a step."""
+"""Catches runs that hang, ignore signals or lose steps when a loader worker is stuck."""
 
 import os
 import re
@@ -14,15 +14,8 @@ from support.runs import assert_same_run, command, newest, ranks_of, run
 from weights.container import read_checkpoint
 
 
-@pytest.fixture(scope='module')
-def unhurt(recipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('unhurt') / 'run'
-    run(recipe, folder)
-    return folder
-
-
 def start_and_stop_a_worker(recipe, folder, *overrides, processes=1, rank=0):
-    """Stop a worker for good once training has begun; returns (process, ranks, workers)."""
+    """Train, and send SIGSTOP to a worker after step 4; return (process, ranks, workers)."""
     process = subprocess.Popen(
         command(recipe, folder, 'TRAIN.SAVE_STEPS=0', *overrides, processes=processes), cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -39,7 +32,7 @@ def saved_position(folder):
     return position['epoch'], position['step']
 
 
-def test_the_run_saves_ends_and_names_worker_and_image(recipe, unhurt, tmp_path):
+def test_a_timeout_saves_and_names_worker_and_image(recipe, uninterrupted, tmp_path):
     folder = tmp_path / 'run'
     process, _, workers = start_and_stop_a_worker(recipe, folder, 'TRAIN.LOADER_TIMEOUT=1')
     said = process.communicate(timeout=60)[1].strip()
@@ -49,12 +42,12 @@ def test_the_run_saves_ends_and_names_worker_and_image(recipe, unhurt, tmp_path)
                         said), said
     assert gone([process.pid, *workers[0]])
     epoch, step = saved_position(folder)
-    assert epoch == 0 and 4 <= step < 12 and step % 2 == 0    # groups of two are saved whole
+    assert epoch == 0 and 4 <= step < 12 and step % 2 == 0    # a multiple of ACCUMULATE
     run(recipe, folder)
-    assert_same_run(unhurt, folder)
+    assert_same_run(uninterrupted, folder)
 
 
-def test_a_signal_is_heard_while_a_batch_is_waited_for(recipe, unhurt, tmp_path):
+def test_a_signal_is_handled_while_waiting_for_a_batch(recipe, uninterrupted, tmp_path):
     folder = tmp_path / 'run'
     process, _, workers = start_and_stop_a_worker(recipe, folder, 'TRAIN.LOADER_TIMEOUT=0')
     time.sleep(2)    # until it waits
@@ -65,22 +58,22 @@ def test_a_signal_is_heard_while_a_batch_is_waited_for(recipe, unhurt, tmp_path)
     assert said.startswith(f'stopped: SIGTERM: saved in epoch {epoch}, step {step} of ')
     assert gone([process.pid, *workers[0]])
     run(recipe, folder)
-    assert_same_run(unhurt, folder)
+    assert_same_run(uninterrupted, folder)
 
 
-@pytest.mark.parametrize('rank, asked', [(0, False), (1, False), (1, True)])
-def test_one_of_two_processes_is_named_and_no_step_is_lost(recipe, tmp_path, rank, asked):
+@pytest.mark.parametrize('rank, signalled', [(0, False), (1, False), (1, True)])
+def test_a_stuck_worker_of_one_of_two_processes(recipe, tmp_path, rank, signalled):
     folder = tmp_path / 'run'
     process, ranks, workers = start_and_stop_a_worker(
-        recipe, folder, f'TRAIN.LOADER_TIMEOUT={0 if asked else 2}', processes=2, rank=rank)
-    if asked:
+        recipe, folder, f'TRAIN.LOADER_TIMEOUT={0 if signalled else 2}', processes=2, rank=rank)
+    if signalled:
         time.sleep(3)
         process.terminate()
     said = ''.join(process.communicate(timeout=90))
-    assert process.returncode == (75 if asked else 1), said
+    assert process.returncode == (75 if signalled else 1), said
     pid = workers[rank][0]
-    assert asked or re.search(rf'failed: .*loader worker pid {pid} has not read', said), said
-    assert asked or rank == 0 or re.search(rf'failed: rank 1 .*pid {pid} has not read', said), said
+    who = 'rank 1 .*' if rank else '.*loader worker '
+    assert signalled or re.search(rf'failed: {who}pid {pid} has not read', said), said
     assert gone([process.pid, *ranks, *sum(workers, [])])
     epoch, step = saved_position(folder)    # the only checkpoint
     assert epoch == 0 and step >= 4 and step % 2 == 0

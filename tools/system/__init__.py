@@ -1,11 +1,11 @@
 """What does the process need?
 
-    start             signals, threads, BLAS, memory, the tie to the launcher
-    command           errors for people, exit codes
+    start             signals, threads, BLAS, memory; processes end with their launcher
+    command           error messages and exit codes
     settings          keys of a configuration: declared, read from YAML, checked
-    distributed       the same calls with one process and with many
-    lockstep          processes that go on together or leave together
-    job               the processes of one machine: started, watched, judged
-    meeting           the launchers of several machines: ranks, attempts, one verdict
+    distributed       collectives that also work with one process
+    lockstep          processes exchange failures before every batch
+    job               starts and watches the processes of one machine
+    rendezvous        the launchers of several machines: ranks, failures, restarts
     paddle_private    functions of Paddle that are not public
 """

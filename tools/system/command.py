@@ -1,8 +1,8 @@
-"""What every command shares: errors for people and exit codes.
+"""Error messages and exit codes of all commands.
 
-Exit codes: 0 done, 1 failed, 2 wrong input, 75 stopped and saved (the same command goes on), 130
-interrupted. An exception class may name its own by an attribute `exit_code`, and the word that
-its line begins with by `kind`.
+Exit codes: 0 success, 1 failure, 2 wrong input, 75 stopped and saved (the same command resumes),
+130 interrupted. An exception class may set its own with an attribute `exit_code`, and the first
+word of its message with `kind`.
 """
 
 import argparse
@@ -16,23 +16,23 @@ import traceback
 
 from system import start
 
-# How the line begins on which a command ends early.
+# The beginning of the last line of a command that ended early.
 LAST_LINE = re.compile(r'(error|failed|stopped|interrupted)\b')
-SECONDS_TO_LEAVE = 10    # for a process of several; Paddle may wait for one that is gone
+SECONDS_TO_EXIT = 10    # with several processes: Paddle may wait for one that has ended
 
 
 class UsageError(ValueError):
-    """A command line that makes no sense."""
+    """A command line that is not valid."""
 
     exit_code = 2
 
 
-class AskedToStop(KeyboardInterrupt):
-    """SIGTERM, SIGUSR1 or SIGINT; its argument is the signal's number."""
+class StopSignal(KeyboardInterrupt):
+    """A signal to stop (system.start.STOP_SIGNALS); its argument is the signal's number."""
 
 
 def parser(doc):
-    """An argparse parser described by a command's docstring, with --debug."""
+    """Return an argparse parser with the option --debug; `doc` is the docstring of a command."""
     result = argparse.ArgumentParser(description=doc, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument('--debug', action='store_true', help='show the traceback of an error')
@@ -40,7 +40,7 @@ def parser(doc):
 
 
 def sub_command(commands, name, run, help):
-    """A parser for one of a command's sub-commands; its options have `run` as an attribute."""
+    """Add a sub-command and return its parser; the parsed options have `run` as an attribute."""
     result = commands.add_parser(name, help=help, description=run.__doc__, allow_abbrev=False,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument('--debug', action='store_true', default=argparse.SUPPRESS,
@@ -50,11 +50,11 @@ def sub_command(commands, name, run, help):
 
 
 def run(main, arguments=None):
-    """Run `main(arguments)` and leave the process with its exit code.
+    """Run `main(arguments)` and exit with its return value as the exit code.
 
-    An exception becomes one line on stderr; its traceback is shown only with --debug. So does a
-    signal to stop, unless `main` handles it. Where nobody reads stdout any more, the command ends
-    silently with 1.
+    An exception becomes one line on stderr, with the traceback only if --debug is given. So does
+    a signal to stop, unless `main` handles it. A closed pipe on stdout ends the command silently
+    with 1.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     line, code = '', 1
@@ -75,32 +75,32 @@ def run(main, arguments=None):
             line = f'{kind}: {" ".join(str(error).split()) or "no message"}'
             if '--debug' in arguments:
                 line = traceback.format_exc() + line
-    start.on_stop_signals(lambda *_: os._exit(code))    # it leaves already
+    start.on_stop_signals(lambda *_: os._exit(code))    # the process is exiting
     if line:
-        with contextlib.suppress(OSError, ValueError):    # nobody listens
+        with contextlib.suppress(OSError, ValueError):    # stderr is closed
             print(line, file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
-    except OSError:    # Python would complain as it ends
+    except OSError:    # else Python prints an error on exit
         discard_stdout()
     if code and 'PADDLE_TRAINER_ID' in os.environ:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)    # which kills
-        signal.alarm(SECONDS_TO_LEAVE)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)    # ends the process
+        signal.alarm(SECONDS_TO_EXIT)
     sys.exit(code)
 
 
 def discard_stdout():
-    """Print to nobody from now on."""
+    """Redirect stdout to os.devnull."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def has_no_reader(stream):
-    """Whether a stream is a pipe whose other end is closed."""
-    looking = select.poll()
-    looking.register(stream.fileno(), 0)
-    return any(event & select.POLLERR for _, event in looking.poll(0))
+    """Return whether a stream is a pipe whose reading end is closed."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _raise(number, _frame):
-    start.on_stop_signals(signal.SIG_IGN)    # one is enough, until run() has said so
-    raise AskedToStop(number)
+    start.on_stop_signals(signal.SIG_IGN)    # further signals, until run() has printed its line
+    raise StopSignal(number)

@@ -1,4 +1,4 @@
-"""Processes: the same calls work with one process and with many (one a card)."""
+"""Collectives and synchronisation that work alike with one process and with several."""
 
 import contextlib
 import io
@@ -13,21 +13,20 @@ import paddle.distributed as dist
 from system import paddle_private
 from system.lockstep import Lockstep, PeerError
 
-PIECE = 16 << 20    # bytes that a collective moves at most; gloo allows each 30 seconds
+MAX_BYTES = 16 << 20    # of one broadcast: gloo ends a collective after 30 seconds
 
-
-_lockstep = None       # between the processes of a job
+_lockstep = None    # set by init() where there are several processes
 
 
 class DisagreementError(RuntimeError):
-    """Processes that are not at the same point of the same run."""
+    """Processes that have different values where all must have the same."""
 
 
 def init():
-    """Join the processes that a launcher started; nothing to do for one."""
+    """Connect to the other processes of the job; with one process do nothing."""
     global _lockstep
     if world_size() > 1:
-        with contextlib.redirect_stderr(io.StringIO()):    # Paddle lists flags that it has set
+        with contextlib.redirect_stderr(io.StringIO()):    # Paddle prints its flags
             dist.init_parallel_env()
         store = paddle_private.global_store()
         if store is not None:
@@ -35,25 +34,25 @@ def init():
 
 
 def rank():
-    """The number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank()
 
 
 def world_size():
-    """How many processes work together."""
+    """Return the number of processes."""
     return dist.get_world_size()
 
 
 def is_main():
-    """Whether this is the process that prints and saves."""
+    """Return whether this is rank 0, which prints and saves."""
     return rank() == 0
 
 
 def all_reduce_sum(values):
-    """Sum a list of numbers over all processes, exactly for counts.
+    """Sum a list of numbers element by element over all processes, in float64.
 
     Args:
-        values: numbers, the same many on every process.
+        values: numbers; the same length on every process.
 
     Returns:
         list of float.
@@ -66,9 +65,9 @@ def all_reduce_sum(values):
 
 
 def gather_rows(tensor):
-    """Join the rows of all processes in rank order: `[B, ...]` to `[world_size * B, ...]`.
+    """Concatenate the rows of all processes in rank order: `[B, ...]` to `[world_size * B, ...]`.
 
-    Every process must bring the same number of rows: an uneven all_gather gives garbage.
+    B must be the same on every process: otherwise all_gather returns wrong values.
     """
     if world_size() == 1:
         return tensor
@@ -78,7 +77,7 @@ def gather_rows(tensor):
 
 
 def gather_objects(value):
-    """Every process's value, a small object of any kind, in rank order."""
+    """Return a list of the values of all processes, in rank order; values are small objects."""
     if world_size() == 1:
         return [value]
     values = []
@@ -86,22 +85,22 @@ def gather_objects(value):
     return values
 
 
-def any_of(*wishes):
-    """For each wish (a bool) whether any process has it; all processes get the same answer."""
-    return tuple(total > 0 for total in all_reduce_sum(wishes))
+def any_of(*flags):
+    """Return, for each flag (a bool), whether it is true on any process."""
+    return tuple(total > 0 for total in all_reduce_sum(flags))
 
 
-def share(value):
-    """The main process's value, given to every process; theirs are ignored.
+def broadcast_object(value):
+    """Send the value of rank 0 to every process.
 
-    Large arrays, a checkpoint's for one, go in pieces, so that none meets gloo's limit of 30
-    seconds, and the main process may have taken any time to get the value.
+    Large arrays, as in a checkpoint, are sent in parts, because gloo ends a collective after 30
+    seconds. Rank 0 may call this much later than the others.
 
     Args:
-        value: anything that pickle can store.
+        value: an object that can be pickled; ignored on other ranks than 0.
 
     Returns:
-        The same object in the main process, and an equal one in the others.
+        `value` on rank 0, and a copy of it on the others.
     """
     if world_size() == 1:
         return value
@@ -117,10 +116,10 @@ def share(value):
     if not is_main():
         parts = [np.empty(size, np.uint8) for size in sizes]
     for part in parts:
-        for first in range(0, len(part), PIECE):
-            received = _broadcast(part[first:first + PIECE])
+        for first in range(0, len(part), MAX_BYTES):
+            received = _broadcast(part[first:first + MAX_BYTES])
             if not is_main():
-                part[first:first + PIECE] = received
+                part[first:first + MAX_BYTES] = received
     return value if is_main() else pickle.loads(parts[0].tobytes(), buffers=parts[1:])
 
 
@@ -131,9 +130,9 @@ def _broadcast(array):
 
 
 def from_main(function, *arguments):
-    """What a function returns in the main process, or the exception that it raises there.
+    """Call a function on rank 0; return its result, or raise its exception, on every process.
 
-    So only the main process needs the files that it reads.
+    Only rank 0 needs access to the files that the function reads.
     """
     def call():
         try:
@@ -141,14 +140,14 @@ def from_main(function, *arguments):
         except Exception as error:
             return None, error
 
-    result, error = share(call() if is_main() else None)
+    result, error = broadcast_object(call() if is_main() else None)
     if error is not None:
         raise error
     return result
 
 
 def everywhere(function, *arguments):
-    """Call a function in every process; where it raises in one of them, it raises in all."""
+    """Call a function on every process; an exception on any of them is raised on all."""
     result = error = None
     try:
         result = function(*arguments)
@@ -162,13 +161,13 @@ def everywhere(function, *arguments):
 
 
 def agree(**values):
-    """Check that all processes have the same values, before they work together.
+    """Check that all processes have the same values.
 
     Args:
-        **values: anything small, by the name that a message calls it.
+        **values: small objects; their names appear in the message.
 
     Raises:
-        DisagreementError: in every process, with each one's values of those that differ.
+        DisagreementError: on every process; lists the values that differ, by rank.
     """
     wait_for_all()
     found = gather_objects(values)
@@ -179,17 +178,17 @@ def agree(**values):
             for number, other in enumerate(found)))
 
 
-def in_step(batches, before_leaving=lambda: None):
-    """Yield from `batches` on every process, when all of them have their next one.
+def in_step(batches, on_failure=lambda: None):
+    """Yield each batch once all processes have their next one.
 
     Args:
-        batches: an iterable, which gives the same number of them on every process.
-        before_leaving: called on all processes where one of them cannot get its next batch, to
-            save for one; they may use collectives in it.
+        batches: an iterable of the same length on every process.
+        on_failure: called on all processes, for example to save a checkpoint, when one of them
+            cannot get its next batch. It may use collectives.
 
     Raises:
-        what getting a batch raised, in the process where it did.
-        PeerError: in the others.
+        Exception: on the process that failed, whatever `batches` raised there.
+        PeerError: on the others.
     """
     iterator = iter(batches)
     while True:
@@ -197,38 +196,37 @@ def in_step(batches, before_leaving=lambda: None):
             batch = next(iterator, None)
         except Exception:
             if _lockstep:
-                _lockstep.meet(broken=True)
-            before_leaving()
+                _lockstep.synchronise(failed=True)
+            on_failure()
             raise
-        if _lockstep and _lockstep.meet(broken=False):
-            before_leaving()
-            raise PeerError('another process has no next batch, and says why')
+        if _lockstep and _lockstep.synchronise(failed=False):
+            on_failure()
+            raise PeerError('another process failed to get its next batch')
         if batch is None:
             return
         yield batch
 
 
-_meetings = itertools.count()
+_barriers = itertools.count()
 
 
 def wait_for_all():
-    """Wait until every process is here, however long it takes.
+    """Wait until every process has called this, without a time limit.
 
-    A collective would do, were it not for gloo's fixed limit of 30 seconds, within which the
-    main process may not have saved a large checkpoint. The store that the processes met through
-    knows no such limit.
+    A collective would end after 30 seconds (gloo), which saving a large checkpoint on rank 0 may
+    exceed. Waiting through the store of the job has no such limit.
     """
     if world_size() == 1:
         return
     store = paddle_private.global_store()
     if store is None:
         return dist.barrier()
-    meeting = next(_meetings)
-    # A signal would break off what the store is reading; it waits until all are here.
+    barrier = next(_barriers)
+    # A signal would interrupt a read of the store: block signals until all processes are here.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        store.set(f'meeting/{meeting}/{rank()}', b'here')
+        store.set(f'barrier/{barrier}/{rank()}', b'here')
         for other in range(world_size()):
-            store.wait(f'meeting/{meeting}/{other}')
+            store.wait(f'barrier/{barrier}/{other}')
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,9 +1,9 @@
-"""Processes that go on together or leave together, asked before every batch.
+"""Synchronises processes before every batch, so that all of them continue or all of them stop.
 
-A collective is no place to wait in: gloo aborts the process after 30 seconds, or at once when
-another process leaves, and no exception comes of it. Here processes wait in Python, for as long as
-it takes, where signals are heard and a checkpoint can still be written. The first process
-listens, the others connect to it; a byte goes each way.
+Waiting in a collective is not safe: gloo aborts the process after 30 seconds, or at once when
+another process exits, without an exception. Here processes wait in Python without a time limit;
+they handle signals and can still write a checkpoint. Rank 0 listens, the others connect to it; one
+byte is sent each way.
 """
 
 import hmac
@@ -12,21 +12,21 @@ import os
 import secrets
 import socket
 
-BROKEN, FINE = b'1', b'0'
+FAILED, OK = b'1', b'0'
 TOKEN_BYTES = 16
-SECONDS_TO_GREET = 10
+SECONDS_TO_AUTHENTICATE = 10
 
 
 class PeerError(RuntimeError):
-    """Another process of the job failed, and says why itself."""
+    """Another process of the job has failed; that process prints the reason."""
 
 
 class Lockstep:
     """The connections between the processes of a job.
 
     Args:
-        rank, world_size: which process this is, of how many.
-        store: where the processes have met (set, get).
+        rank, world_size: rank of this process, and number of processes.
+        store: key-value store of the job (methods set, get).
     """
 
     def __init__(self, rank, world_size, store):
@@ -38,7 +38,7 @@ class Lockstep:
                     [host, listener.getsockname()[1], token.decode()]).encode())
                 self.peers = []
                 while len(self.peers) < world_size - 1:
-                    peer = self._greeted(listener.accept()[0], token)
+                    peer = self._authenticated(listener.accept()[0], token)
                     if peer:
                         self.peers.append(peer)
         else:
@@ -49,9 +49,9 @@ class Lockstep:
         for peer in self.peers:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
-    def _greeted(self, connection, token):
-        """The connection, if it comes of a process of this job."""
-        connection.settimeout(SECONDS_TO_GREET)
+    def _authenticated(self, connection, token):
+        """Return the connection if it sends the token of this job, else close it."""
+        connection.settimeout(SECONDS_TO_AUTHENTICATE)
         try:
             if hmac.compare_digest(connection.recv(TOKEN_BYTES, socket.MSG_WAITALL), token):
                 connection.settimeout(None)
@@ -61,13 +61,13 @@ class Lockstep:
         connection.close()
         return None
 
-    def meet(self, broken):
-        """Wait until every process is here; returns whether one of them is broken.
+    def synchronise(self, failed):
+        """Wait for all processes to call this; return whether any of them passed `failed`.
 
         Raises:
             PeerError: if one has ended.
         """
-        mine = BROKEN if broken else FINE
+        mine = FAILED if failed else OK
         try:
             if self.is_main:
                 answer = max([mine, *map(self._read, self.peers)])
@@ -78,7 +78,7 @@ class Lockstep:
                 answer = self._read(self.peers[0])
         except OSError as error:
             raise PeerError(f'another process has ended ({error.strerror})') from error
-        return answer == BROKEN
+        return answer == FAILED
 
     def _read(self, peer):
         answer = peer.recv(1)

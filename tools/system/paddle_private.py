@@ -1,8 +1,8 @@
-"""Functions of Paddle that are not public, each with what happens where a version lacks it.
+"""All uses of functions of Paddle that are not public.
 
-All of them were tried on Paddle 3.3.1 and 2.6.2. No other file uses a name of Paddle that begins
-with an underscore or stands in paddle.base; a test checks that. Where one is gone, what it was for
-is off, and a line on stderr says so, once a process.
+They were tested with Paddle 3.3.1 and 2.6.2. No other file uses a name of Paddle that begins with
+an underscore or belongs to paddle.base; a test checks that. If a version of Paddle lacks one, the
+feature is off, and one line on stderr per process says so.
 """
 
 import functools
@@ -10,58 +10,60 @@ import sys
 
 
 @functools.cache
-def _gone(name, consequence):
+def _report_missing(name, consequence):
     import paddle
 
     print(f'Paddle {paddle.__version__} has no {name}: {consequence}', file=sys.stderr, flush=True)
 
 
 def set_num_threads(number):
-    """Set the threads of this process, at run time. Without it they are OMP_NUM_THREADS, or 1."""
+    """Set the number of threads that Paddle computes on; the default is OMP_NUM_THREADS, or 1."""
     try:
         from paddle.base.core import set_num_threads
     except ImportError:
-        return _gone('set_num_threads', 'it computes on OMP_NUM_THREADS threads, or on one')
+        return _report_missing('set_num_threads',
+                               'it computes on OMP_NUM_THREADS threads, or on one')
     set_num_threads(number)
 
 
 def global_store():
-    """The store through which the processes of a job met (set, get, wait); None: there is none.
+    """Return the key-value store of a job (methods set, get, wait), or None.
 
-    Without it processes wait for each other in a barrier, which gloo ends after 30 seconds.
+    Without it processes synchronise with a barrier, which gloo ends after 30 seconds.
     """
     try:
         from paddle.base.core import create_or_get_global_tcp_store
     except ImportError:
-        return _gone('create_or_get_global_tcp_store',
-                     'saving a checkpoint may not take longer than 30 seconds')
+        return _report_missing('create_or_get_global_tcp_store',
+                               'saving a checkpoint may not take longer than 30 seconds')
     return create_or_get_global_tcp_store()
 
 
 def older_form():
-    """(Variable, LayerHelper, OldIrGuard), with which Paddle 3 writes graphs in Paddle 2's form, or
-    None. Tried on 3.3.1 only: Paddle 2.6.2 has no other form, and nothing to guard.
+    """Return (Variable, LayerHelper, OldIrGuard), which write graphs in the form of Paddle 2.
 
-    Without them an export has no inference.pdmodel, the only form that OpenVINO in Paddle reads.
+    None if they are missing: then an export has no inference.pdmodel, the only form that
+    OpenVINO in Paddle reads. Tested with 3.3.1 only: Paddle 2.6.2 has no other form.
     """
     try:
         from paddle.base.framework import Variable
         from paddle.base.layer_helper import LayerHelper
         from paddle.pir_utils import OldIrGuard
     except ImportError as error:
-        return _gone(f'{error.name}, with which older graphs are written',
-                     'exports are written without inference.pdmodel, and oneDNN computes them')
+        return _report_missing(f'{error.name}, with which older graphs are written',
+                               'exports are written without inference.pdmodel, and oneDNN '
+                               'computes them')
     return Variable, LayerHelper, OldIrGuard
 
 
 def read_program(content):
-    """The graph (ProgramDesc) that the bytes of an inference.pdmodel hold, or None.
+    """Parse the bytes of an inference.pdmodel; return a ProgramDesc, or None if that is missing.
 
-    Without it the graph is not compared with inference.yml, and oneDNN computes it, not OpenVINO.
+    Then the graph is not compared with inference.yml, and oneDNN computes it instead of OpenVINO.
     """
     try:
         from paddle.base.core import ProgramDesc
     except ImportError:
-        return _gone('ProgramDesc', 'an inference.pdmodel is not compared with inference.yml, and '
-                     'oneDNN computes it')
+        return _report_missing('ProgramDesc', 'an inference.pdmodel is not compared with '
+                               'inference.yml, and oneDNN computes it')
     return ProgramDesc(content)

@@ -1,4 +1,4 @@
-"""Settings from YAML: dataclasses of options, filled, checked, and refused in one line.
+"""Typed settings from YAML: dataclasses of options, with checks and one-line error messages.
 
     @dataclass
     class Train:
@@ -10,8 +10,8 @@
 
     config = load(Config, 'a.yaml', ['TRAIN.SEED=1'])
 
-What YAML allows beyond that is bounded before it costs time or memory: the size of a file, the
-number of its values, their length and depth; aliases are refused.
+A file's size and its values' number, length and depth are limited before they cost time or
+memory; YAML aliases are rejected.
 """
 
 import dataclasses
@@ -25,33 +25,32 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-LARGEST_FILE = 1 << 16    # bytes; a configuration is a page, not a book
-LONGEST_TEXT = 4096       # characters of one value, as of a path
-DEEPEST = 8               # sections and lists within each other
+LARGEST_FILE = 1 << 16    # bytes
+LONGEST_TEXT = 4096       # characters of one value
+DEEPEST = 8               # nested sections and lists
 MOST_VALUES = 4096        # keys and values of one file
 
 
-
 class ConfigError(ValueError):
-    """A configuration that can't be used: one line naming file, key and what to do."""
+    """An invalid configuration; the message names the file, the key and the remedy in one line."""
 
     exit_code = 2
 
 
 def option(default, help, used, free=False, choices=None, low=None, high=None, above=None,
            below=None, of='numbers'):
-    """A key: all that is known of it.
+    """Declare a key; return a dataclasses.field.
 
     Args:
-        default: its value where no file says another.
-        help: what it means.
-        used: where it is used: a module of tools/, or a function of one.
-        free: whether a resumed run may have another value, as it does not change the result.
-        choices: the values that it may have.
-        low, high, above, below: limits of numbers; the first two are included.
-        of: what a tuple holds: 'numbers', as many as its default has; 'names', any number of
-            texts; 'triples', any number of rows of three whole numbers; 'pairs', any number of
-            rows of two numbers.
+        default: value if no file sets one.
+        help: description.
+        used: where it is used: a module of tools/, or a function in one.
+        free: whether a resumed run may have another value, because the result stays the same.
+        choices: allowed values.
+        low, high, above, below: limits of numbers; `low` and `high` are inclusive.
+        of: items of a tuple: 'numbers', as many as in the default; 'names', any number of
+            strings; 'triples', any number of rows of three integers; 'pairs', any number of rows
+            of two numbers.
     """
     about = dict(help=help, used=used, free=free, choices=choices, of=of,
                  limits=dict(low=low, high=high, above=above, below=below))
@@ -62,20 +61,20 @@ def option(default, help, used, free=False, choices=None, low=None, high=None, a
 
 @dataclass
 class Settings:
-    """Base of the dataclass of all sections."""
+    """Base class of the dataclass that holds all sections."""
 
     def __post_init__(self):
-        self.file = ''      # that was read, short
-        self.places = {}    # of the keys that it sets: {'TRAIN.SEED': 'file:line'}
+        self.file = ''      # name of the file, for messages
+        self.places = {}    # where keys were set: {'TRAIN.SEED': 'file:line'}
 
     def refusal(self, name, reason):
-        """The error for a key's value: '`file:line`: `name` `reason`'."""
+        """Return a ConfigError with the message 'file:line: name reason'."""
         place = self.places.get(name, self.file)
         return ConfigError(f'{place}: {name} {reason}' if place else f'{name} {reason}')
 
 
 def keys_of(kind):
-    """Every key of a Settings class by its full name: {'TRAIN.SEED': dataclasses.Field}."""
+    """Return all keys of a Settings class by full name: {'TRAIN.SEED': dataclasses.Field}."""
     keys = {}
     for section in dataclasses.fields(kind):
         if dataclasses.is_dataclass(section.type):
@@ -87,27 +86,29 @@ def keys_of(kind):
 
 
 def default_of(key):
+    """Return the default value of a dataclasses.Field."""
     return key.default if key.default_factory is dataclasses.MISSING else key.default_factory()
 
 
 def load(kind, path, overrides=(), removed=None):
-    """Read a YAML file, and the files that it names as BASE, into an object of a Settings class.
+    """Read a YAML file and its BASE files into an object of a Settings class.
 
     Args:
+        kind: the Settings class.
         path: an existing file.
-        overrides: texts `SECTION.KEY=VALUE`; the value is read as YAML.
-        removed: {name: value} of keys that are no more; a file may still give them this value.
+        overrides: strings `SECTION.KEY=VALUE`; the value is parsed as YAML.
+        removed: {name: value} of keys that no longer exist; a file may still set this value.
 
     Raises:
-        ConfigError: for an unreadable file, an unknown key, a wrong type, or a value out of its
+        ConfigError: for an unreadable file, an unknown key, a wrong type, or a value out of
             range.
     """
     keys, removed = keys_of(kind), removed or {}
-    said = _read_files(path, keys, removed)    # name -> (value, place)
-    said.update(_read_overrides(overrides, keys, removed))
+    entries = _read_files(path, keys, removed)    # name -> (value, place)
+    entries.update(_read_overrides(overrides, keys, removed))
     settings = kind()
     settings.file = shown(path)
-    for name, (value, place) in said.items():
+    for name, (value, place) in entries.items():
         if name in removed:
             if value != removed[name]:
                 raise ConfigError(f'{place}: {name} was removed, and what is left of it is '
@@ -121,7 +122,7 @@ def load(kind, path, overrides=(), removed=None):
 
 
 def save(settings, path):
-    """Write every key as YAML that `load` reads again."""
+    """Write all keys as a YAML file that `load` can read."""
     def plain(value):
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
@@ -133,7 +134,7 @@ def save(settings, path):
 
 
 def table(kind):
-    """All keys as a Markdown table."""
+    """Return a Markdown table of all keys."""
     lines = ['| key | default | values | on resuming | used in | meaning |',
              '| --- | --- | --- | --- | --- | --- |']
     for name, key in keys_of(kind).items():
@@ -150,9 +151,13 @@ def table(kind):
 
 
 def find(path):
-    """A configuration file named on the command line, as an existing path."""
+    """Return the path of a configuration file; relative paths may start at the project's folder.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
     for candidate in (os.path.expanduser(path), ROOT / path):
-        if os.path.isfile(candidate):    # unlike Path.is_file, also for names that are too long
+        if os.path.isfile(candidate):    # Path.is_file raises for names that are too long
             return Path(candidate).resolve()
     names = sorted(file.name for file in (ROOT / 'config').glob('*.yaml'))
     nearest = difflib.get_close_matches(Path(path).name, names, n=1)
@@ -161,19 +166,19 @@ def find(path):
 
 
 def project_path(path):
-    """A path of the configuration as an absolute one; relative ones start at the project."""
+    """Return an absolute path; relative paths start at the project's folder."""
     return str(ROOT / os.path.expanduser(path))
 
 
 def shown(path):
-    """A file's name for messages: short inside the project."""
+    """Return a file name for messages, relative to the project's folder where it is inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 # Reading YAML
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader for files of anybody: it builds nothing deep, long or repeated."""
+    """PyYAML's safe loader with limits, for untrusted files."""
 
     depth = count = 0
     most_values = MOST_VALUES
@@ -181,7 +186,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            # A few lines of them can stand for any number of values.
+            # A few lines of aliases can expand to any number of values.
             self.refuse(event, 'aliases (*name) are not supported, write the value again')
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_TEXT:
             self.refuse(event, f'a text of more than {LONGEST_TEXT} characters')
@@ -200,11 +205,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text, most_values=MOST_VALUES):
-    """What a YAML text of anybody says, within the bounds of a configuration.
+    """Parse untrusted YAML text within the limits of this module; return Python objects.
 
     Raises:
-        Exception: for a text that is no YAML or goes beyond them; PyYAML's parser raises more
-            than its own YAMLError, and its constructors whatever Python's own do.
+        Exception: for invalid YAML or an exceeded limit. PyYAML raises more than YAMLError, and
+            its constructors raise what Python's do.
     """
     loader = _Loader(text)
     loader.most_values = most_values
@@ -212,8 +217,8 @@ def parse_yaml(text, most_values=MOST_VALUES):
 
 
 def _read_files(path, keys, removed):
-    """All that a YAML file and its BASE files say: {full name: (value, 'file:line')}."""
-    said, read = {}, []
+    """Return the entries of a YAML file and its BASE files: {full name: (value, 'file:line')}."""
+    entries, read = {}, []
     while path:
         if path in read:
             raise ConfigError(f'{shown(path)}: BASE leads back to this file')
@@ -228,13 +233,13 @@ def _read_files(path, keys, removed):
                 base = base.resolve()
             else:
                 _check_known(name, keys, removed, place)
-                said.setdefault(name, (value, place))    # a file wins over its base
+                entries.setdefault(name, (value, place))    # a file overrides its base
         path = base
-    return said
+    return entries
 
 
 def _yaml_entries(path, keys):
-    """The entries of a YAML file as (full name, value, line); refuses a key said twice."""
+    """Return the entries of a YAML file as (full name, value, line); reject duplicate keys."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ConfigError(f'{shown(path)}: larger than {LARGEST_FILE} bytes, '
@@ -253,7 +258,7 @@ def _yaml_entries(path, keys):
 
 
 def _problem(error):
-    """What PyYAML says of a text that it can't read."""
+    """Return the problem of a PyYAML exception, shortened."""
     return _short(str(getattr(error, 'problem', None) or error or type(error).__name__))
 
 
@@ -278,7 +283,7 @@ def _entries_of(loader, node, path, section, sections):
             continue
         try:
             value = loader.construct_object(value_node, deep=True)
-        except Exception as error:    # its constructors raise whatever Python's own do
+        except Exception as error:    # constructors raise what Python's do
             raise ConfigError(f'{place}: {_short(name)}: the value cannot be read: '
                               f'{_problem(error)}') from error
         entries.append((name, value, line))
@@ -286,7 +291,7 @@ def _entries_of(loader, node, path, section, sections):
 
 
 def _read_overrides(overrides, keys, removed):
-    said = {}
+    entries = {}
     for text in overrides:
         name, equals, value = text.partition('=')
         place = f'-o {_short(text)}'
@@ -300,11 +305,12 @@ def _read_overrides(overrides, keys, removed):
                 value = parse_yaml(value)
             except Exception as error:    # as in a file
                 raise ConfigError(f'{place}: the value is no valid YAML') from error
-        said[name] = (value, place)
-    return said
+        entries[name] = (value, place)
+    return entries
 
 
 def sections_of(keys):
+    """Return the sorted names of the sections of {full name: field}."""
     return sorted({name.split('.')[0] for name in keys if '.' in name})
 
 
@@ -314,7 +320,7 @@ def _check_known(name, keys, removed, place):
     sections = sections_of(keys)
     if name in sections:
         raise ConfigError(f'{place}: {name} is a section: set one of its keys')
-    # A key under a wrong section is nearest to its namesake, whatever the section's name.
+    # For a key in the wrong section suggest the key of the same name.
     last = {known.split('.')[-1]: known for known in keys}
     nearest = (difflib.get_close_matches(name, list(keys) + sections, n=1)
                or difflib.get_close_matches(name.split('.')[-1], last, n=1))
@@ -325,14 +331,14 @@ def _check_known(name, keys, removed, place):
 
 
 def _short(text, most=80):
-    """A text of the person's for messages, which are one line."""
+    """Return user input for a message: printable and at most `most` characters."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f'{text[:most]}...'
 
 
 # Types and limits
 
-LIMITS = {    # name: (whether it is broken, words)
+LIMITS = {    # name: (whether a value violates it, words)
     'low': (lambda value, limit: value < limit, 'at least'),
     'high': (lambda value, limit: value > limit, 'at most'),
     'above': (lambda value, limit: value <= limit, 'more than'),
@@ -341,7 +347,7 @@ LIMITS = {    # name: (whether it is broken, words)
 
 
 def _coerce(name, key, value, place):
-    """A value as its key's type, within its limits."""
+    """Convert a value to the type of its key and check its limits."""
     if key.type is tuple:
         wanted, read = _list_reader(key)
     else:
@@ -360,9 +366,9 @@ def _coerce(name, key, value, place):
                           f'not {_short(repr(result))}{hint}')
     for item in result if isinstance(result, tuple) else (result,):
         for limit, (is_broken, words) in LIMITS.items():
-            at = key.metadata['limits'][limit]
-            if at is not None and is_broken(item, at):
-                raise ConfigError(f'{place}: {name} must be {words} {at}, '
+            bound = key.metadata['limits'][limit]
+            if bound is not None and is_broken(item, bound):
+                raise ConfigError(f'{place}: {name} must be {words} {bound}, '
                                   f'not {_short(repr(result))}')
     return result
 
@@ -386,7 +392,7 @@ def _instance(kind, value):
 def _number(value):
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise TypeError
-    number = float(value)    # PyYAML reads 1e-6 as a text
+    number = float(value)    # PyYAML reads 1e-6 as a string
     if not math.isfinite(number):
         raise ValueError
     return number
@@ -404,7 +410,7 @@ READERS = {str: ('text', _text), bool: ('true or false', _truth),
 
 
 def _list_reader(key):
-    """What a tuple is called and how it is read, by what `option` says it is of."""
+    """Return (description for messages, reader) of a tuple key; see `of` in `option`."""
     length = len(default_of(key))
 
     def numbers(value):

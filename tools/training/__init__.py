@@ -1,11 +1,11 @@
-"""How does a run advance and last?
+"""How does a run advance and resume?
 
-    stepper       what steps the weights: accumulate, scale, clip, skip, average
-    meter         what counts: sums, means, clock
-    folder        where a run lives on disk: lock, checkpoints, weights files, log
-    checkpoint    all that the next step of a run depends on
+    stepper       updates the weights: accumulate, scale, clip, skip, EMA
+    meter         sums, means and times
+    folder        a run on disk: lock, checkpoints, weights files, log
+    checkpoint    state of a run that its next step depends on
     log           lines for people, JSON lines for programs, scalars for VisualDL
-    curves        loss and accuracy of runs over their epochs, drawn from their logs
-    figures.mplstyle    how figures look
-    signals       asked to stop: by a signal or by the clock of a job
+    curves        draws loss and accuracy of runs over their epochs, from their logs
+    figures.mplstyle    style of the figures
+    signals       stops a run on a signal or a time limit
 """

@@ -1,11 +1,11 @@
-"""What a checkpoint holds: all that the next step of a run depends on.
+"""Content of a checkpoint: the state that the next step of a run depends on.
 
-A checkpoint is a sealed container (see weights/container.py) with weights, averages of weights,
-the optimizer's state by structured parameter names, and one JSON text with everything else.
+A checkpoint is a container with a checksum (weights/container.py). It holds the weights, their EMA,
+the optimizer state by structured parameter names, and everything else as JSON.
 
-No random state needs saving: every draw of a run follows from its seed and the number of the
-epoch, step, image or process (see stepper.step_seed and dataset.ImageDataset), which also holds
-on Paddle 2.6.2, where a saved random state is silently empty.
+No random state is saved: random numbers depend only on the seed of the run and the number of the
+epoch, step, image or process (see stepper.step_seed and dataset.ImageDataset). Paddle 2.6.2 could
+not save it: its random state is empty.
 """
 
 import json
@@ -17,25 +17,25 @@ import paddle
 from weights.container import CheckpointError
 
 
-class OtherRun(CheckpointError):
-    """A checkpoint that is whole, of a run whose result would differ."""
+class IncompatibleRun(CheckpointError):
+    """A valid checkpoint of a run that would have another result."""
 
 
 def capture(network, optimizer, restored=None, ema=None):
-    """Weights, optimizer state and averages as {name: array}, by structured parameter names.
+    """Return weights, optimizer state and EMA as {name: array}, by structured parameter names.
 
-    Paddle names optimizer state by automatic names (linear_0.w_0_moment1_0), which change with
-    whatever else a process has built; here it is `optimizer/moment1/head.weight`.
+    Paddle's keys of optimizer state (linear_0.w_0_moment1_0) depend on which layers a process has
+    built before; here they are `optimizer/moment1/head.weight`.
 
     Args:
-        restored: the arrays that the optimizer was restored from, until its first step. Paddle
-            makes an optimizer's state in that step, and before it has none to show.
-        ema: averages of the weights (recipe.ema.Ema), stored as `ema/NAME`; None: there are none.
+        restored: arrays that the optimizer was restored from, until its first step. Paddle
+            creates the state of an optimizer in that step; before, state_dict() is empty.
+        ema: a recipe.ema.Ema, stored as `ema/NAME`, or None.
     """
     arrays = {f'network/{name}': value.numpy() for name, value in network.state_dict().items()}
     names = _structured_names(network)
     for key, value in optimizer.state_dict().items():
-        if key == 'LR_Scheduler':    # follows from the epoch and step
+        if key == 'LR_Scheduler':    # computed from epoch and step
             continue
         if key == 'master_weights':
             arrays.update({f'optimizer/master_weights/{names[name]}': np.asarray(weight)
@@ -52,10 +52,10 @@ def capture(network, optimizer, restored=None, ema=None):
 
 
 def restore(network, optimizer, arrays, path, ema=None):
-    """Put what `capture` took back; averages that it did not take begin with the weights.
+    """Restore what `capture` returned. An EMA that is not in `arrays` starts at the weights.
 
     Raises:
-        CheckpointError: where it belongs to another network or optimizer.
+        CheckpointError: if the arrays belong to another network or optimizer.
     """
     state = network.state_dict()
     stored = _below('network/', arrays)
@@ -66,7 +66,7 @@ def restore(network, optimizer, arrays, path, ema=None):
     wrong = [name for name in state if state[name].numpy().dtype != stored[name].dtype]
     if wrong:
         raise CheckpointError(f'{path}: has weights of another precision ({", ".join(wrong[:5])}): '
-                              'give TRAIN.AMP its value back')
+                              'restore the value of TRAIN.AMP')
     check_optimizer_state(network, arrays, path)
     for name, value in state.items():
         value.set_value(stored[name])
@@ -78,14 +78,14 @@ def restore(network, optimizer, arrays, path, ema=None):
                 if key not in ('LR_Scheduler', 'master_weights')}
     mastered = {name.split('/', 2)[2] for name in arrays
                 if name.startswith('optimizer/master_weights/')}
-    # Paddle insists on a schedule's state; ours is set by the caller, from epoch and step.
+    # Paddle requires the state of a schedule; the caller sets it from epoch and step.
     loaded = {key: value for key, value in optimizer.state_dict().items() if key == 'LR_Scheduler'}
     for name, array in arrays.items():
         if not name.startswith('optimizer/'):
             continue
         _, kind, structured = name.split('/', 2)
         name = automatic[structured]
-        # Paddle names the state of a parameter with a master weight after that one.
+        # For a parameter with a master weight Paddle uses the name of the master weight.
         owner = masters.get(name, f'{name}_fp32_master_0') if structured in mastered else name
         if kind == 'master_weights':
             weight = paddle.to_tensor(array)
@@ -106,10 +106,10 @@ def restore(network, optimizer, arrays, path, ema=None):
 
 
 def check_optimizer_state(network, arrays, path):
-    """Refuse arrays of other names and shapes than `capture` gives, or some of them missing.
+    """Check that the arrays have the names and shapes that `capture` writes.
 
     Raises:
-        CheckpointError: naming the first.
+        CheckpointError: names the first unexpected or missing array.
     """
     trainable = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
     owners = {}    # kind: names of parameters
@@ -128,7 +128,7 @@ def check_optimizer_state(network, arrays, path):
                                   f'{array.shape})')
         owners.setdefault(kind, set()).add(owner)
     kinds = [kind for kind in owners if kind != 'master_weights']
-    for kind in kinds:    # an optimizer keeps the same of all that it moves
+    for kind in kinds:    # an optimizer keeps the same state for each parameter
         lacking = sorted(set().union(*(owners[other] for other in kinds)) - owners[kind])
         if lacking:
             raise CheckpointError(f'{path}: lacks optimizer/{kind}/{lacking[0]}')
@@ -139,20 +139,20 @@ def _below(prefix, arrays):
 
 
 def _structured_names(network):
-    """{automatic name: structured name} of what trains."""
+    """Return {automatic name: structured name} of the trainable parameters."""
     return {parameter.name: name for name, parameter in network.named_parameters()
             if not parameter.stop_gradient}
 
 
 def _split_key(key, automatic_names):
-    """linear_0.w_0_moment1_0 or linear_0.w_0_fp32_master_0_moment1_0 as
+    """Split linear_0.w_0_moment1_0 or linear_0.w_0_fp32_master_0_moment1_0 into
     ('linear_0.w_0', 'moment1').
     """
     name = max((name for name in automatic_names if key.startswith(name + '_')), key=len)
     return name, re.sub(r'^fp32_master_\d+_|_\d+$', '', key[len(name) + 1:])
 
 
-# The fields of a checkpoint's state and of its `position`, and what they hold.
+# Fields of the state of a checkpoint, and of its parts, with their types.
 STATE = dict(position=dict, identity=dict, steps=int, log=dict, loss_scale=dict)
 POSITION = dict(epoch=int, step=int, best=float, best_ema=float, loss_sum=float, correct=float,
                 seen=float, skipped_steps=int, bad_images=dict)
@@ -162,10 +162,10 @@ IDENTITY = dict(config=dict, training_images=str, validation_images=str, process
 
 
 def check_state(state, path):
-    """Refuse a checkpoint's state with other fields than this project writes, or impossible ones.
+    """Check the fields of a checkpoint's state, their types and ranges.
 
     Raises:
-        CheckpointError: naming the field.
+        CheckpointError: names the field.
     """
     def check(part, fields, where):
         for name in sorted(set(fields) ^ set(part)):
@@ -192,28 +192,28 @@ def check_state(state, path):
 
 
 def images_a_step(identity):
-    """Images of a batch, of all processes of a run together."""
+    """Return the images of one batch over all processes of a run."""
     return identity['processes'] * identity['config']['TRAIN']['TRAIN_BATCH_SIZE']
 
 
-BITS_ONLY = ('paddle', 'python', 'device', 'threads')
+ROUNDING_ONLY = ('paddle', 'python', 'device', 'threads')
 
 
 def compare_runs(before, now, path, force, free_keys=(), defaults=None):
-    """Say how a resumed run differs from the one that a checkpoint is from.
+    """Compare a resumed run with the run that wrote the checkpoint.
 
     Args:
-        before, now: `identity` dicts of the two: config, processes, data lists, environment.
-        force: accept what would change the result.
-        free_keys: those that a resumed run may have others of, as they don't change its result.
-        defaults: {key: value} of keys that one of the two configurations lacks, because the
-            program has them no longer, or had them not yet.
+        before, now: their `identity` dicts: config, processes, data lists, environment.
+        force: accept differences that change the result.
+        free_keys: keys that may differ because they do not change the result.
+        defaults: {key: value} for keys that only one of the configurations has, because the
+            program has removed or added them.
 
     Returns:
-        Lines for the person.
+        Notes for the log, one for each difference.
 
     Raises:
-        OtherRun: where the result would silently be another one, without `force`.
+        IncompatibleRun: for a difference that changes the result, without `force`.
     """
     now, defaults = json.loads(json.dumps((now, defaults or {})))    # tuples become lists
     pairs = {name: (before.get(name), now[name]) for name in now if name != 'config'}
@@ -222,26 +222,27 @@ def compare_runs(before, now, path, force, free_keys=(), defaults=None):
     differing = {name: f'{name} was {old} and is {new}'
                  for name, (old, new) in pairs.items() if old != new}
     notes = [f'{line}: results may differ in their last bits' for name, line in differing.items()
-             if name in BITS_ONLY]
+             if name in ROUNDING_ONLY]
     notes += [line for name, line in differing.items() if name in free_keys]
     if 'processes' in differing and images_a_step(before) == images_a_step(now):
         for name in ('processes', 'TRAIN.TRAIN_BATCH_SIZE'):
             del differing[name]
         notes.append(f'{before["processes"]} processes are now {now["processes"]}, at the same '
                      f'{images_a_step(now)} images a step: each step sees the same images with '
-                     'the same crops; dropout, drop path, mixing and erasing draw other numbers')
-    serious = [line for name, line in differing.items()
-               if name not in free_keys and name not in BITS_ONLY]
-    if serious and not force:
-        raise OtherRun(f'{path}: is from a run whose result would differ: {"; ".join(serious)}; '
-                       'give it back its values, start afresh with TRAIN.RESUME=false, or go on '
-                       'with --force')
+                     'the same crops; dropout, drop path, mixing and erasing use other random '
+                     'numbers')
+    incompatible = [line for name, line in differing.items()
+                    if name not in free_keys and name not in ROUNDING_ONLY]
+    if incompatible and not force:
+        raise IncompatibleRun(f'{path}: is from a run whose result would differ: '
+                              f'{"; ".join(incompatible)}; restore these values, start a new run '
+                              'with TRAIN.RESUME=false, or resume with --force')
     return notes + [f'{line}: with --force; the result is no longer that of one run'
-                    for line in serious]
+                    for line in incompatible]
 
 
 def flat_keys(config):
-    """A nested configuration as {'SECTION.KEY': value}."""
+    """Flatten a nested configuration to {'SECTION.KEY': value}."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, dict):

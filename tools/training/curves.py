@@ -1,10 +1,10 @@
-"""Curves of runs: loss and top-1 over the epochs, read from their logs.
+"""Draws loss and top-1 of runs over their epochs, from their logs.
 
     figure = draw({'plain': read_log('log/tiny_imagenet_20_plain.jsonl')})
     save(figure, 'curves.svg')
 
-A log is a run's log.jsonl, or text in the line format of the Paddle repositories of T2T-ViT
-(train.log of a run is that as well) and PiT.
+A log is a log.jsonl, or text in the format of the Paddle repositories of T2T-ViT (also that of
+train.log) or PiT.
 """
 
 import json
@@ -16,16 +16,15 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 STYLE = Path(__file__).with_name('figures.mplstyle')
-MOST_RUNS = 7    # as many as the style has colours
-# kind of a point: panel, how it is named, how it is drawn
+MAX_RUNS = 7    # colours of the style
+# kind of curve: (panel, suffix of the label, line style)
 KINDS = {
     'loss': (0, None, dict()),
     'train': (1, 'training', dict(linewidth=1, linestyle=':')),
     'validation': (1, '', dict()),
     'validation_ema': (1, 'EMA', dict(linestyle='--')),
 }
-# What a line of text gives, by the kinds of its figures; the first group is the epoch, where the
-# line has one. PiT's counts from 1.
+# (pattern, kinds of its values). The first group is the epoch, or empty; PiT counts from 1.
 LINES = (
     (re.compile(r'Epoch \[(\d+)/\d+\], avg_Loss: ([\d.]+)(?:, avg_acc: ([\d.]+))?'),
      ('loss', 'train')),
@@ -39,23 +38,23 @@ LINES = (
 
 
 class LogError(ValueError):
-    """A file that is no log of a run."""
+    """A file that is not the log of a run."""
 
     exit_code = 2
 
 
 def read_log(path):
-    """The figures of a run.
+    """Read the curves of a run.
 
-    Where a text's epochs begin again at the first, as in a run that was restarted by hand, they
-    are counted on; those that a resumed run repeats replace what was there.
+    If the epochs of a text start again at the first one (a run restarted by hand), counting
+    continues. Epochs that a resumed run repeats replace the earlier ones.
 
     Returns:
-        {kind: [(epochs trained, figure)]} for the kinds 'loss', 'train', 'validation' and
-        'validation_ema'; top-1 is a share.
+        {kind: [(epochs trained, value)]} for the kinds 'loss', 'train', 'validation' and
+        'validation_ema'; top-1 is between 0 and 1.
 
     Raises:
-        LogError: for a file that is no log, or has no complete epoch.
+        LogError: for a file that is not a log, or has no complete epoch.
     """
     try:
         lines = Path(path).read_text(encoding='utf-8').splitlines()
@@ -89,29 +88,29 @@ def _read_json(lines):
 
 def _read_text(lines):
     found = {kind: [] for kind in KINDS}
-    at = offset = 0     # epochs trained; those before the text's own count began
-    first = None        # its first number
+    trained = offset = 0    # epochs trained; epochs before the last restart
+    first = None            # first epoch number in the text
     for line in lines:
         for pattern, kinds in LINES:
             match = pattern.search(line)
             if match is None:
                 continue
-            said, *values = match.groups()
-            if said:
-                number = int(said) + (0 if 'Epoch[' in line else 1)
+            epoch, *values = match.groups()
+            if epoch:
+                number = int(epoch) + (0 if 'Epoch[' in line else 1)
                 first = first or number
-                if number <= first and offset + number < at:
-                    offset = at + 1 - first
-                at = offset + number
+                if number <= first and offset + number < trained:
+                    offset = trained + 1 - first
+                trained = offset + number
             for kind, value in zip(kinds, values):
                 if value is not None:
-                    found[kind] = [point for point in found[kind] if point[0] < at]
-                    found[kind].append((at, float(value)))
+                    found[kind] = [point for point in found[kind] if point[0] < trained]
+                    found[kind].append((trained, float(value)))
     return found
 
 
 def draw(logs):
-    """A figure of {name: what read_log returns}, with at most MOST_RUNS of them."""
+    """Return a matplotlib Figure of {name: result of read_log}, at most MAX_RUNS."""
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(9, 4.4))
         panels = figure.subplots(1, 2)
@@ -122,7 +121,7 @@ def draw(logs):
                 if not log[kind]:
                     continue
                 (line,) = panels[panel].plot(
-                    *zip(*((at, value * (100 if panel else 1)) for at, value in log[kind])),
+                    *zip(*((epoch, value * (100 if panel else 1)) for epoch, value in log[kind])),
                     color=colour, gid=f'{name}:{kind}', **look)
                 if len(log[kind]) == 1:
                     line.set_marker('o')
@@ -140,6 +139,6 @@ def draw(logs):
 
 
 def save(figure, path):
-    """Write a figure as .svg or .png, by the path's ending."""
+    """Write a figure; the path ends in .svg or .png."""
     with matplotlib.style.context(STYLE):
         figure.savefig(path, metadata={'Date': None} if path.endswith('.svg') else None)

@@ -1,4 +1,4 @@
-"""Where a run lives on disk: its lock, checkpoints, weights files and log.
+"""The files of a run: lock, checkpoints, weights and log.
 
     output/NAME/
         config.yaml                  the resolved configuration
@@ -7,8 +7,8 @@
         checkpoints/step-000001234.ckpt
     output/.NAME.lock                held while a process trains there
 
-Going back to an earlier checkpoint keeps those after it as abandoned-step-000001234.ckpt; damaged
-ones become damaged-step-000001234.ckpt.
+When a run resumes from an earlier checkpoint, later ones are renamed to
+abandoned-step-000001234.ckpt, and damaged ones to damaged-step-000001234.ckpt.
 """
 
 import contextlib
@@ -21,57 +21,58 @@ from pathlib import Path
 import numpy as np
 
 from system import distributed
-from training.checkpoint import OtherRun
+from training.checkpoint import IncompatibleRun
 from training.log import RunLog
 from weights.container import CheckpointError, read_checkpoint, write_checkpoint
 from weights.files import write_weights
 
 NAME = re.compile(r'step-(\d+)\.ckpt')
-# What a run writes, and moves aside where its folder is a link to a place that may hold more.
+# Files of a run. If its folder is a link, the target may contain other files, which stay.
 OWN = ('config.yaml', 'train.log', 'log.jsonl', 'visualdl', 'checkpoints', '*.pdparams')
 
 
 class RunFolder:
-    """The folder of one run, kept for this process as long as it lives.
+    """The folder of one run, locked until this process ends.
 
-    All processes of a job call the same methods; only the main one reads and writes. A disk that
-    is full or read-only costs a warning, not the run. A folder that is removed while the run goes
-    on is made anew.
+    All processes of a job call the same methods; only rank 0 reads and writes. If the disk is full
+    or read-only, a warning is printed and training continues. A folder that is removed during the
+    run is created again.
 
     Args:
-        path: made by `open`; a link is followed, so that no two runs share what it leads to.
-        keep_checkpoints: how many of the newest stay.
+        path: folder, created by `open`; links are resolved before locking.
+        keep_checkpoints: number of newest checkpoints to keep.
 
     Raises:
-        CheckpointError: if another process trains there.
+        CheckpointError: if another process trains in the folder.
     """
 
     def __init__(self, path, keep_checkpoints=2):
         self.is_link, self.path = Path(path).is_symlink(), Path(path).resolve()
-        self.weights_files = set()    # names of what this folder should hold
-        self.unsaved = {}             # name: (state, metadata) of weights that found no room
+        self.weights_files = set()    # names of the weights files written
+        self.unsaved = {}             # {name: (state, metadata)} of weights to write later
         self.has_config = self.warned = False
-        self.damaged = []             # checkpoints that were passed over
+        self.damaged = []             # checkpoints that could not be used
         self.checkpoints = Checkpoints(self.path / 'checkpoints', keep_checkpoints)
-        self.lock = claim(self.path) if distributed.is_main() else None
-        distributed.wait_for_all()    # a job that was here before may still have saved
+        self.lock = lock_folder(self.path) if distributed.is_main() else None
+        distributed.wait_for_all()    # until the previous job has ended
 
     # ---- before training
 
     def resume(self, wanted, accept):
-        """Go on from a checkpoint, which the main process alone needs to see.
+        """Resume from a checkpoint. Only rank 0 needs access to the file.
 
         Args:
-            wanted: 'auto', the newest one here that can be used; a checkpoint's path; 'false'.
-            accept: called with (path, arrays, state) of one that was read; returns lines for
-                people, or raises CheckpointError for content that can't be used. With 'auto' the
-                one before is tried then, unless the error is OtherRun.
+            wanted: 'auto', the newest usable checkpoint of this run; the path of a checkpoint; or
+                'false'.
+            accept: called with (path, arrays, state); returns notes for the log, or raises
+                CheckpointError for content that cannot be used. With 'auto' the previous
+                checkpoint is tried next, unless the error is IncompatibleRun.
 
         Returns:
-            (path or None, lines for people).
+            (path or None, notes for the log).
 
         Raises:
-            CheckpointError: where there are checkpoints, but none that can be used.
+            CheckpointError: if there are checkpoints but none can be used.
         """
         if wanted == 'false':
             return None, []
@@ -81,8 +82,8 @@ class RunFolder:
         for path in distributed.from_main(self.checkpoints.paths):
             try:
                 notes = accept(path, *distributed.from_main(read_checkpoint, path))
-                return path, [f'passed over a checkpoint: {line}' for line in problems] + notes
-            except OtherRun:
+                return path, [f'skipped checkpoint {line}' for line in problems] + notes
+            except IncompatibleRun:
                 raise
             except CheckpointError as error:
                 problems.append(str(error))
@@ -94,33 +95,33 @@ class RunFolder:
                 'TRAIN.RESUME=false, which moves this run aside')
         return None, []
 
-    def go_back_to(self, checkpoint, step):
-        """Make a checkpoint, of this step, the newest one; returns lines for people."""
-        if not (distributed.is_main() and self.holds(checkpoint)):
+    def rewind(self, checkpoint, step):
+        """Make a checkpoint the newest one, with the number `step`; return notes for the log."""
+        if not (distributed.is_main() and self.contains(checkpoint)):
             return []
         try:
-            return self.checkpoints.go_back_to(Path(checkpoint).name, step, self.damaged)
+            return self.checkpoints.rewind(Path(checkpoint).name, step, self.damaged)
         except OSError as error:
-            return [f'{self.checkpoints.folder}: later checkpoints cannot be set aside: {error}']
+            return [f'{self.checkpoints.folder}: later checkpoints cannot be renamed: {error}']
 
-    def holds(self, checkpoint):
-        """Whether a checkpoint's path is one of this run's."""
+    def contains(self, checkpoint):
+        """Return whether a path is that of a checkpoint of this run."""
         return Path(checkpoint).parent.resolve() == self.checkpoints.folder.resolve()
 
     def open(self, write_config, visualdl=True, position=None):
-        """Begin the log, or go on in it.
+        """Create the folder and open the log.
 
         Args:
-            write_config: called with the path of config.yaml, which it writes.
+            write_config: called with the path of config.yaml; writes that file.
             visualdl: whether to write scalars for VisualDL.
-            position: of the log in the checkpoint that a run goes on from; None: a new run, for
-                which what is there is moved aside.
+            position: position of the log, from the checkpoint that a run resumes from; None: a
+                new run; an earlier one is moved aside.
         """
-        # Every process must have looked for a checkpoint before one of them makes the folder.
+        # All processes must have looked for a checkpoint before rank 0 moves the folder.
         distributed.wait_for_all()
         if distributed.is_main():
             if position is None:
-                make_room(self.path, self.is_link)
+                move_aside(self.path, self.is_link)
             self.path.mkdir(parents=True, exist_ok=True)
             self.weights_files = {path.name for path in self.path.glob('*.pdparams')}
         self.log = RunLog(self.path, visualdl, position)
@@ -131,44 +132,44 @@ class RunFolder:
     # ---- while training
 
     def say(self, line):
-        """Print a line and keep it in train.log."""
+        """Print a line and write it to train.log."""
         self.log.say(line)
 
     def warn(self, line):
-        """Print a line that is about this process and not about the run: not in train.log."""
+        """Print a line, but do not write it to train.log: it concerns this process, not the run."""
         self.log.warn(line)
 
     def record(self, event, step, **values):
         """Add a line to log.jsonl; see RunLog.record."""
-        self.restore()
+        self.ensure_exists()
         self.log.record(event, step, **values)
 
     def save(self, step, arrays, state):
-        """Write the checkpoint of a step, counted over the whole run, and where the log stands."""
-        self.restore()
+        """Write a checkpoint; `step` counts the batches of the whole run."""
+        self.ensure_exists()
         self._write_unsaved()
         try:
             self.checkpoints.save(step, arrays, dict(state, log=self.log.position()))
         except OSError as error:
-            self.warn(f'no checkpoint was saved: {error}; training goes on, and the checkpoint '
-                      'before is whole')
+            self.warn(f'no checkpoint was saved: {error}; training continues, and the previous '
+                      'checkpoint is intact')
 
     def save_seconds(self):
-        """How long the last checkpoint took to write."""
+        """Return how long the last checkpoint took to write, in seconds."""
         return self.checkpoints.save_seconds
 
     def newest_checkpoint(self):
-        """Its path, or None."""
+        """Return the path of the newest checkpoint, or None."""
         return next(iter(self.checkpoints.paths()), None)
 
     def write_weights(self, name, state, metadata):
-        """Write NAME.pdparams; returns its path.
+        """Write NAME.pdparams; return its path.
 
-        Where there is no room they are kept in memory, and written with the next checkpoint.
+        Weights that cannot be written are kept in memory and written with a later checkpoint.
         """
         path = self.path / f'{name}.pdparams'
         if distributed.is_main():
-            self.restore()
+            self.ensure_exists()
             self.weights_files.add(path.name)
             self.unsaved.pop(name, None)
             try:
@@ -176,42 +177,43 @@ class RunFolder:
             except OSError as error:
                 state = {key: np.array(value) for key, value in state.items()}
                 self.unsaved[name] = state, metadata
-                self.warn(f'{name}.pdparams was not saved: {error}; training goes on, and tries '
+                self.warn(f'{name}.pdparams was not saved: {error}; training continues, and tries '
                           'again with every checkpoint')
         return path
 
     def _write_unsaved(self):
-        """Write the weights that found no room before, where there is some now."""
+        """Try again to write the weights that could not be written."""
         for name, (state, metadata) in list(self.unsaved.items()):
             with contextlib.suppress(OSError):
                 write_weights(self.path / f'{name}.pdparams', state, metadata)
                 del self.unsaved[name]
 
-    def restore(self):
-        """Write config.yaml where it is missing; where all is, say what can't be made anew."""
+    def ensure_exists(self):
+        """Create the folder again if it was removed, and print which files are missing."""
         if not distributed.is_main() or (self.path / 'config.yaml').exists():
             return
         had_config = self.has_config
         if self._write_config() and had_config:
             missing = ['checkpoints', *sorted(name for name in self.weights_files
                                               if not (self.path / name).exists())]
-            self.warn(f'{self.path} was removed or moved away: its configuration and log are '
-                      f'written anew; missing until they are due again: {", ".join(missing)}')
+            self.warn(f'{self.path} was removed or moved: its configuration and log are written '
+                      f'again; missing until they are next saved: {", ".join(missing)}')
 
     def _write_config(self):
-        """Write config.yaml; returns whether that worked."""
+        """Write config.yaml; return whether that succeeded."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_config(self.path / 'config.yaml')
         except OSError as error:
             if not self.warned:
-                self.warn(f'config.yaml was not saved: {error}; training goes on')
+                self.warn(f'config.yaml was not saved: {error}; training continues')
             self.warned = True
             return False
         self.has_config = True
         return True
 
     def close(self):
+        """Write what is still unsaved, and close the log."""
         self._write_unsaved()
         self.log.close()
 
@@ -220,8 +222,8 @@ class Checkpoints:
     """The checkpoints of one run: `folder/step-000001234.ckpt`, the newest `keep` of them.
 
     Args:
-        folder: made when the first one is saved.
-        keep: how many stay; older ones are removed after a new one is safe.
+        folder: created with the first checkpoint.
+        keep: how many to keep; older ones are removed after a new one is written.
     """
 
     def __init__(self, folder, keep=2):
@@ -230,10 +232,10 @@ class Checkpoints:
         self.save_seconds = 0.0
 
     def save(self, step, arrays, state):
-        """Write the checkpoint of a step; returns its path.
+        """Write the checkpoint of a step; return its path.
 
         Raises:
-            OSError: for a full disk or a read-only folder; earlier checkpoints are untouched.
+            OSError: for a full disk or a read-only folder; earlier checkpoints stay intact.
         """
         started = time.perf_counter()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -242,29 +244,29 @@ class Checkpoints:
         others = [other for other in self.paths() if other != path]
         for older in others[self.keep - 1:]:
             older.unlink(missing_ok=True)
-        for left in self.folder.glob('.*.tmp'):    # of a process that was killed while saving
+        for left in self.folder.glob('.*.tmp'):    # from a process killed while saving
             left.unlink(missing_ok=True)
         self.save_seconds = time.perf_counter() - started
         return path
 
     def paths(self):
-        """The checkpoints that are there, newest first."""
+        """Return the paths of the checkpoints, newest first."""
         found = [path for path in self.folder.glob('step-*.ckpt') if NAME.fullmatch(path.name)]
         return sorted(found, key=_number, reverse=True)
 
-    def go_back_to(self, name, step, damaged=()):
-        """Set aside what was written after a checkpoint, so that it is the newest.
+    def rewind(self, name, step, damaged=()):
+        """Rename later checkpoints, so that the given one is the newest.
 
-        A larger number is a later one, always: what a run that goes back has abandoned gets
-        another name, and where an epoch has fewer steps than before so does the checkpoint.
+        The checkpoint itself is renamed if its step number has changed, because an epoch has
+        fewer steps than before.
 
         Args:
-            name: of its file in this folder.
-            step: what it counts as from now on.
-            damaged: paths of those that can't be used.
+            name: file name of the checkpoint in this folder.
+            step: its step number from now on.
+            damaged: paths of checkpoints that cannot be used.
 
         Returns:
-            Lines for people.
+            Notes for the log.
         """
         path, newest, notes = self.folder / name, self.folder / f'step-{step:09d}.ckpt', []
         last = min(step, _number(path)) if NAME.fullmatch(name) else step
@@ -288,23 +290,23 @@ def _number(path):
     return int(NAME.fullmatch(path.name)[1])
 
 
-def claim(folder, patience=30.0):
-    """Keep other processes from training in a run's folder for as long as this one lives.
+def lock_folder(folder, timeout=30.0):
+    """Lock the folder of a run until this process ends.
 
-    Two jobs in one folder would take each other's checkpoints and mix their logs; it happens when
-    a job is started again while the processes of the one before still die.
+    Two jobs in one folder would overwrite each other's checkpoints and logs. This can happen when
+    a job is restarted while the processes of the previous one are still ending.
 
     Args:
-        folder: the run's, links followed; the lock is the file `.NAME.lock` beside it, or inside
-            where nothing may be written beside it.
-        patience: seconds to wait for another process to end.
+        folder: folder of the run; links are resolved. The lock is the file `.NAME.lock` next to
+            it, or inside it if its parent is not writable.
+        timeout: seconds to wait for another process to end.
 
     Returns:
-        The open lock file, to be held on to; the system unlocks it when the process ends, even
-        by SIGKILL.
+        The open lock file; keep a reference. The system releases the lock when the process ends,
+        also after SIGKILL.
 
     Raises:
-        CheckpointError: if the other process is still there after that.
+        CheckpointError: if another process still has the lock after that time.
     """
     folder = Path(folder).resolve()
     try:
@@ -312,27 +314,27 @@ def claim(folder, patience=30.0):
         lock = open(folder.parent / f'.{folder.name}.lock', 'a+b')
     except OSError:
         lock = open(folder / f'.{folder.name}.lock', 'a+b')
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         try:
-            # A lock of the process, not of the file: loader processes don't inherit it.
+            # lockf locks for this process: loader workers do not inherit it.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return lock    # a file system without locks
+                return lock    # the file system has no locks
         if time.monotonic() > deadline:
-            raise CheckpointError(f'{folder}: another process trains in this folder: wait for its '
-                                  'end, or choose another TRAIN.OUTPUT_DIR')
+            raise CheckpointError(f'{folder}: another process trains in this folder: wait until '
+                                  'it ends, or choose another TRAIN.OUTPUT_DIR')
         time.sleep(0.2)
 
 
-def make_room(folder, is_link=False):
-    """Move an earlier run in a folder aside; it is never written over.
+def move_aside(folder, is_link=False):
+    """Rename the folder of an earlier run, so that it is not overwritten.
 
     Args:
-        is_link: the folder is what a link leads to, a disk perhaps, which stays in its place: the
-            files of the run go into a folder inside.
+        is_link: the folder is the target of a link, for example a disk, and keeps its name: the
+            files of the earlier run are moved into a folder inside it.
     """
     if is_link:
         earlier = [path for pattern in OWN for path in folder.glob(pattern)]

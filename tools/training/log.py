@@ -1,7 +1,7 @@
-"""What a run tells: lines for people, JSON lines for programs, scalars for VisualDL.
+"""Log of a run: lines for people, JSON lines for programs, scalars for VisualDL.
 
-Only the main process speaks. On a terminal the lines stand above a progress bar; in a pipe or
-a file they are plain lines.
+Only rank 0 prints. A terminal shows the lines above a progress bar; pipes and files get plain
+lines.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from system import command, distributed
 
 
 def say(line):
-    """Print one line from the main process, past a progress bar if there is one."""
+    """Print one line on rank 0, above the progress bar if there is one."""
     if distributed.is_main():
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
 
 def progress(iterable, description, total=None, done=0):
-    """Wrap an iterable in a progress bar on a terminal; elsewhere it stays silent.
+    """Wrap an iterable in a progress bar, if stderr is a terminal.
 
     Args:
-        total: length of the whole, where the iterable doesn't know it.
-        done: how much of it was done before.
+        total: length of the whole, for iterables without a length.
+        done: number of items done before.
     """
     silent = not (sys.stderr.isatty() and distributed.is_main())
     return tqdm(iterable, desc=description, total=total, initial=done, disable=silent,
@@ -37,15 +37,15 @@ def progress(iterable, description, total=None, done=0):
 
 
 class RunLog:
-    """The log of a training run, in its folder: train.log, log.jsonl, visualdl/.
+    """The log files of a training run: train.log, log.jsonl, visualdl/.
 
-    Nothing that happens to a disk or to stdout ends the run: see `Growing`.
+    Errors of the disk or of stdout do not end the run; see `RobustFile`.
 
     Args:
-        folder: the run's folder, which exists.
+        folder: folder of the run; must exist.
         visualdl: whether to write scalars for VisualDL.
-        position: where a resumed run goes on, as `position()` gave it; what was written after
-            that is cut off, because it will be written again.
+        position: result of `position()` from which a resumed run continues; later content is
+            removed, because it will be written again.
     """
 
     def __init__(self, folder, visualdl=True, position=None):
@@ -55,34 +55,34 @@ class RunLog:
         if not distributed.is_main():
             return
         folder = Path(folder)
-        self.text = Growing(folder / 'train.log', position['text'], self.warn)
-        self.records = Growing(folder / 'log.jsonl', position['records'], self.warn)
+        self.text = RobustFile(folder / 'train.log', position['text'], self.warn)
+        self.records = RobustFile(folder / 'log.jsonl', position['records'], self.warn)
         if visualdl:
             name = f'vdlrecords.{time.time():010.0f}.log'    # VisualDL reads no other names
-            self.scalars = Growing(folder / 'visualdl' / name, 0, self.warn)
+            self.scalars = RobustFile(folder / 'visualdl' / name, 0, self.warn)
 
     def say(self, line):
-        """Print a line and keep it in train.log."""
+        """Print a line and write it to train.log."""
         self.warn(line)
         if self.text:
             self.text.write(f'{line}\n'.encode())
 
     def warn(self, line):
-        """Print a line that is about this process and not about the run: not in train.log."""
+        """Print a line, but do not write it to train.log: it concerns this process, not the run."""
         try:
             say(line)
-        except BrokenPipeError:    # whoever read our output has left; train.log goes on
+        except BrokenPipeError:    # stdout has no reader; train.log continues
             command.discard_stdout()
-        except OSError:            # a full disk: what it lacks stands in train.log
+        except OSError:            # the disk is full; train.log has the line
             pass
 
     def record(self, event, step, **values):
         """Add one line to log.jsonl, and the numbers among `values` to VisualDL.
 
         Args:
-            event: what happened: 'start', 'step', 'epoch', 'validation', 'end'.
-            step: number of batches so far.
-            **values: numbers or texts.
+            event: 'start', 'step', 'epoch', 'validation', 'validation_ema' or 'end'.
+            step: batches of the whole run so far.
+            **values: JSON values.
         """
         if not self.records:
             return
@@ -94,30 +94,31 @@ class RunLog:
                 if isinstance(value, (int, float)) and not isinstance(value, bool)))
 
     def elapsed(self):
-        """Seconds that the run has taken, all its processes one after another."""
+        """Return the seconds of the run so far, including those before it was resumed."""
         return time.monotonic() - self.started
 
     def position(self):
-        """Where the log stands: what a checkpoint must hold to go on in it."""
+        """Return file sizes and elapsed time, for a checkpoint; None except on rank 0."""
         if not self.text:
             return None
         return dict(text=self.text.size, records=self.records.size, elapsed=self.elapsed())
 
     def close(self):
+        """Close the files."""
         for file in (self.text, self.records, self.scalars):
             if file:
                 file.close()
 
 
-class Growing:
-    """A file that grows, and that ends no run.
+class RobustFile:
+    """A file to append to, whose errors do not end the run.
 
-    What can't be written now is kept in memory and written as soon as it can be. Where the file,
-    or its folder, has been removed or moved away, it is made anew with all that it held.
+    Data that cannot be written is kept in memory and written later. If the file or its folder is
+    removed or moved, it is created again with its earlier content.
 
     Args:
-        path: its folder is made where it is missing.
-        size: what lies behind these bytes is cut off.
+        path: path of the file; a missing folder is created.
+        size: bytes to keep; the file is truncated to this size.
         warn: called with one line when writing fails for the first time.
     """
 
@@ -133,21 +134,22 @@ class Growing:
         self.write(b'')
 
     def write(self, data):
-        """Add bytes to the end."""
+        """Append bytes."""
         self.pending += data
         self.size += len(data)
         try:
             if self._is_gone():
-                self._make_anew()
-            while self.pending:    # a disk may take a part
+                self._recreate()
+            while self.pending:    # write may accept only a part
                 self.pending = self.pending[os.write(self.descriptor, self.pending):]
         except OSError as error:
             if not self.warned:
-                self.warn(f'{self.path}: cannot be written: {error.strerror}; training goes on, '
-                          'and what is missing is added as soon as that works')
+                self.warn(f'{self.path}: cannot be written: {error.strerror}; training '
+                          'continues, and the missing lines are written later')
             self.warned = True
 
     def close(self):
+        """Close the file."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
@@ -165,25 +167,25 @@ class Growing:
             return True
         return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
-    def _make_anew(self):
-        """Open the file again; one that was removed can still be read as long as it is open."""
-        before, held = self.descriptor, b''
+    def _recreate(self):
+        """Create the file again. A removed file can still be read through its open descriptor."""
+        before, content = self.descriptor, b''
         if before is not None:
-            held = os.pread(before, os.fstat(before).st_size, 0)
+            content = os.pread(before, os.fstat(before).st_size, 0)
         self._open()
         if before is not None:
             os.ftruncate(self.descriptor, 0)
             os.close(before)
-        self.pending = held + self.pending
+        self.pending = content + self.pending
 
 
 def _scalar(tag, value, step):
-    """A record of VisualDL: its length in eight bytes, then a protocol buffer.
+    """Return a record of VisualDL: its length in eight bytes, then a protocol buffer.
 
-    Written here because VisualDL's own writer does so in a thread, which dies of a full disk; the
-    next writes would then wait for it, for ever.
+    VisualDL's own writer uses a thread, which ends when the disk is full; later writes would then
+    wait forever.
     """
-    from visualdl.proto.record_pb2 import Record  # slow to import, and not every run wants it
+    from visualdl.proto.record_pb2 import Record  # slow to import
 
     record = Record(values=[Record.Value(
         id=step, tag=tag, timestamp=round(time.time() * 1000), value=float(value))])

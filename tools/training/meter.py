@@ -1,4 +1,4 @@
-"""What counts: sums over an epoch's images, of all processes, and where the time goes."""
+"""Mean loss and accuracy over the images of an epoch, and times of its steps."""
 
 import math
 import time
@@ -9,26 +9,29 @@ from system import distributed
 
 
 class Meter:
-    """Sums over the images of an epoch that the weights have learnt from.
+    """Sums over the images of an epoch, except those of skipped steps.
 
     Args:
-        loss_sum, correct, seen: where they stand, as `state()` gave it.
+        loss_sum, correct, seen: initial sums, from `state()`.
     """
 
     def __init__(self, loss_sum=0.0, correct=0.0, seen=0.0):
         self.loss_sum, self.correct, self.seen = loss_sum, correct, seen
-        self.pending = []    # batches that are not in the sums yet
+        self.pending = []    # batches not yet in the sums
 
     def add(self, batches):
-        """Count Batches of this process; what they hold stays on the device for now."""
+        """Add Batches of this process; their tensors stay on the device until `state()`."""
         self.pending += batches
 
     def state(self):
-        """The sums, as a checkpoint holds them. All processes call it together.
+        """Return the sums over all processes, for a checkpoint. All processes must call this.
 
-        Batches are added one after the other, in float64: so the sums don't depend on when this
-        is called, and a run that was stopped anywhere logs the same figures. With another number
-        of processes they are equal up to rounding: a batch's mean is taken over other images.
+        Batches are added one after the other in float64. So the sums do not depend on when this
+        is called, and a resumed run logs the same values. For another number of processes they are
+        equal up to rounding, because the mean of a batch is over other images.
+
+        Returns:
+            dict: loss_sum, correct, seen.
         """
         if self.pending:
             flat = [float(value) for loss, correct, images in self.pending
@@ -42,9 +45,9 @@ class Meter:
         return dict(loss_sum=self.loss_sum, correct=self.correct, seen=self.seen)
 
     def means(self):
-        """Mean loss and accuracy, nan before the first image. All processes call it together.
+        """Return (mean loss, accuracy); nan before the first image. All processes must call this.
 
-        Accuracy is that of the network as it trains; a mixed image counts as its larger part.
+        The accuracy is that of the training mode; a mixed image has the label of its larger part.
         """
         sums = self.state()
         seen = sums['seen'] or math.nan
@@ -52,30 +55,32 @@ class Meter:
 
 
 class Clock:
-    """Where the time of some steps goes: reading or training."""
+    """Measures the reading and the training time of steps."""
 
     def __init__(self):
         self.restart()
 
     def restart(self):
+        """Start measuring anew."""
         self.started = self.waiting_since = time.perf_counter()
         self.read_time = 0.0
         self.steps = self.images = 0
 
     def has_read(self):
+        """Call when a batch has been read."""
         self.read_time += time.perf_counter() - self.waiting_since
 
     def has_trained(self, images):
+        """Call after a step on a batch of `images` images."""
         self.steps += 1
         self.images += images
         self.waiting_since = time.perf_counter()
 
     def lap(self):
-        """Means over the steps since the last lap, after which it counts anew.
+        """Return means over the steps since the last call, and restart.
 
         Returns:
-            dict: read_time and train_time of a step, in seconds, and images_per_second of all
-            processes.
+            dict: read_time and train_time in seconds per step; images_per_second of all processes.
         """
         if paddle.device.is_compiled_with_cuda():
             paddle.device.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Asked to stop: by a signal or by the clock of a job."""
+"""Stops a run on a signal or a time limit."""
 
 import signal
 import time
@@ -7,21 +7,21 @@ from system.start import on_stop_signals
 
 
 class Stopped(RuntimeError):
-    """A run that was asked to stop and has saved itself; the same command goes on."""
+    """A run that was stopped and saved on request; the same command resumes it."""
 
     exit_code = 75    # EX_TEMPFAIL of sysexits.h: try again
     kind = 'stopped'
 
 
 class StopRequest:
-    """Listens for the signals to stop (system.start), and watches a time limit.
+    """Handles the signals to stop (system.start.STOP_SIGNALS) and a time limit.
 
-    The first signal is only noted, so that a step can be finished; a second SIGINT ends the
-    process at once.
+    A signal is only recorded, so that the current step can finish. A second SIGINT raises
+    KeyboardInterrupt.
 
     Args:
-        limit_hours: hours after `started` by which the process must be gone; 0: no limit.
-        started: time.monotonic() of the job's start.
+        limit_hours: hours after `started` until the process must have ended; 0: no limit.
+        started: time.monotonic() at the start of the job; None: now.
     """
 
     def __init__(self, limit_hours=0.0, started=None):
@@ -43,11 +43,11 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
 
     def reason(self, seconds_needed=0.0):
-        """Why to stop now, or None.
+        """Return why to stop now, or None.
 
         Args:
-            seconds_needed: what saving and leaving take; the limit is met that much earlier, and
-                at least a hundredth of itself.
+            seconds_needed: time for saving and exiting, subtracted from the limit; at least one
+                hundredth of the limit is.
         """
         if self.signal_name:
             return self.signal_name

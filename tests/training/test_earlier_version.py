@@ -1,4 +1,4 @@
-"""Catches a change after which a checkpoint of an earlier version no longer resumes, to the bit."""
+"""Catches a change after which checkpoints of earlier versions do not resume bit-exactly."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from conftest import ROOT
 from fixtures import make_before_rooms as fixture
 
 
-def test_a_checkpoint_from_before_the_rooms_ends_as_its_run_did(tmp_path):
-    """Equal to the bit on the processor and the Paddle version that made it; elsewhere to 1e-4.
+def test_a_checkpoint_of_an_earlier_version_resumes_bit_exactly(tmp_path):
+    """Bit-equal with the processor and Paddle version that wrote it; otherwise within 1e-4.
 
     AdamW turns the rounding of a gradient near zero into a part of a step, here up to 1e-3: Paddle
     2.6.2 differs by up to 1.9e-5.
