@@ -762,6 +762,8 @@ class Case:
         how = self.damage(path, self.draw('cut off', 'emptied', 'gone'))
         self.what = f'{path.name} {how} before going on'
         self.start()
+        if path.exists() and path.read_bytes().split() == content.split():    # but for its end
+            return self.finish({0})
         self.finish({2}, said=r'training_images|validation_images|train\.txt|val\.txt')
         path.write_bytes(content)
 

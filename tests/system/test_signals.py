@@ -74,6 +74,19 @@ def test_a_signal_to_a_launcher_before_its_processes_handle_signals(tmp_path):
     assert process.returncode == 75 and 'starting again' not in err
 
 
+@pytest.mark.parametrize('code, word', [(2, 'error'), (3, 'failed'), (75, 'stopped'),
+                                        (130, 'interrupted')])
+def test_a_job_ends_in_the_words_of_its_exit_code(tmp_path, code, word):
+    """For one that was asked to stop by a signal to its second process, for example."""
+    program = tmp_path / 'program.py'
+    program.write_text('import os, sys\nsys.exit(int(os.environ["PADDLE_TRAINER_ID"]) * '
+                       f'{code})\n')
+    done = subprocess.run([sys.executable, 'tools/launch.py', program, '--nproc', '2', '--logs',
+                           tmp_path / 'logs', '--'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1].startswith(f'{word}: rank 1 (pid ')
+
+
 SAY = '''
 from system import start
 start.prepare_signals()

@@ -24,6 +24,8 @@ SECONDS_TO_END = 5         # from SIGTERM to SIGKILL
 SECONDS_STOPPED = 10       # a process that is stopped (SIGSTOP) for longer counts as hung
 # In the last line of a process that failed because another one had.
 CONSEQUENCE = re.compile(r'PeerError|gloo|TIMEOUT self_rank|Connection (reset|closed)')
+# With which the last line of a job begins, as in system.command; else failed.
+FIRST_WORDS = {2: 'error', 75: 'stopped', 130: 'interrupted'}
 
 
 def variables(assignment, number, count, gpus):
@@ -226,4 +228,4 @@ class Job:
             if self.signals and not cause.hung:    # the signal came before it had a handler
                 code = exit_code(self.signals[0])
         return Outcome(code, bool(self.signals), cause.is_consequence(),
-                       f'failed: {cause.describe()}', is_printed)
+                       f'{FIRST_WORDS.get(code, "failed")}: {cause.describe()}', is_printed)
