@@ -5,7 +5,7 @@ because Paddle reads these settings on import:
 
 - Paddle computes on one thread unless OMP_NUM_THREADS is set.
 - On AMD processors MKL takes a slow path unless MKL_DEBUG_CPU_TYPE selects a better one. AVX-512,
-  where available, is twice as fast as AVX2.
+  where available, is faster than AVX2.
 - Every operation allocates its result. glibc would return freed memory to the system, which
   clears each page before it is used again.
 
@@ -55,7 +55,7 @@ def prepare():
         os.environ.setdefault('MKL_DEBUG_CPU_TYPE', cpu_type)
     os.environ.setdefault('GLOG_minloglevel', '2')
     # By default a transpose is a view, which each following operation copies element by element.
-    # With 0 a fast kernel copies it once, which doubles the speed of training.
+    # With 0 a fast kernel copies it once, which makes training faster.
     os.environ.setdefault('FLAGS_use_stride_kernel', '0')
     keep_freed_memory()
     warnings.filterwarnings('ignore', message='No ccache found')
