@@ -11,12 +11,12 @@ TOOLS = ROOT / 'tools'
 # Lower layers first. A module may import from its own package and from lower layers, but not from
 # other packages of its layer, apart from EXCEPTIONS.
 LAYERS = (
-    {'common', 'config', 'scheduler', 'system'},
+    {'benchmark_protocol', 'common', 'config', 'scheduler', 'system'},
     {'t2t', 'data', 'weights'},
     {'zoo', 'recipe', 'training', 'deploy', 'dataset'},
     {'build'},
-    {'train', 'val', 'predict', 'benchmark', 'benchmark_worker', 'check', 'convert', 'export',
-     'launch', 'prepare', 'serve', 'visualize'},
+    {'train', 'val', 'predict', 'benchmark', 'benchmark_pytorch', 'benchmark_worker', 'check',
+     'convert', 'export', 'launch', 'prepare', 'serve', 'visualize'},
 )
 COMMANDS = LAYERS[-1]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -5,6 +5,7 @@
 Each engine has a process of its own, and the processes take turns in rounds, so that changes in the
 speed of the machine affect all of them: compare ratios, not absolute speeds. Large matrix products
 are measured with them, as the limit of the machine. A failure of an engine does not affect others.
+With --pytorch PYTHON, an interpreter that has torch, the others are compared with PyTorch.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import math
 import os
 import platform
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,11 +39,13 @@ import build
 import config as configuration
 from deploy import engines
 from system import command
+from system.job import variables
+from system.rendezvous import Assignment, free_ports
 from zoo.macs import count_macs, total_macs
 
-SCHEMA = 2
+SCHEMA = 3
 PARTS = ('model', 'latency', 'throughput', 'training', 'loader')
-WORKER = Path(__file__).resolve().with_name('benchmark_worker.py')
+HERE = Path(__file__).resolve().parent
 PAUSE = 0.3    # seconds between calls: idle threads of some engines spin for 0.2 s
 ONNX_ENGINES = ('onnxruntime', 'openvino')
 # For each product of the forward pass, the backward pass has one for inputs, one for weights.
@@ -64,14 +68,20 @@ class Worker:
         request: what to load, a dict; see benchmark_worker.RUNNERS.
         threads: number of threads of the process.
         timeout: seconds to wait for an answer.
-        program: the command of the process.
+        program: the command of the process; None: benchmark_worker.py, or benchmark_pytorch.py
+            where PyTorch is the engine.
+        variables: environment variables for the process.
     """
 
-    def __init__(self, request, threads, timeout, program=(sys.executable, str(WORKER))):
-        # Without a launcher's variables: the world size of every worker is 1.
+    def __init__(self, request, threads, timeout, program=None, variables=None):
+        if program is None and request['engine'] == 'pytorch':
+            program = (request['python'], str(HERE / 'benchmark_pytorch.py'))
+        program = program or (sys.executable, str(HERE / 'benchmark_worker.py'))
+        # Without the variables of a launcher that started this command.
         environment = {name: value for name, value in os.environ.items()
                        if not name.startswith('PADDLE_')}
         environment['OMP_NUM_THREADS'] = str(threads)
+        environment.update({name: value for name, value in (variables or {}).items() if value})
         self.timeout = timeout
         self.stderr = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
@@ -137,6 +147,45 @@ class Worker:
         self.stderr.close()
 
 
+class WorkerGroup:
+    """Processes with one thread each that train together; used like a Worker."""
+
+    def __init__(self, request, threads, timeout):
+        count = request['processes']
+        store, *ports = free_ports(count + 1)
+        hosts = Assignment(0, [f'127.0.0.1:{port}' for port in ports], f'127.0.0.1:{store}', 0, 0)
+        self.workers = [Worker(request, max(1, threads // count), timeout, None,
+                               variables(hosts, number, count, [])) for number in range(count)]
+
+    def send(self, request):
+        """See Worker."""
+        for worker in self.workers:
+            worker.send(request)
+
+    def answer(self):
+        """See Worker. A step takes as long as its slowest process. Files mapped into memory, such
+        as Paddle's libraries, are shared and count once."""
+        answers = [worker.answer() for worker in self.workers]
+        result = dict(answers[0])
+        if 'seconds' in result:
+            result['seconds'] = np.max([one['seconds'] for one in answers], axis=0).tolist()
+        if result.get('peak_memory') and result.get('file_memory'):
+            result['peak_memory'] = (sum(one['peak_memory'] for one in answers)
+                                     - sum(one['file_memory'] for one in answers[1:]))
+        return result
+
+    def close(self, wait=10):
+        """See Worker."""
+        for worker in self.workers:
+            worker.close(wait)
+
+
+def make_worker(request, threads, timeout):
+    """A Worker, or a WorkerGroup for a request with several processes."""
+    group = request.get('processes', 1) > 1
+    return (WorkerGroup if group else Worker)(request, threads, timeout)
+
+
 @dataclass
 class Row:
     """A measurement: the request to its process, and the results."""
@@ -155,7 +204,7 @@ class Row:
         return np.array([np.median(seconds) for seconds in rounds]) if rounds else None
 
 
-def measure(rows, options, make_worker=Worker):
+def measure(rows, options, make_worker=make_worker):
     """Measure all rows, in place: start their processes, then time their calls in turns.
 
     Args:
@@ -201,7 +250,7 @@ def measure(rows, options, make_worker=Worker):
             worker.close()
 
 
-def make_exports(rows, options, make_worker=Worker):
+def make_exports(rows, options, make_worker=make_worker):
     """Write the exports that rows need, each in a process; a failure sets the `error` of rows."""
     failed = {}
     for row in rows:
@@ -210,7 +259,7 @@ def make_exports(rows, options, make_worker=Worker):
             continue
         if path not in failed:
             print(f'{row.name}: exporting', file=sys.stderr)
-            request = dict(row.request, run='export', out=path)
+            request = dict(row.request, run='export', out=path, engine='paddle', processes=1)
             worker, failed[path] = make_worker(request, options.threads, options.timeout), None
             try:
                 worker.answer()
@@ -225,7 +274,7 @@ def make_exports(rows, options, make_worker=Worker):
 def plan(options, folder):
     """The rows of a benchmark: dict of lists for limits, engines, training and loader."""
     shared = dict(config=options.config, override=options.override, weights=options.weights,
-                  threads=options.threads, batch_size=options.batch_size)
+                  threads=options.threads, batch_size=options.batch_size, python=options.pytorch)
     rows = dict(limits=[], engines=[], training=[], loader=[])
     calls = tuple(part for part in ('latency', 'throughput') if part in options.parts)
     both = ('float32', 'bfloat16') if has_bfloat16() else ('float32',)
@@ -239,21 +288,41 @@ def plan(options, folder):
                 engine=engine, precision=precision, out=f'{folder}/products_{precision}')
     for engine in options.engines if calls else ():
         kinds = [('plain', 'float32')]
-        if engine != 'paddle':
+        if engine == 'pytorch':
+            kinds = [('plain', one) for one in both]
+        elif engine != 'paddle':
             kinds += [('fast', one) for one in (both if engine == 'inference' else ('float32',))]
         for network, precision in kinds:
             path = ''
             if engine != 'paddle':
                 suffix = '.onnx' if engine in ONNX_ENGINES else ''
                 path = f'{folder}/{network}_{precision}{suffix}'
+            if engine == 'pytorch':
+                path = f'{folder}/pytorch.npz'
             add('engines', f'{engine}, {network}, {precision}', calls, run='engine', engine=engine,
                 network=network, precision=precision, export=path)
     if 'training' in options.parts:
-        add('training', 'training', ('training',), run='training', engine='paddle',
-            precision='float32', out=f'{folder}/run')
+        if 'pytorch' in options.engines:
+            add('training', 'pytorch', ('training',), run='training', engine='pytorch',
+                network='plain', precision='float32', export=f'{folder}/pytorch.npz')
+        for processes in ways_to_train(options):
+            add('training', f'paddle, {processes} process' + 'es' * (processes > 1), ('training',),
+                run='training', engine='paddle', precision='float32', processes=processes)
     for workers in range(options.workers + 1) if 'loader' in options.parts else ():
-        add('loader', f'loader, {workers} processes', ('loader',), run='loader', workers=workers)
+        add('loader', f'loader, {workers} processes', ('loader',), run='loader', engine='paddle',
+            workers=workers)
     return rows
+
+
+def ways_to_train(options):
+    """Numbers of processes to train with: one, and on a CPU as many as threads."""
+    several = (options.threads > 1 and options.batch_size % options.threads == 0
+               and not has_gpu())
+    return (1, options.threads) if several else (1,)
+
+
+def has_gpu():
+    return paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
 
 
 def describe_model(config, weights):
@@ -274,10 +343,9 @@ def machine(threads):
     for name in VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     return dict(cpu=_cpu_info('model name') or platform.processor() or platform.machine(),
                 cores=start.available_cores(), threads=threads, bfloat16=has_bfloat16(),
-                gpu=paddle.device.cuda.get_device_name() if has_gpu else None,
+                gpu=paddle.device.cuda.get_device_name() if has_gpu() else None,
                 system=f'{platform.system()} {platform.release()}', versions=versions)
 
 
@@ -334,9 +402,10 @@ def report(rows, about, model, options):
     """All results as a dict, the content of the JSON file.
 
     Times and rates are dicts of median, quartiles, range and count over the timed calls.
-    `speed_ratio`, the speed relative to `compared_with`, and `share_of_limit`, the FLOP/s (two per
-    MAC) relative to the fastest matrix products, compare within a round; they are medians over the
-    rounds. `difference` is the largest difference of a logit from `compared_with`, relative to the
+    `speed_ratio`, the speed relative to `compared_with` (in training, to the first row there), and
+    `share_of_limit`, the FLOP/s (two per MAC) relative to the fastest matrix products, compare
+    within a round; they are medians over the rounds. `difference` is the largest difference of a
+    logit from `compared_with`, relative to the
     largest logit. `backend` is the library that computes inside an engine. Values that were not
     measured are None. SCHEMA changes when the meaning or the name of a key changes.
     """
@@ -376,7 +445,12 @@ def report(rows, about, model, options):
 
     def training(row):
         seconds, images = all_seconds(row, 'training'), row.about.get('images_a_step', batch)
+        trained = next((other for other in rows['training'] if not other.error), None)
+        ratio = None
+        if seconds:
+            ratio = float(np.median(trained.medians('training') / row.medians('training')))
         return dict(common(row), seconds=spread(seconds), images_a_step=images,
+                    processes=row.request.get('processes', 1), speed_ratio=ratio,
                     images_per_second=spread([images / s for s in seconds]),
                     share_of_limit=share(limits, row, 'training', MACS_OF_TRAINING * macs, images))
 
@@ -430,8 +504,10 @@ def as_text(content, name, size, per_layer=False):
     if content['engines']:
         lines += ['', *engine_table(content)]
     if content['training']:
-        lines += ['', *table([['training', 'images/s', '', 'of the limit', 'MiB']] + [
-            [f'{row["images_a_step"]} images a step', *spread_cells(row['images_per_second']),
+        images = max(row['images_a_step'] for row in content['training'])
+        lines += ['', *table([[f'training, {images} images a step', 'images/s', '', 'speed',
+                               'of the limit', 'MiB']] + [
+            [row['name'], *spread_cells(row['images_per_second']), times(row['speed_ratio']),
              percent(row['share_of_limit']), number(row['peak_memory_mib']), *failure(row)]
             for row in content['training']])]
     if content['loader']:
@@ -457,7 +533,7 @@ def engine_table(content):
         for call in calls:
             _, figure, factor = titles[call]
             ratio = row[call]['speed_ratio']
-            cells += [*spread_cells(row[call][figure], factor), f'x{ratio:.2f}' if ratio else '']
+            cells += [*spread_cells(row[call][figure], factor), times(ratio)]
         differs = '' if row['difference'] is None else f'{row["difference"]:.0e}'
         lines.append(cells + [percent(row[last]['share_of_limit']),
                               number(row['peak_memory_mib']), differs, *failure(row)])
@@ -484,6 +560,10 @@ def number(value):
         return ''
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f'{value:.{min(max(digits, 0), 6)}f}'
+
+
+def times(ratio):
+    return f'x{ratio:.2f}' if ratio else ''
 
 
 def percent(value):
@@ -544,9 +624,12 @@ def main(arguments):
     parser.add_argument('--weights', metavar='FILE', help='weights; default: random ones')
     parser.add_argument('--batch-size', type=at_least(1), default=16, metavar='N',
                         help='images of a batch in throughput, training and loader (default: 16)')
-    parser.add_argument('--engines', type=some_of(engines.ENGINES), default=installed_engines(),
-                        metavar='NAME,...', help=f'some of {", ".join(engines.ENGINES)}; the first '
-                        'is what the others are compared with (default: those installed)')
+    choices = ('pytorch', *engines.ENGINES)
+    parser.add_argument('--engines', type=some_of(choices), metavar='NAME,...',
+                        help=f'some of {", ".join(choices)}; the first is what the others are '
+                        'compared with (default: those installed; pytorch with --pytorch)')
+    parser.add_argument('--pytorch', metavar='PYTHON',
+                        help='a Python interpreter with torch, to measure PyTorch, too')
     parser.add_argument('--parts', type=some_of(PARTS), default=PARTS, metavar='NAME,...',
                         help=f'some of {", ".join(PARTS)} (default: all; model, which is '
                         'parameters and MACs, always comes)')
@@ -565,6 +648,10 @@ def main(arguments):
     options = parser.parse_args(arguments)
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise command.UsageError(f'--json {options.json}: its folder does not exist')
+    if not options.engines:
+        options.engines = ('pytorch',) * bool(options.pytorch) + installed_engines()
+    if 'pytorch' in options.engines and not (options.pytorch and shutil.which(options.pytorch)):
+        raise command.UsageError('--pytorch PYTHON: name the interpreter that has torch')
     config = build.load_config(options.config, options.override)
     model = describe_model(config, options.weights)
     with tempfile.TemporaryDirectory() as folder:

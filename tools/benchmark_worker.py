@@ -1,14 +1,10 @@
 """A worker process of tools/benchmark.py, which measures one engine, training or the loader.
 
-The first line on stdin is a JSON request with what to load, each further line a request for timed
-calls; answers are lines of JSON on stdout. So each engine has its own threads, BLAS settings and
-peak memory, and a crash does not affect the others. Output of libraries goes to stderr.
+The requests and answers are described in benchmark_protocol.py.
 """
 
 import itertools
 import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -23,8 +19,12 @@ from paddle import nn
 from paddle.nn import functional as F
 
 import build
+from benchmark_protocol import peak_host_memory, serve, timed
 from deploy import engines, exports
 from deploy.simplify import simplified
+from system import distributed
+from t2t import T2T_ViT, Token_performer
+from zoo.names import in_pytorch_layout
 
 
 class MatrixProducts(nn.Layer):
@@ -62,6 +62,10 @@ def run_export(request):
     config = build.load_config(request['config'], request['override'])
     network = load_network(config, request['weights'])
     out, precision = Path(request['out']), request['precision']
+    if out.suffix == '.npz':
+        state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+        np.savez(out, shape=json.dumps(pytorch_shape(network)), **in_pytorch_layout(state))
+        return {}, {}
     to_onnx = out.suffix == '.onnx'
     about = build.description(config, {}, 'onnx' if to_onnx else 'paddle', precision)
     fast = request['network'] == 'fast'
@@ -73,6 +77,19 @@ def run_export(request):
         deployed = exports.Deployed(simplified(network) if fast else network)
         exports.write_graph(deployed, about, _new_folder(out))
     return {}, {}
+
+
+def pytorch_shape(network):
+    """The arguments of benchmark_pytorch.T2TViT; ValueError for another network."""
+    if type(network) is not T2T_ViT or network.tokens_to_token.convolutional:
+        raise ValueError('benchmark_pytorch.py has T2T-ViT with performers or transformers only')
+    module, block = network.tokens_to_token, network.blocks[0]
+    is_performer = isinstance(module.attention1, Token_performer)
+    return dict(tokens_type='performer' if is_performer else 'transformer',
+                token_dim=module.attention1.norm2.weight.shape[0], soft_splits=module.soft_splits,
+                embed_dim=network.num_features, depth=len(network.blocks),
+                num_heads=block.attn.num_heads, hidden_dim=block.mlp.fc1.weight.shape[1],
+                num_classes=network.head.weight.shape[1], image_size=network.img_size)
 
 
 def run_engine(request):
@@ -95,8 +112,8 @@ def run_engine(request):
 
     return (dict(device=_device(request['engine']), logits=logits(images[:1]).tolist(),
                  backend=getattr(network, 'backend', 'paddle')),
-            dict(latency=_timed(lambda: logits(images[:1])),
-                 throughput=_timed(lambda: logits(images))))
+            dict(latency=timed(lambda: logits(images[:1])),
+                 throughput=timed(lambda: logits(images))))
 
 
 def run_limit(request):
@@ -124,13 +141,14 @@ def run_limit(request):
 
     return (dict(device=_device(request['engine']), macs=MatrixProducts.macs,
                  backend=getattr(network, 'backend', 'paddle')),
-            dict(limit=_timed(product)))
+            dict(limit=timed(product)))
 
 
 def run_training(request):
-    """Time a training step of tools/train.py on one batch of its images."""
+    """Time a training step of tools/train.py on one batch of its images, split over processes."""
+    images_here = request['batch_size'] // distributed.world_size()
     config = build.load_config(request['config'], request['override'] + [
-        f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', 'TRAIN.TRAIN_NUM_WORKS=0',
+        f'TRAIN.TRAIN_BATCH_SIZE={images_here}', 'TRAIN.TRAIN_NUM_WORKS=0',
         'TRAIN.PRE_TRAIN=false'])
     loader, prepare = build.train_loader(config), build.batch_transform(config)
     stepper, *_ = build.stepper(config, build.groups(config, loader))
@@ -144,8 +162,8 @@ def run_training(request):
         if paddle.device.is_compiled_with_cuda():
             paddle.device.cuda.synchronize()
 
-    return (dict(device=_device('paddle'), images_a_step=len(labels)),
-            dict(training=_timed(step)))
+    return (dict(device=_device('paddle'), images_a_step=len(labels) * distributed.world_size()),
+            dict(training=timed(step)))
 
 
 def run_loader(request):
@@ -174,19 +192,6 @@ def run_loader(request):
     return {}, dict(loader=read)
 
 
-def _timed(call):
-    """A function of a number of repeats that returns the seconds of each, after a warm-up."""
-    def times(repeats):
-        call()
-        seconds = []
-        for _ in range(repeats):
-            started = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - started)
-        return seconds
-    return times
-
-
 def _device(engine):
     """The device of an engine, 'gpu' or 'cpu'; exports run on the CPU."""
     return paddle.device.get_device().split(':')[0] if engine == 'paddle' else 'cpu'
@@ -204,47 +209,13 @@ def peak_memory():
         allocated = paddle.device.cuda.max_memory_allocated()
         if allocated:    # exports run on the CPU
             return allocated / 2 ** 20
-    try:
-        # getrusage may return the memory of the parent at the time of the fork.
-        for line in Path('/proc/self/status').read_text(encoding='utf-8').splitlines():
-            if line.startswith('VmHWM:'):
-                return int(line.split()[1]) / 2 ** 10
-    except OSError:
-        pass
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10)
+    return peak_host_memory()
 
 
 RUNNERS = dict(export=run_export, engine=run_engine, limit=run_limit, training=run_training,
                loader=run_loader)
 
 
-def serve():
-    """Answer requests until stdin ends. An error is sent as the last answer."""
-    answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
-    os.dup2(2, 1)    # keeps output of libraries out of the answers
-
-    def answer(**content):
-        print(json.dumps(content), file=answers, flush=True)
-
-    try:
-        request = json.loads(sys.stdin.readline())
-        about, calls = RUNNERS[request['run']](request)
-        answer(threads=start.threads(), **about)
-        for line in sys.stdin:
-            request = json.loads(line)
-            seconds = calls[request['call']](request['repeats'])
-            answer(seconds=seconds, peak_memory=peak_memory())
-    except Exception as error:
-        message = ' '.join(str(error).split()) or 'no message'
-        expected = getattr(error, 'exit_code', 1) == 2
-        answer(error=message if expected else f'{type(error).__name__}: {message}')
-        raise
-
-
 if __name__ == '__main__':
-    serve()
+    distributed.init()
+    serve(RUNNERS, peak_memory, threads=start.threads())

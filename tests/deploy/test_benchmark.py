@@ -156,12 +156,48 @@ def test_a_failing_engine_does_not_affect_other_rows(capfd):
 
 
 def test_a_worker_reports_the_error_of_an_engine():
-    worker = Worker(dict(run='engine', engine='onnxruntime', export='nowhere.onnx', threads=1,
-                         processes=1),
+    worker = Worker(dict(run='engine', engine='onnxruntime', export='nowhere.onnx', threads=1),
                     threads=1, timeout=120)
     with pytest.raises(WorkerError, match='^nowhere.onnx: no such export$'):
         worker.answer()
     worker.close()
+
+
+def test_processes_that_train_together_answer_as_one(monkeypatch):
+    """The slowest of them makes a step; files that they share are counted once."""
+    class Half:
+        number = 0
+
+        def __init__(self, *_):
+            Half.number += 1
+            self.number = Half.number
+
+        def answer(self):
+            return dict(seconds=[1.0, 2.0 * self.number], peak_memory=100.0 * self.number,
+                        file_memory=30.0)
+
+    monkeypatch.setattr(benchmark, 'Worker', Half)
+    group = benchmark.make_worker(dict(processes=2), 2, 30)
+    assert group.answer() == dict(seconds=[1.0, 4.0], peak_memory=270.0, file_memory=30.0)
+
+
+@pytest.mark.parametrize('name', ['t2t_vit_7', 't2t_vit_t_14'])
+def test_pytorch_has_the_same_network(name, tmp_path):
+    """Logits of the PyTorch side from weights written for it, where PyTorch is installed."""
+    python = os.environ.get('T2T_PYTORCH')
+    if not python:
+        pytest.skip('T2T_PYTORCH names no interpreter with torch')
+    request = dict(config='config/lit_data.yaml', weights=None, threads=1, batch_size=2,
+                   override=[f'MODEL.NAME={name}', 'MODEL.IMAGE_SIZE=32'], network='plain',
+                   engine='pytorch', precision='float32', python=python,
+                   export=str(tmp_path / 'weights.npz'))
+    rows = [Row('pytorch', dict(request, run='engine'), ('latency',)),
+            Row('paddle', dict(request, run='engine', engine='paddle'), ('latency',))]
+    options = SimpleNamespace(threads=1, timeout=120, rounds=1, repeats=1)
+    benchmark.make_exports(rows, options)
+    benchmark.measure(rows, options)
+    ours, theirs = (np.array(row.about['logits']) for row in rows)
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
 # ---- the report
@@ -205,7 +241,7 @@ def tiny_run(tmp_path_factory):
     (folder / 'onnxruntime.py').write_text('raise ImportError("broken")')
     done = subprocess.run(
         [sys.executable, 'tools/benchmark.py', '-o', 'MODEL.IMAGE_SIZE=32', '--batch-size', '2',
-         '--rounds', '1', '--repeats', '1', '--threads', '1', '--workers', '0', '--per-layer',
+         '--rounds', '1', '--repeats', '1', '--threads', '2', '--workers', '0', '--per-layer',
          '--engines', 'paddle,inference,onnxruntime', '--json', str(folder / 'speed.json')],
         cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(folder)}, capture_output=True, text=True,
         timeout=300)
@@ -217,9 +253,9 @@ def test_a_tiny_run_writes_all_results(tiny_run):
     _, content = tiny_run
     assert set(content) == {'schema', 'machine', 'model', 'settings', 'compared_with', 'limits',
                             'engines', 'training', 'loader'}
-    assert content['schema'] == 2 and content['settings']['weights'] == 'random'
+    assert content['schema'] == 3 and content['settings']['weights'] == 'random'
     about = content['machine']
-    assert about['threads'] == 1 and about['versions']['python'] and about['cpu']
+    assert about['threads'] == 2 and about['versions']['python'] and about['cpu']
     model = content['model']
     assert model['trainable_parameters'] == 4_255_694
     assert model['macs']['total'] == sum(layer['macs'] for layer in model['layers'])
@@ -242,8 +278,11 @@ def test_a_tiny_run_writes_all_results(tiny_run):
             for spread in (figures['seconds'], figures['images_per_second']):
                 low, high = spread['range']
                 assert 0 < low <= spread['median'] <= high and spread['count'] == 1
-    assert content['training'][0]['images_per_second']['median'] > 0
-    assert content['training'][0]['share_of_limit'] > 0
+    assert [row['processes'] for row in content['training']] == [1, 2]
+    for row in content['training']:
+        assert row['images_a_step'] == 2 and row['peak_memory_mib'] > 50
+        assert row['images_per_second']['median'] > 0 and row['share_of_limit'] > 0
+    assert content['training'][0]['speed_ratio'] == 1
     assert [row['workers'] for row in content['loader']] == [0]
 
 
@@ -252,7 +291,7 @@ def test_a_tiny_run_prints_tables_on_stdout_and_progress_on_stderr(tiny_run):
     lines = done.stdout.splitlines()
     assert '4,255,694 of them trainable' in done.stdout
     assert any(line.startswith('tokens_to_token.project ') for line in lines)
-    assert any(line.startswith('2 images a step ') for line in lines)
+    assert any(line.startswith('training, 2 images a step ') for line in lines)
     for row in content['engines'] + content['limits']:
         assert sum(line.startswith(row['name']) for line in lines) == 1
     assert 'round 1 of 1' in done.stderr and 'round 1 of 1' not in done.stdout
@@ -270,9 +309,10 @@ def test_a_missing_engine_is_reported_in_its_rows(tiny_run):
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (['--engines', 'tensorrt'], 'tensorrt is none of paddle'),
+    (['--engines', 'tensorrt'], 'tensorrt is none of pytorch, paddle'),
     (['--parts', ''], 'nothing is none of model'),
     (['--rounds', '0'], 'no whole number from 1 on'),
+    (['--engines', 'pytorch'], 'name the interpreter that has torch'),
     (['--json', 'no/such/folder/speed.json'], 'its folder does not exist'),
     (['--weights', 'nowhere.pdparams', '--parts', 'model'], 'nowhere.pdparams')])
 def test_wrong_input_is_refused_before_anything_is_measured(arguments, words, capsys):
