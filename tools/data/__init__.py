@@ -7,6 +7,11 @@
     decode        image files to pixels
     transforms    crop, resize, flip, normalise
     loader        batches in the order of a sampler
+    imagenet      ImageNet's published files: devkit, archives, class order
+    archives      tar archives read in place
+    extract       images from archives to class folders
+    checks        what is unusual about an image file
+    splits        image lists: written, split, subsets
     workers       worker processes that fill batches in shared memory
 """
 

@@ -61,6 +61,11 @@ def decode_image(path, decoder='pillow', root=None):
         DataError: if the decoder is unknown or not installed.
     """
     import_opencv(decoder)
+    return decode_bytes(read_image_file(path, root), path, decoder)
+
+
+def read_image_file(path, root=None):
+    """The bytes of an image file, for decode_bytes(); arguments and errors as of decode_image()."""
     if root is not None and _leads_out(path, root):
         raise ImageError(f"{path}: leads out of {root}; write it relative to that folder, without "
                          "'..'")
@@ -72,10 +77,9 @@ def decode_image(path, decoder='pillow', root=None):
         if status.st_size > LARGEST_FILE:
             raise ImageError(f'{path}: too large an image file ({status.st_size} bytes)')
         with open(path, 'rb') as file:
-            data = file.read()
+            return file.read()
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror})') from error
-    return decode_bytes(data, path, decoder)
 
 
 def decode_bytes(data, name, decoder='pillow', most_pixels=None):

@@ -7,5 +7,7 @@
     lockstep          processes exchange failures before every batch
     job               starts and watches the processes of one machine
     rendezvous        the launchers of several machines: ranks, failures, restarts
+    pool              tasks in several processes
+    progress          a bar on a terminal, lines elsewhere
     paddle_private    functions of Paddle that are not public
 """
