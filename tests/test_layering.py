@@ -16,7 +16,7 @@ LAYERS = (
     {'zoo', 'recipe', 'training', 'deploy', 'dataset'},
     {'build'},
     {'train', 'val', 'predict', 'benchmark', 'benchmark_pytorch', 'benchmark_worker', 'check',
-     'convert', 'export', 'launch', 'prepare', 'serve', 'visualize'},
+     'compare', 'convert', 'export', 'launch', 'prepare', 'serve', 'visualize'},
 )
 COMMANDS = LAYERS[-1]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

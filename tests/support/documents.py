@@ -57,6 +57,7 @@ ADAPTED = [
     (r'(draw/scene\.py)$', r'\1 --out data/drawn --train 4 --val 1'),
     (r'--minutes \d+', '--minutes 0.2'),
     (r'(tools/benchmark\.py.*)', r'\1 --rounds 1 --repeats 1'),
+    (r'(--out output/experiment)$', rf'\1 -o {SHORT}'),
     (r'path/of/this/folder', '.'),
     (r'MODEL\.NAME=my_net', 'MODEL.NAME=t2t_vit_7'),
     (r'-k NAME', '-k lit_data'),

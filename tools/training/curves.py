@@ -16,7 +16,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 STYLE = Path(__file__).with_name('figures.mplstyle')
-MAX_RUNS = 7    # colours of the style
+MAX_RUNS = 8    # colours of the style
 # kind of curve: (panel, suffix of the label, line style)
 KINDS = {
     'loss': (0, None, dict()),
@@ -109,8 +109,8 @@ def _read_text(lines):
     return found
 
 
-def draw(logs):
-    """Return a matplotlib Figure of {name: result of read_log}, at most MAX_RUNS."""
+def draw(logs, kinds=tuple(KINDS)):
+    """Return a matplotlib Figure of {name: result of read_log}, at most MAX_RUNS; see KINDS."""
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(9, 4.4))
         panels = figure.subplots(1, 2)
@@ -118,7 +118,7 @@ def draw(logs):
         handles = {}
         for (name, log), colour in zip(logs.items(), colours):
             for kind, (panel, suffix, look) in KINDS.items():
-                if not log[kind]:
+                if kind not in kinds or not log[kind]:
                     continue
                 (line,) = panels[panel].plot(
                     *zip(*((epoch, value * (100 if panel else 1)) for epoch, value in log[kind])),

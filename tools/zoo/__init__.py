@@ -25,6 +25,8 @@ from zoo.vit import ViT
 # tokens. With strides 1, 2, 2 the token transformers work on grids of 32 x 32 and 16 x 16, and
 # 8 x 8 = 64 tokens remain.
 SMALL_IMAGE_SPLITS = ((3, 1, 1), (3, 2, 1), (3, 2, 1))
+# For 64 x 64 pixels: the paper's, but the last one keeps its grid, so that 8 x 8 tokens remain.
+MINI_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 1, 1))
 
 
 def _t2t(embed_dim, depth, num_heads, mlp_ratio, tokens_type='performer', network=T2T_ViT,
@@ -50,6 +52,12 @@ def _pit(size, **options):
     }[size], **options}
 
 
+def _mini(embed_dim=128, depth=7, num_heads=4, mlp_ratio=2.0, tokens_type='performer',
+          network=T2T_ViT):
+    return _t2t(embed_dim, depth, num_heads, mlp_ratio, tokens_type, network,
+                soft_splits=MINI_SPLITS, img_size=64)
+
+
 # name: (network, options). img_size and num_classes are given where they differ from 224 and 1000.
 MODELS = {
     # Tables 1 and 2 of arXiv 2101.11986.
@@ -71,6 +79,18 @@ MODELS = {
     # T2T-ViT-7 for CIFAR; the paper itself resizes CIFAR to 224.
     't2t_vit_cifar': _t2t(256, 7, 4, 2.0, soft_splits=SMALL_IMAGE_SPLITS, img_size=32,
                           num_classes=10),
+    # config/tiny_imagenet_mini.yaml: 64 x 64 pixels in 8 x 8 tokens (PiT: 15 x 15 to 4 x 4), and
+    # 1.30 to 1.35 million parameters.
+    't2t_vit_mini': _mini(),
+    't2t_vit_t_mini': _mini(tokens_type='transformer'),
+    't2t_vit_c_mini': _mini(mlp_ratio=2.5, tokens_type='convolution'),
+    't2t_vit_mini_wide': _mini(224, 2, 7),
+    't2t_vit_mini_se': _mini(network=T2T_ViT_SE),
+    't2t_vit_mini_ghost': _mini(depth=9, mlp_ratio=3.0, network=T2T_ViT_Ghost),
+    'vit_mini': (ViT, dict(patch_size=8, embed_dim=128, depth=7, num_heads=4, mlp_ratio=3.0,
+                           qkv_bias=False, img_size=64)),
+    'pit_mini': (PiT, dict(patch_size=8, stride=4, head_dim=24, depth=(2, 3, 2),
+                           num_heads=(2, 4, 8), mlp_ratio=3.0, qkv_bias=False, img_size=64)),
     # Table 1 of arXiv 2010.11929; tiny and small are DeiT's widths.
     'vit_tiny_patch16_224': _vit('tiny', 16),
     'vit_tiny_patch16_384': _vit('tiny', 16, img_size=384),

@@ -1,0 +1,123 @@
+"""Catches comparisons whose tables differ from the runs, or that repeat runs after a stop."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from support.runs import write_recipe
+
+import compare
+import zoo
+from system.command import UsageError
+from weights.files import read_weights
+
+RUNS = ('vit_mini:1:1', 't2t_vit_mini')
+FOLDERS = ('vit_mini_seed1_epochs1', 't2t_vit_mini_seed0_epochs2')
+
+
+def command(folder, *more):
+    return [sys.executable, 'tools/compare.py', *RUNS, '-c', str(folder / 'recipe.yaml'),
+            '--out', str(folder / 'out'), *more]
+
+
+@pytest.fixture(scope='module')
+def compared(tmp_path_factory):
+    """A comparison that was stopped in its second run and then repeated; (folder, first's log)."""
+    folder = tmp_path_factory.mktemp('compare')
+    write_recipe(folder)
+    log = folder / 'out' / FOLDERS[1] / 'log.jsonl'
+    stopped = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not (log.exists() and '"event": "step"' in log.read_text()):
+        assert time.monotonic() < deadline and stopped.poll() is None, stopped.communicate()
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    _, error = stopped.communicate(timeout=60)
+    assert stopped.returncode == 75, error
+    assert error.splitlines()[-1] == 'stopped: SIGTERM'
+    first = (folder / 'out' / FOLDERS[0] / 'log.jsonl').read_bytes()
+    done = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f'run 2 of 2: {FOLDERS[1]}' in done.stdout and 'run 1 of 2' not in done.stdout
+    assert 'going on from' in done.stdout
+    assert (folder / 'out' / 'comparison.md').read_text() in done.stdout
+    return folder / 'out', first
+
+
+def test_a_stopped_comparison_goes_on_without_repeating_runs(compared):
+    out, first = compared
+    assert (out / FOLDERS[0] / 'log.jsonl').read_bytes() == first
+    for name in FOLDERS:
+        _, metadata = read_weights(out / name / 'last.pdparams')
+        assert metadata['model'] == name.partition('_seed')[0]
+    # Both parts of the stopped run count.
+    assert len((out / FOLDERS[1] / 'processor_time').read_text().split()) == 2
+
+
+def test_the_figures_are_those_of_the_runs(compared):
+    out, _ = compared
+    content = json.loads((out / 'comparison.json').read_text())
+    assert [f'{run["network"]}_seed{run["seed"]}_epochs{run["epochs"]}'
+            for run in content['runs']] == list(FOLDERS)
+    for run, name in zip(content['runs'], FOLDERS):
+        text = (out / name / 'train.log').read_text()
+        top1 = re.findall(r'^ImageNet val acc is:(\S+)', text, re.MULTILINE)
+        assert run['top1_by_epoch'] == [pytest.approx(100 * float(value)) for value in top1]
+        assert run['top1'] == run['top1_by_epoch'][-1]
+        ema = re.findall(r'^EMA val acc is:(\S+)', text, re.MULTILINE)
+        assert run['ema_top1'] == pytest.approx(100 * float(ema[-1]))
+        assert run['top1'] <= run['top5'] <= 100 and run['validation_images'] == 20
+        assert run['steps'] == 13 * run['epochs'] and 0 < run['processor_hours'] < 0.1
+    for network in content['networks']:
+        built = zoo.create_model(network['network'], img_size=32)
+        assert network['parameters'] == sum(int(np.prod(p.shape)) for p in built.parameters())
+
+
+def test_the_tables_have_the_figures_and_the_curves_the_networks(compared):
+    out, _ = compared
+    text = (out / 'comparison.md').read_text()
+    runs = json.loads((out / 'comparison.json').read_text())['runs']
+    for run in runs:
+        assert f'| {run["network"]} | {run["seed"]} | {run["epochs"]} | {run["steps"]} |' in text
+    names = {element.get('id') for element in ElementTree.parse(out / 'curves.svg').iter()}
+    # The one epoch of vit_mini is a point.
+    assert {'vit_mini:validation', 't2t_vit_mini:validation', 't2t_vit_mini:loss'} <= names
+    assert 't2t_vit_mini:validation_ema' not in names
+
+
+def test_means_are_those_of_runs_with_equal_epochs():
+    network = dict(network='a', parameters=2_000_000, macs=3_000_000, images_per_second=None)
+    runs = [dict(network='a', seed=seed, epochs=epochs, steps=9, top1=top1, top5=50.0,
+                 processor_hours=None)
+            for seed, epochs, top1 in ((0, 2, 30.0), (1, 2, 31.0), (2, 2, 30.2), (0, 4, 40.0))]
+    rows = compare.as_markdown(dict(networks=[network], runs=runs)).splitlines()
+    assert rows[2] == '| a | 2.00 M | 3 M | - | 2 | 3 | 30.40 ± 0.50 | 50.00 ± 0.00 |'
+    assert rows[3] == '| a | 2.00 M | 3 M | - | 4 | 1 | 40.00 | 50.00 |'
+
+
+def test_measured_speeds_enter_the_table(compared, capsys):
+    out, _ = compared
+    before = (out / 'comparison.json').read_text()
+    compare.main(command(out.parent, '--measure')[2:])
+    content, before = json.loads((out / 'comparison.json').read_text()), json.loads(before)
+    assert content['runs'] == before['runs']
+    text = capsys.readouterr().out
+    for network in content['networks']:
+        assert network['images_per_second'] > 0
+        assert f'| {network["images_per_second"]:.0f} |' in text
+
+
+@pytest.mark.parametrize('text, reason', [
+    ('vit_minni', 'did you mean vit_mini?'), ('vit_mini:x', 'write NETWORK'),
+    ('vit_mini:1:2:3', 'write NETWORK'), ('vit_mini:1:0', 'at least 1')])
+def test_a_wrong_run_is_refused_before_training(text, reason, tmp_path):
+    with pytest.raises(UsageError, match=re.escape(reason)):
+        compare.parse_run(text, 10)
