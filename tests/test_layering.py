@@ -24,7 +24,8 @@ LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in 
 EXCEPTIONS = {
     ('train', 'val'): 'a training run validates',
     ('config', 'system'): 'system.settings reads and checks the keys that config declares',
-    ('data', 'weights'): 'CIFAR is stored as pickles, which weights.unpickle reads safely',
+    ('data', 'weights'): 'CIFAR is stored as pickles, which weights.unpickle reads safely; cached '
+                         'indexes are written with weights.writer',
 }
 # Lower packages that a package must not import.
 HIDDEN = {

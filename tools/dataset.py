@@ -13,6 +13,7 @@ from data.decode import (
     name_bad_images,
     printable,
 )
+from data.samples import Samples
 
 
 class ImageDataset(Dataset):
@@ -26,7 +27,7 @@ class ImageDataset(Dataset):
     one.
 
     Args:
-        samples: a list of (path, label); with an opener, of (name, label).
+        samples: Samples, or any sequence of (path, label); with an opener, of (name, label).
         transform: called with a PIL RGB image and a numpy Generator; returns an array [3, H, W].
             Its image_size and dtype are those of the result.
         decoder: 'pillow' or 'opencv'.
@@ -49,7 +50,7 @@ class ImageDataset(Dataset):
         choices = ('raise', 'replace', 'blank')
         if bad_images not in choices:
             raise ValueError(f'bad_images must be one of {choices}, not {bad_images!r}')
-        self.samples = samples
+        self.samples = samples if isinstance(samples, Samples) else Samples(root, samples)
         self.transform = transform
         self.decoder = decoder
         self.seed = seed
@@ -108,11 +109,10 @@ class ImageDataset(Dataset):
         """Yield the index of a sample, then the indices of its replacements."""
         yield index
         if self.bad_images == 'replace':
-            label = self.samples[index][1]
-            for offset in range(1, len(self.samples)):
-                candidate = (index + offset) % len(self.samples)
-                if self.samples[candidate][1] == label:
-                    yield candidate
+            labels = self.samples.labels
+            same = np.flatnonzero(labels == labels[index])
+            place = np.searchsorted(same, index)
+            yield from np.concatenate([same[place + 1:], same[:place]])
 
     def path_of(self, key):
         """The path of a sample for messages, with unprintable characters escaped."""

@@ -255,8 +255,8 @@ class Training:
             self.folder.say(f'frozen: {", ".join(config.MODEL.FREEZE)} '
                             f'({len(frozen)} of {tensors} tensors)')
         self.folder.say(build.describe_rate(config))
-        for line in label_warnings(self.train_loader.dataset.samples,
-                                   self.eval_loader.dataset.samples):
+        for line in label_warnings(self.train_loader.dataset.samples.labels,
+                                   self.eval_loader.dataset.samples.labels):
             self.folder.say(f'warning: {line}')
         self.folder.record('start', 0, config=dataclasses.asdict(config), frozen=frozen,
                            weights=loaded and dataclasses.asdict(loaded), **environment())

@@ -15,6 +15,7 @@ from config import load_config
 from data import DataError, sources
 from data.decode import ImageError, decode_image
 from data.images import Images
+from data.samples import Samples
 from data.sources import find_classes, find_images, label_warnings
 
 
@@ -213,9 +214,8 @@ def test_too_many_classes_for_the_network(animals):
 # ---- warnings about labels
 
 def labelled(**counts):
-    """{'c0': 3} as three samples of label 0."""
-    return [(f'{name}_{number}', int(name[1:])) for name, count in counts.items()
-            for number in range(count)]
+    """{'c0': 3} as the labels 0, 0, 0."""
+    return [int(name[1:]) for name, count in counts.items() for _ in range(count)]
 
 
 @pytest.mark.parametrize('training, validation, said', [
@@ -227,7 +227,7 @@ def labelled(**counts):
     (labelled(c0=5), labelled(c0=1, c1=1), ['all 5', '1 of the 2 classes']),
     ([], [], [])])
 def test_label_warnings(training, validation, said):
-    lines = label_warnings(training, validation + [('unreadable', -1)])
+    lines = label_warnings(np.array(training), np.array([*validation, -1]))
     assert len(lines) == len(said)
     for line, pattern in zip(lines, said):
         assert re.search(pattern, line) and '\n' not in line
@@ -236,7 +236,7 @@ def test_label_warnings(training, validation, said):
 def test_lit_data_has_no_label_warnings():
     parts = [find_images(str(ROOT / 'lit_data' / part), str(ROOT / 'lit_data' / f'{part}.txt'))
              for part in ('train', 'val')]
-    assert label_warnings(*(part.samples for part in parts)) == []
+    assert label_warnings(*(part.samples.labels for part in parts)) == []
 
 
 # ---- another data format
@@ -260,8 +260,9 @@ class OneFile:
                 file.seek(int(start))
                 return file.read(int(size))
 
-        return Images([(f'{request.root}/{name}', classes[name.split('/')[0]])
-                       for name, _, _ in entries], classes, opener)
+        samples = Samples(request.root, [(name, classes[name.split('/')[0]])
+                                         for name, _, _ in entries])
+        return Images(samples, classes, opener)
 
     def classes(self, request):
         return {'one': 0, 'two': 1}
@@ -275,7 +276,8 @@ class Listed:
 
     def samples(self, request):
         lines = Path(request.root).read_text().splitlines()
-        return Images([(f'{Path(request.root).parent}/{line}', 0) for line in lines], {'one': 0})
+        samples = Samples(Path(request.root).parent, [(line, 0) for line in lines])
+        return Images(samples, {'one': 0})
 
     def classes(self, request):
         return {'one': 0}

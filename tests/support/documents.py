@@ -56,6 +56,7 @@ ADAPTED = [
     (r'(tests/documents\.py)$', r'\1 docs/configuration.md'),
     (r'(draw/scene\.py)$', r'\1 --out data/drawn --train 4 --val 1'),
     (r'--minutes \d+', '--minutes 0.2'),
+    (r'(tests/million\.py)', r'\1 --images 60000'),
     (r'(tools/benchmark\.py.*)', r'\1 --rounds 1 --repeats 1'),
     (r'(--out output/experiment)$', rf'\1 -o {SHORT}'),
     (r'path/of/this/folder', '.'),

@@ -2,6 +2,8 @@
 
     sources       the list of data formats, and the functions that search it
     images        the request to a data format, and its result
+    samples       names and labels of images, in a few arrays
+    index         cached indexes of large data sets
     folders       data formats of image files: a list, class folders, class names in file names
     cifar         the data format of CIFAR-10 and CIFAR-100
     decode        image files to pixels

@@ -12,6 +12,7 @@ import numpy as np
 
 from data import DataError
 from data.images import Images, require_some
+from data.samples import Samples
 from weights.unpickle import Damaged, Refused, StoredArray, shown, unpickle
 
 ARCHIVES = ('.tar.gz', '.tgz', '.tar')
@@ -67,10 +68,11 @@ class Cifar:
             where = os.path.join(root, file)
             content = _unpickled(files.pop(file), where)
             images, labels = _images_and_labels(content, layout, len(names), where)
-            samples.extend((f'{where}[{row}]', label) for row, label in enumerate(labels))
+            samples.extend((f'{file}[{row}]', label) for row, label in enumerate(labels))
             pixels.append(images)
         pixels = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)    # (N, H, W, 3)
-        return Images(require_some(samples, root), _labels_by_name(names), pixels.__getitem__)
+        samples = Samples(root, require_some(samples, root))
+        return Images(samples, _labels_by_name(names), pixels.__getitem__)
 
     def classes(self, request):
         layout = layout_of(request.root)

@@ -1,11 +1,27 @@
-"""Data formats of image files: an image list, class folders, or class names in file names."""
+"""Data formats of image files: an image list, class folders, or class names in file names.
 
+Large lists and class folders have a cached index (data.index). The index of a list holds the hash
+of the list, which is computed at every start: times and sizes are not trusted. Class folders would
+have to be walked to be hashed, so their index holds the times of all folders: a file that is added,
+removed or renamed changes those of its folder (ctime, which programs can't set), and folders that
+changed in the seconds before they were read are read again next time.
+"""
+
+import hashlib
+import json
 import os
 import re
+import time
+
+import numpy as np
 
 from data import DataError
 from data.decode import IMAGE_EXTENSIONS
 from data.images import Images, label_of, no_folder, numbered, require_class, require_some
+from data.index import cached
+from data.samples import Samples
+
+TICK = 2 * 10 ** 9    # ns; the coarsest times that file systems keep
 
 
 class ImageList:
@@ -26,37 +42,71 @@ class ImageList:
             DataError: with file and line if a line is not `path label` or its label is out of
                 range; if the list is missing or empty; if root is missing.
         """
-        list_file = request.list_file
-        if not os.path.isdir(request.root):
-            raise no_folder(request.root)
-        try:
-            with open(list_file, 'rb') as file:
-                lines = file.read().splitlines()
-        except OSError as error:
-            raise DataError(f'{list_file}: cannot read the image list ({error.strerror})'
-                            ) from error
-        samples = []
-        for number, line in enumerate(lines, start=1):
-            where = f'{list_file}:{number}'
-            try:
-                text = line.decode('utf-8-sig' if number == 1 else 'utf-8').strip()
-            except UnicodeDecodeError as error:
-                raise DataError(f'{where}: not UTF-8; save the list as UTF-8') from error
-            if not text:
-                continue
-            match = re.fullmatch(r'([^\0]*\S)\s+([0-9]{1,9})', text)
-            if not match:
-                raise DataError(f"{where}: expected 'path label', where the label is a class id "
-                                f'such as 7, got {text[:80]!r}')
-            path, label = match[1], int(match[2])
-            require_class(label, request.num_classes, where)
-            samples.append((os.path.join(request.root, path), label))
-        if not samples:
+        root, list_file = request.root, str(request.list_file)
+        if not os.path.isdir(root):
+            raise no_folder(root)
+
+        def make():
+            content = b''.join(_blocks(list_file))
+            samples = Samples(root, _listed(content, list_file, request.num_classes))
+            return {**samples.arrays(), 'list': _digest([content])}
+
+        def is_current(arrays):
+            return np.array_equal(arrays['list'], _digest(_blocks(list_file)))
+
+        key = [os.path.abspath(root), os.path.abspath(list_file)]
+        samples = Samples.of_arrays(root, cached('list', key, make, is_current))
+        if not len(samples):
             raise DataError(f"{list_file}: the image list is empty; write one 'path label' a line")
+        if request.num_classes is not None and samples.labels.max() >= request.num_classes:
+            make()    # the index knows no lines: raise the error that names one
         return Images(samples)
 
     def classes(self, request):
         return {}    # a list holds labels, no class names
+
+
+def _blocks(path):
+    """Yield the content of an image list in parts."""
+    try:
+        with open(path, 'rb') as file:
+            while block := file.read(1 << 20):
+                yield block
+    except OSError as error:
+        raise DataError(f'{path}: cannot read the image list ({error.strerror})') from error
+
+
+def _digest(blocks):
+    digest = hashlib.blake2b(digest_size=32)
+    for block in blocks:
+        digest.update(block)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _listed(content, list_file, num_classes):
+    """Yield (path, label) of the lines of an image list."""
+    for found in re.finditer(rb'[^\r\n]+', content):
+        line, first = found[0], not found.start()
+        try:
+            text = line.decode('utf-8-sig' if first else 'utf-8').strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f'{_place(list_file, content, found)}: not UTF-8; save the list as '
+                            'UTF-8') from error
+        if not text:
+            continue
+        match = re.fullmatch(r'([^\0]*\S)\s+([0-9]{1,9})', text)
+        if not match:
+            raise DataError(f'{_place(list_file, content, found)}: expected \'path label\', where '
+                            f'the label is a class id such as 7, got {text[:80]!r}')
+        label = int(match[2])
+        if num_classes is not None and label >= num_classes:
+            require_class(label, num_classes, _place(list_file, content, found))
+        yield match[1], label
+
+
+def _place(list_file, content, found):
+    """FILE:LINE of a match."""
+    return f'{list_file}:{len(content[:found.start() + 1].splitlines())}'
 
 
 class ClassFolders:
@@ -76,19 +126,58 @@ class ClassFolders:
             DataError: if there are no images, a label is out of range, or a class is not in the
                 training data.
         """
-        names = class_folders(request.root)
+        root, names = request.root, class_folders(request.root)
         classes = request.classes or numbered(names, request.class_ids)
-        samples = []
-        for name in names:
-            folder = os.path.join(request.root, name)
-            label = label_of(name, classes, request.num_classes, folder)
-            paths = [os.path.join(below, file)
-                     for below, _, files in os.walk(folder) for file in files if is_image(file)]
-            samples.extend((path, label) for path in sorted(paths))
-        return Images(require_some(samples, request.root), classes)
+        labels = {name: label_of(name, classes, request.num_classes, os.path.join(root, name))
+                  for name in names}
+
+        def make():
+            folders = []
+            begun = time.time_ns()
+            samples = Samples(root, _walk(root, labels, folders))
+            return {**samples.arrays(), 'times': _times(root, folders), 'begun': np.array(begun),
+                    'folders': _as_bytes(folders), 'labels of folders': _as_bytes(labels)}
+
+        def is_current(arrays):
+            folders = json.loads(arrays['folders'].tobytes())
+            return (np.array_equal(arrays['labels of folders'], _as_bytes(labels))
+                    and arrays['times'].max() < arrays['begun'] - TICK
+                    and np.array_equal(arrays['times'], _times(root, folders)))
+
+        samples = Samples.of_arrays(root, cached('folders', [os.path.abspath(root)], make,
+                                                 is_current))
+        return Images(require_some(samples, root), classes)
 
     def classes(self, request):
         return numbered(class_folders(request.root))
+
+
+def _walk(root, labels, folders):
+    """Yield (path, label) of the images in class folders; append all folders to a list."""
+    for name, label in labels.items():
+        paths = []
+        for folder, _, files in os.walk(os.path.join(root, name)):
+            below = os.path.relpath(folder, root)
+            folders.append(below)
+            paths += [f'{below}/{file}' for file in files if is_image(file)]
+        for path in sorted(paths):
+            yield path, label
+
+
+def _times(root, folders):
+    """When each folder was changed, int64 [N, 2]: mtime and ctime in ns; -1 if it is gone."""
+    times = np.full((len(folders), 2), -1)
+    for row, folder in enumerate(folders):
+        try:
+            status = os.stat(os.path.join(root, folder))
+            times[row] = status.st_mtime_ns, status.st_ctime_ns
+        except OSError:
+            pass
+    return times
+
+
+def _as_bytes(value):
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
 class NamedFiles:
@@ -106,12 +195,13 @@ class NamedFiles:
         Raises:
             DataError: as ClassFolders.samples; also for an image without a class in its name.
         """
-        paths = image_files(request.root)
+        root, paths = request.root, image_files(request.root)
         names = [class_in_name(path) for path in paths]
         classes = request.classes or numbered(set(names), request.class_ids)
-        samples = [(path, label_of(name, classes, request.num_classes, path))
-                   for path, name in zip(paths, names)]
-        return Images(require_some(samples, request.root), classes)
+        samples = Samples(root, (
+            (os.path.basename(path), label_of(name, classes, request.num_classes, path))
+            for path, name in zip(paths, names)))
+        return Images(require_some(samples, root), classes)
 
     def classes(self, request):
         try:

@@ -6,6 +6,7 @@ from typing import Callable, Optional
 
 from data import DataError
 from data.decode import IMAGE_EXTENSIONS
+from data.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class Images:
     """The images of one split of a data set.
 
     Attributes:
-        samples: a list of (name, label). The name is the path of the image file; with an opener
-            it is the image's name in messages, below the root of the data.
+        samples: a Samples, a sequence of (name, label). The name is the path of the image file;
+            with an opener it is the image's name in messages, below the root of the data.
         classes: {class name: label}; empty if the data holds labels without class names.
         opener: None if each image is a file. Otherwise a function of a sample's index that
             returns pixels, uint8 [H, W, 3], or the bytes of an image file, and may raise
             ImageError. It is inherited by worker processes, which call it in any order.
     """
 
-    samples: list
+    samples: Samples
     classes: dict = field(default_factory=dict)
     opener: Optional[Callable] = None
 
@@ -76,7 +77,7 @@ def require_class(label, num_classes, where):
 
 def require_some(samples, root):
     """Return the samples; DataError if there are none."""
-    if not samples:
+    if not len(samples):
         raise DataError(f'{root}: no images found; expected CLASS/IMAGE in it, or files with names '
                         'such as CLASS_7.png, with one of the extensions '
                         f'{" ".join(IMAGE_EXTENSIONS)}')

@@ -8,7 +8,7 @@ returns whether the data has this format, `samples` returns an images.Images, an
 {class name: label} without reading images. A new format is one file and one entry in SOURCES.
 """
 
-from collections import Counter
+import numpy as np
 
 from data.cifar import Cifar
 from data.folders import ClassFolders, ImageList, NamedFiles
@@ -69,29 +69,35 @@ def label_warnings(training, validation=(), most_uneven=100):
     image. Classes without images in both are accepted: a subset of ImageNet keeps 1000 classes.
 
     Args:
-        training, validation: lists of (name, label); labels below 0 are skipped.
+        training, validation: arrays of labels; those below 0 are skipped.
         most_uneven: largest accepted ratio of the images of two classes. 100 is the strongest
             imbalance of the common long-tailed benchmarks; ImageNet has 1.8.
 
     Returns:
         A list of lines for the log.
     """
-    counts = Counter(label for _, label in training if label >= 0)
-    if not counts:
+    labels, counts = np.unique(_known(training), return_counts=True)
+    if not labels.size:
         return []
-    (largest, most), (smallest, fewest) = counts.most_common(1)[0], counts.most_common()[-1]
+    largest, most = labels[counts.argmax()], counts.max()
+    smallest, fewest = labels[counts.argmin()], counts.min()
     lines = []
-    if len(counts) == 1:
+    if len(labels) == 1:
         lines.append(f'all {most} training images have the label {largest}: the network can only '
                      'learn to give it; check the labels of the training list or the class folders')
     elif most > most_uneven * fewest:
         lines.append(f'training classes are very uneven: label {largest} has {most} of '
-                     f'{sum(counts.values())} images, label {smallest} has {fewest}; check the '
+                     f'{counts.sum()} images, label {smallest} has {fewest}; check the '
                      'labels, or expect a low accuracy of the small classes')
-    expected = {label for _, label in validation if label >= 0}
-    missing = sorted(expected - counts.keys())
-    if missing:
+    expected = np.unique(_known(validation))
+    missing = np.setdiff1d(expected, labels)
+    if missing.size:
         shown = ', '.join(map(str, missing[:5])) + (', ...' if len(missing) > 5 else '')
         lines.append(f'{len(missing)} of the {len(expected)} classes of validation have no '
                      f'training image (labels {shown}): no network can get them right')
     return lines
+
+
+def _known(labels):
+    labels = np.asarray(labels, np.int64)
+    return labels[labels >= 0]
