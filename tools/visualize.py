@@ -1,6 +1,7 @@
-"""Draw attention maps of networks and curves of training runs.
+"""Draw attention maps and feature maps of networks, and curves of training runs.
 
     python tools/visualize.py attention photo.jpg holiday/ --out output/attention
+    python tools/visualize.py tokens holiday/ --out output/tokens
     python tools/visualize.py curves output/lit_data/log.jsonl --out curves.svg
 """
 
@@ -13,10 +14,13 @@ from system import start
 start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
+import numpy as np
+import paddle
+
 import build
 import config as configuration
 from data.decode import ImageError, decode_image, image_files
-from deploy import engines, rollout
+from deploy import channels, engines, rollout
 from system import command
 from training import curves
 
@@ -45,12 +49,8 @@ def pictures(network, transform, image, feature_maps):
             yield layer.rpartition('.')[2], rollout.overlay(image, strength, box)
 
 
-def attention(options):
-    """Draw the attention rollout of images, as heat maps in PNG files.
-
-    For each image NAME it writes NAME.attention.png, and with --feature-maps a heat map for each
-    step of the Tokens-to-Token module: the mean absolute value of its channels.
-    """
+def opened(options):
+    """Load what the options name; return (config, network, transform, image paths, folder)."""
     config = build.load_config(options.config, options.override)
     weights = build.weights_path(config, options.weights)
     if engines.is_export(weights):
@@ -66,16 +66,29 @@ def attention(options):
         raise command.UsageError(f'--out {folder}: cannot be made ({error.strerror})') from error
     network, _ = build.trained_network(config, weights)
     network.eval()
-    transform = build.eval_transform(config)
+    return config, network, build.eval_transform(config), paths, folder
 
-    failed = 0
-    for path, name in zip(paths, free_names(paths)):
+
+def decoded(paths, config, failed):
+    """Yield (path, PIL image); print the error of an unreadable one and add it to `failed`."""
+    for path in paths:
         try:
-            image = decode_image(path, config.DATA.DECODER)
+            yield path, decode_image(path, config.DATA.DECODER)
         except ImageError as error:
-            failed += 1
+            failed.append(path)
             print(f'error: {error}', file=sys.stderr)
-            continue
+
+
+def attention(options):
+    """Draw the attention rollout of images, as heat maps in PNG files.
+
+    For each image NAME it writes NAME.attention.png, and with --feature-maps a heat map for each
+    step of the Tokens-to-Token module: the mean absolute value of its channels.
+    """
+    config, network, transform, paths, folder = opened(options)
+    names, failed = dict(zip(paths, free_names(paths))), []
+    for path, image in decoded(paths, config, failed):
+        name = names[path]
         try:
             for shown, picture in pictures(network, transform, image, options.feature_maps):
                 target = folder / f'{name}.{shown}.png'
@@ -83,6 +96,28 @@ def attention(options):
                 print(target)
         except ValueError as error:
             raise command.UsageError(f'{config.MODEL.NAME}: {error}') from error
+    return 1 if failed else 0
+
+
+def tokens(options):
+    """Draw all channels of the layers that make the tokens, and count those without information.
+
+    It writes LAYER.png for each of these layers, with the channels for the first image, and prints
+    how many of them are dead or saturated over all images: the same all over every image, or of
+    values far above those of the other channels (paper, figure 2).
+    """
+    config, network, transform, paths, folder = opened(options)
+    maps, failed = {}, []
+    for _, image in decoded(paths, config, failed):
+        with paddle.no_grad(), network.recording() as record:
+            network(paddle.to_tensor(transform(image)[None]))
+        for layer, grid in record.feature_maps.items():    # (1, C, side, side)
+            maps.setdefault(layer, []).append(grid.numpy())
+    for layer, grids in maps.items():
+        judged = channels.judge(np.concatenate(grids))
+        target = folder / f'{layer}.png'
+        channels.mosaic(grids[0][0], judged).save(target)
+        print(f'{target}: {judged} over {len(grids)} image(s)')
     return 1 if failed else 0
 
 
@@ -110,17 +145,21 @@ def draw_curves(options):
 
 def main(arguments):
     parser = command.parser(__doc__)
-    commands = parser.add_subparsers(required=True, metavar='attention | curves')
-    sub = command.sub_command(commands, 'attention', attention, 'attention maps of images')
-    configuration.add_arguments(sub)
-    sub.add_argument('images', nargs='*', metavar='IMAGE',
-                     default=[os.path.relpath(build.EXAMPLE_IMAGE)],
-                     help='file, folder or glob (default: an image of lit_data)')
-    sub.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
-    sub.add_argument('--out', default='output/attention', metavar='FOLDER',
-                     help='folder for the PNG files (default: output/attention)')
-    sub.add_argument('--feature-maps', action='store_true',
-                     help='also draw the steps of the Tokens-to-Token module')
+    commands = parser.add_subparsers(required=True, metavar='attention | tokens | curves')
+    for name, run, text in (
+            ('attention', attention, 'attention maps of images'),
+            ('tokens', tokens, 'feature maps of the first layers')):
+        sub = command.sub_command(commands, name, run, text)
+        configuration.add_arguments(sub)
+        sub.add_argument('images', nargs='*', metavar='IMAGE',
+                         default=[os.path.relpath(build.EXAMPLE_IMAGE)],
+                         help='file, folder or glob (default: an image of lit_data)')
+        sub.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
+        sub.add_argument('--out', default=f'output/{name}', metavar='FOLDER',
+                         help=f'folder for the PNG files (default: output/{name})')
+        if run is attention:
+            sub.add_argument('--feature-maps', action='store_true',
+                             help='also draw the steps of the Tokens-to-Token module')
     sub = command.sub_command(commands, 'curves', draw_curves, 'loss and accuracy of runs')
     sub.add_argument('logs', nargs='+', metavar='LOG', help='log.jsonl or train.log of a run')
     sub.add_argument('--out', required=True, metavar='FILE', help='the figure, .svg or .png')
