@@ -271,14 +271,15 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, split
     classes = None if split == 'train' or list_file else training_classes(config)
     found = sources.find_images(folder, project_path(list_file) if list_file else None,
                                 class_ids=class_ids(config), num_classes=config.MODEL.NUM_CLASSES,
-                                split=split, classes=classes)
+                                split=split, classes=classes,
+                                read_ahead=config.DATA.SHARD_WINDOW > 0)
     # Images that a file lists lie beside it.
     root = os.path.dirname(folder) if os.path.isfile(folder) and not found.opener else folder
     images = ImageDataset(found.samples, transform, config.DATA.DECODER, config.TRAIN.SEED, root,
                           bad_images, found.opener)
     sampler = EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
-        seed=config.TRAIN.SEED, **order)
+        seed=config.TRAIN.SEED, shard=found.shard, window=config.DATA.SHARD_WINDOW, **order)
     return Loader(images, sampler, num_workers, config.TRAIN.LOADER_TIMEOUT)
 
 

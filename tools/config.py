@@ -34,8 +34,8 @@ __all__ = ['ROOT', 'ConfigError', 'project_path', 'save_config']
 @dataclass
 class DataPath:
     TRAIN_DATASET_PATH: str = option(
-        'lit_data/train', 'folder of the training images; or CIFAR-10 or CIFAR-100, its folder or '
-        '.tar.gz', used='build.train_loader', free=True)
+        'lit_data/train', 'folder of the training images or of tar shards; or CIFAR-10 or '
+        'CIFAR-100, its folder or .tar.gz', used='build.train_loader', free=True)
     TRAIN_DATASET_LABEL_PATH: str = option(
         '', 'list of training images, `path label` a line; empty: one folder a class, or files '
         'named CLASS_7.png', used='build.train_loader', free=True)
@@ -160,6 +160,10 @@ class Train:
 
 @dataclass
 class Data:
+    SHARD_WINDOW: int = option(
+        0, 'tar shards that are shuffled together: the shards are shuffled, then the images within '
+        'each so many of them, which are read ahead as a whole (network disks); 0: all images '
+        'together', low=0, used='build.train_loader')
     DECODER: str = option(
         'pillow', 'library that decodes images',
         choices=('pillow', 'opencv'), used='build.train_loader')

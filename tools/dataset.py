@@ -145,16 +145,20 @@ class EpochBatchSampler(DistributedBatchSampler):
         drop_last: drop the last batch if it is not full.
         seed: an int, not negative.
         repeats: augmentations of each image.
+        shard, window: with a window, the number of the shard of each sample, int [N]: shards are
+            shuffled, then the samples within each `window` of them, so that reads stay near each
+            other. 0 shuffles all samples together.
 
     Raises:
         DataError: if there is no batch.
     """
 
     def __init__(self, dataset, batch_size, num_replicas=None, rank=None, shuffle=False,
-                 drop_last=False, seed=0, repeats=1):
+                 drop_last=False, seed=0, repeats=1, shard=None, window=0):
         super().__init__(dataset, batch_size, num_replicas, rank, shuffle, drop_last)
         self.seed = seed
         self.repeats = repeats
+        self.shard, self.window = shard, window
         if repeats > 1:
             # DeiT would leave none of fewer than 256 images; here all of them are kept.
             images = len(dataset) // 256 * 256 or len(dataset)
@@ -180,12 +184,22 @@ class EpochBatchSampler(DistributedBatchSampler):
     def __iter__(self):
         return self.batches(self.start_batch)
 
-    def batches(self, start):
-        """Yield the epoch's batches from number `start` on."""
+    def order(self):
+        """The indices of the dataset in the order of the epoch, int64 [N]."""
         # The base class has no seed, and increments the epoch with every iteration.
         order = np.arange(len(self.dataset))
         if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+            rng = np.random.default_rng((self.seed, self.epoch))
+            rng.shuffle(order)
+            if self.window and self.shard is not None:
+                places = rng.permutation(self.shard.max() + 1)
+                windows = (places // self.window)[self.shard]
+                order = order[np.argsort(windows[order], kind='stable')]
+        return order
+
+    def batches(self, start):
+        """Yield the epoch's batches from number `start` on."""
+        order = self.order()
         global_size = self.batch_size * self.nranks
         for batch in range(start, len(self)):
             places = np.arange(batch * global_size,

@@ -97,6 +97,30 @@ class TestEpochBatchSampler:
         orders = {tuple(self.order(seed, epoch)) for seed in range(3) for epoch in range(3)}
         assert len(orders) == 9 and tuple(range(50)) not in orders
 
+    def test_a_window_keeps_shards_together(self):
+        """Each shard is read in one window; shards and samples differ from epoch to epoch."""
+        shard = np.repeat(np.arange(10), 7)
+
+        def order(epoch, world=1, window=3):
+            samplers = [EpochBatchSampler(range(70), 14 // world, world, rank, shuffle=True,
+                                          shard=shard, window=window) for rank in range(world)]
+            for sampler in samplers:
+                sampler.set_epoch(epoch)
+            return [index for parts in zip(*samplers) for part in parts for _, index in part]
+
+        first, second = order(0), order(1)
+        assert first != second and sorted(first) == sorted(second) == list(range(70))
+        for found in (first, second):
+            windows = [set(shard[found[start:start + 21]]) for start in range(0, 70, 21)]
+            assert [len(window) for window in windows] == [3, 3, 3, 1]
+            assert set().union(*windows) == set(range(10))
+            assert found[:21] != sorted(found[:21])
+            assert len({int(shard[index]) for index in found[:7]}) > 1
+        assert order(1, world=2) == second
+        for window in (0, 10, 99):    # as without shards, where all are in one window
+            assert sorted(order(2, window=window)) == list(range(70))
+        assert order(2, window=10) == order(2, window=0)
+
     def test_start_batch(self):
         sampler = EpochBatchSampler(range(11), 2, 1, 0, shuffle=True, seed=1)
         sampler.set_epoch(2)

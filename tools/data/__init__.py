@@ -5,6 +5,7 @@
     samples       names and labels of images, in a few arrays
     index         cached indexes of large data sets
     folders       data formats of image files: a list, class folders, class names in file names
+    shards        the data format of tar shards, and their writer
     cifar         the data format of CIFAR-10 and CIFAR-100
     decode        image files to pixels
     transforms    crop, resize, flip, normalise

@@ -18,10 +18,8 @@ import numpy as np
 from data import DataError
 from data.decode import IMAGE_EXTENSIONS
 from data.images import Images, label_of, no_folder, numbered, require_class, require_some
-from data.index import cached
+from data.index import cached, settled, states
 from data.samples import Samples
-
-TICK = 2 * 10 ** 9    # ns; the coarsest times that file systems keep
 
 
 class ImageList:
@@ -135,14 +133,14 @@ class ClassFolders:
             folders = []
             begun = time.time_ns()
             samples = Samples(root, _walk(root, labels, folders))
-            return {**samples.arrays(), 'times': _times(root, folders), 'begun': np.array(begun),
+            return {**samples.arrays(), 'states': states(root, folders), 'begun': np.array(begun),
                     'folders': _as_bytes(folders), 'labels of folders': _as_bytes(labels)}
 
         def is_current(arrays):
             folders = json.loads(arrays['folders'].tobytes())
             return (np.array_equal(arrays['labels of folders'], _as_bytes(labels))
-                    and arrays['times'].max() < arrays['begun'] - TICK
-                    and np.array_equal(arrays['times'], _times(root, folders)))
+                    and settled(arrays['states'], arrays['begun'])
+                    and np.array_equal(arrays['states'], states(root, folders)))
 
         samples = Samples.of_arrays(root, cached('folders', [os.path.abspath(root)], make,
                                                  is_current))
@@ -162,18 +160,6 @@ def _walk(root, labels, folders):
             paths += [f'{below}/{file}' for file in files if is_image(file)]
         for path in sorted(paths):
             yield path, label
-
-
-def _times(root, folders):
-    """When each folder was changed, int64 [N, 2]: mtime and ctime in ns; -1 if it is gone."""
-    times = np.full((len(folders), 2), -1)
-    for row, folder in enumerate(folders):
-        try:
-            status = os.stat(os.path.join(root, folder))
-            times[row] = status.st_mtime_ns, status.st_ctime_ns
-        except OSError:
-            pass
-    return times
 
 
 def _as_bytes(value):

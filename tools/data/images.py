@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
+import numpy as np
+
 from data import DataError
 from data.decode import IMAGE_EXTENSIONS
 from data.samples import Samples
@@ -23,6 +25,7 @@ class Request:
             classes must have exactly as many.
         split: 'train' or 'val', for data that holds both.
         classes: for validation data, {class name: label} of the training data.
+        read_ahead: images are read shard by shard, so let whole shards be read ahead.
     """
 
     root: str
@@ -31,6 +34,7 @@ class Request:
     num_classes: Optional[int] = None
     split: str = 'train'
     classes: Optional[dict] = None
+    read_ahead: bool = False
 
 
 @dataclass
@@ -44,11 +48,13 @@ class Images:
         opener: None if each image is a file. Otherwise a function of a sample's index that
             returns pixels, uint8 [H, W, 3], or the bytes of an image file, and may raise
             ImageError. It is inherited by worker processes, which call it in any order.
+        shard: None, or the number of the file that holds each image, int32 [N].
     """
 
     samples: Samples
     classes: dict = field(default_factory=dict)
     opener: Optional[Callable] = None
+    shard: Optional[np.ndarray] = None
 
 
 def numbered(names, class_ids=None):
@@ -87,6 +93,6 @@ def require_some(samples, root):
 def no_folder(root):
     """The DataError for a root that no data format matches."""
     if os.path.isfile(root):
-        return DataError(f'{root}: is a file; data is a folder, or an archive of CIFAR-10 or '
-                         'CIFAR-100 (.tar.gz or .tgz or .tar)')
+        return DataError(f'{root}: is a file; data is a folder, a pattern of tar shards, or an '
+                         'archive of CIFAR-10 or CIFAR-100 (.tar.gz or .tgz or .tar)')
     return DataError(f'{root}: no such folder; set the data root to where the images are')

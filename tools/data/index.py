@@ -24,6 +24,7 @@ from weights.writer import replacing
 VERSION = b'T2TINDX1'    # changes with the format
 WORTHWHILE = 50_000      # samples; smaller data sets are read anew as fast
 START = len(VERSION) + 32
+TICK = 2 * 10 ** 9        # ns; the coarsest times that file systems keep
 
 
 def cached(kind, key, make, is_current):
@@ -86,11 +87,14 @@ def store(path, arrays):
             file.write(part)
 
 
-def load(path):
-    """The arrays of an index, read-only; None if it is missing, damaged or another user's."""
+def load(path, only_own=True):
+    """The arrays of an index, read-only; None if it is missing or damaged.
+
+    With only_own also if it is another user's: the checksum protects from damage, not from malice.
+    """
     try:
         with open(path, 'rb') as file:
-            if os.fstat(file.fileno()).st_uid != os.geteuid():
+            if only_own and os.fstat(file.fileno()).st_uid != os.geteuid():
                 return None
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         digest = hashlib.blake2b(memoryview(content)[START:], digest_size=32).digest()
@@ -105,6 +109,21 @@ def load(path):
         return arrays
     except (OSError, ValueError):
         return None
+
+
+def states(root, names):
+    """Size, mtime and ctime (ns) of files or folders, int64 [N, 3]; -1 for those that are gone."""
+    found = np.full((len(names), 3), -1)
+    for row, name in enumerate(names):
+        with contextlib.suppress(OSError):
+            status = os.stat(os.path.join(root, name))
+            found[row] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return found
+
+
+def settled(found, begun):
+    """Whether the last changes in states() were long before a time: later ones have other times."""
+    return found[:, 1:].max() < begun - TICK
 
 
 @contextlib.contextmanager

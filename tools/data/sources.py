@@ -1,5 +1,6 @@
 """The data formats, and the functions that find the images of a data set in any of them.
 
+    shards     tar shards in WebDataset's layout
     cifar      CIFAR-10 and CIFAR-100 in the files of their authors
     folders    an image list; class folders; files with the class in their name
 
@@ -13,12 +14,14 @@ import numpy as np
 from data.cifar import Cifar
 from data.folders import ClassFolders, ImageList, NamedFiles
 from data.images import Request, no_folder
+from data.shards import Shards
 
 # The first that matches is taken: a new form stands before those that would take its data. Cifar
 # refuses any other archive; ImageList takes all that has a list, the last two any folder.
 SOURCES = [
     Cifar(),
     ImageList(),
+    Shards(),
     ClassFolders(),
     NamedFiles(),
 ]
