@@ -15,16 +15,17 @@ from pathlib import Path as _Path
 dependencies = ['paddle', 'numpy']
 
 _ROOT = _Path(__file__).resolve().parent
-# What pretrained=True looks for, in this order.
+# What pretrained=True looks for in the project's folder before it downloads.
 _FILES = ('output/{name}.pdparams', 'output/{name}.safetensors', 'output/{name}.pth',
-          'output/{name}.pth.tar', 'output/{name}_lit_data.pdparams')
+          'output/{name}.pth.tar')
 
 _HELP = """{title}
 
     Args:
         pretrained: False for newly initialised weights; the path of a weights file of any known
-            origin, e.g. the official .pth.tar; True for output/{name}.pdparams, .safetensors,
-            .pth or .pth.tar in the project's folder, else output/{name}_lit_data.pdparams.
+            origin, e.g. the official .pth.tar; 'published:NAME' for published weights, downloaded
+            on first use; True for output/{name}.pdparams, .safetensors, .pth or .pth.tar in the
+            project's folder, else the published weights of {name}.
         num_classes, img_size: width of the head and side of the square input in pixels; default:
             those of the weights; without weights, those of create_model.
         **options: further options of {network}, e.g. drop_path_rate=0.1.
@@ -65,15 +66,20 @@ def _lies_in(module, folder):
 with _tools_first():
     _zoo = _importlib.import_module('zoo')
     _names = _importlib.import_module('zoo.names')
+    _published = _importlib.import_module('zoo.published')
 
 
 def _known_file(name):
+    """The weights of pretrained=True: a path or 'published:NAME'."""
     files = [pattern.format(name=name) for pattern in _FILES]
     for file in files:
         if (_ROOT / file).is_file():
             return _ROOT / file
-    raise ValueError(f'{name}: pretrained=True finds no weights in {_ROOT}: put the published '
-                     f'file there as {files[0]} (or {", ".join(files[1:4])}), or give its path')
+    if name in _published.PUBLISHED:
+        return f'published:{name}'
+    raise ValueError(f'{name}: pretrained=True finds no weights in {_ROOT}, and none were '
+                     f'published: put a file there as {files[0]} (or {", ".join(files[1:4])}), '
+                     'or give its path')
 
 
 def _entry(name):
@@ -83,14 +89,15 @@ def _entry(name):
         try:
             if not pretrained:
                 return _zoo.create_model(name, **options)
-            path = _known_file(name) if pretrained is True else _Path(pretrained).expanduser()
+            given = _known_file(name) if pretrained is True else pretrained
+            path = _Path(_published.local_file(given)).expanduser()
             return _names.pretrained_model(name, path, **options)
         except ValueError:
             raise
         except Exception as error:
             # A value of a wrong type: the network fails where it first uses the value.
-            given = ', '.join(f'{key}={value!r}' for key, value in options.items())
-            raise ValueError(f'{name}(pretrained={pretrained!r}{", " * bool(given)}{given}): '
+            listed = ', '.join(f'{key}={value!r}' for key, value in options.items())
+            raise ValueError(f'{name}(pretrained={pretrained!r}{", " * bool(listed)}{listed}): '
                              f'invalid options ({type(error).__name__}: {error})') from error
 
     arguments = ', '.join(f'{key}={value}' for key, value in defaults.items())

@@ -23,7 +23,7 @@ QUICK = [
 ]
 # Files that commands write or read, and those of the official code.
 OTHERS = {'classify.py', 'speed.json', 'inference.yml', 'inference.json', 'config.yaml',
-          'train.log', 'log.jsonl', 'chaos.jsonl', 'other.yaml', 'curves.svg',
+          'config.json', 'train.log', 'log.jsonl', 'chaos.jsonl', 'other.yaml', 'curves.svg',
           'main.py', 'transfer_learning.py'}
 OPTIONS_OF_OTHERS = {'--data-binary', '--logdir', '--builtin-schema'}
 # Scripts, configurations and requirements, whose comments name files and keys, too.

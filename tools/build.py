@@ -35,6 +35,7 @@ from scheduler import Schedule, constant_rates, format_rate, learning_rate
 from system import distributed
 from training.stepper import Groups, Stepper
 from weights.files import WeightsError
+from zoo import published
 from zoo.names import shapes_of, unfilled, weights_for
 
 # Keys of MODEL that are options of networks, in lower case; FROZEN is ignored by other networks.
@@ -186,8 +187,8 @@ def load_start(config, built):
     """
     model = config.MODEL
     if model.PRETRAINED:
-        path = project_path(model.PRETRAINED)
-        if not os.path.isfile(path):
+        path = weights_file(config, model.PRETRAINED)
+        if not os.path.exists(path):
             raise ConfigError(f'MODEL.PRETRAINED {model.PRETRAINED}: no such weights file')
         return load_weights(config, built, path, adapt=True, new_head=True)[0]
     if config.TRAIN.PRE_TRAIN:
@@ -206,14 +207,38 @@ def freeze_parts(config, built):
 def weights_path(config, given=None):
     """Return the path of the weights for validation and prediction: --weights, else MODEL_PATH."""
     if given:
-        return given
+        return given if published.entry(given) is None else weights_file(config, given)
     if not config.MODEL_PATH:
         raise ConfigError('no weights: name a file with --weights or MODEL_PATH')
-    path = project_path(config.MODEL_PATH)
-    if not os.path.isfile(path):
+    path = weights_file(config, config.MODEL_PATH)
+    if not os.path.exists(path):
         raise ConfigError(f'MODEL_PATH {config.MODEL_PATH}: no such weights file; train first, or '
                           'name another file with --weights')
     return path
+
+
+def weights_file(config, weights, model=None):
+    """Return the path of weights that the configuration names; published ones are downloaded.
+
+    Args:
+        weights: a path, relative to the project's folder, or `published:NAME`.
+        model: network that they are for; None: MODEL.NAME.
+
+    Raises:
+        WeightsError: for published weights that are of another network or cannot be had.
+    """
+    found, model = published.entry(weights), model or config.MODEL.NAME
+    if found is None:
+        return project_path(weights)
+    if not zoo.same_network(found.model, model):
+        raise WeightsError(f'{weights}: is of {found.model}, not of {model}: use '
+                           f'-c config/{found.config}, or name other weights')
+    return str(published.local_file(weights, config.MODEL.CACHE))
+
+
+def published_config(found, overrides=()):
+    """Return the configuration that the figure of a zoo.published.Published belongs to."""
+    return load_config(ROOT / 'config' / found.config, overrides)
 
 
 def eval_transform(config):
@@ -221,6 +246,22 @@ def eval_transform(config):
     data = config.DATA
     return EvalTransform(config.MODEL.IMAGE_SIZE, data.EVAL_TRANSFORM, data.EVAL_CROP_RATIO,
                          data.EVAL_INTERPOLATION, data.MEAN, data.STD)
+
+
+def eval_interpolation(config):
+    """Return the filter of the evaluation resize, 'bilinear' or 'bicubic'."""
+    data = config.DATA
+    if data.EVAL_INTERPOLATION != 'auto':
+        return data.EVAL_INTERPOLATION
+    return 'bicubic' if data.EVAL_TRANSFORM == 'center_crop' else 'bilinear'
+
+
+def describe_evaluation(config):
+    """Return image size and evaluation as text: `224 pixels, center_crop 0.9, bicubic`."""
+    data = config.DATA
+    share = f' {data.EVAL_CROP_RATIO:g}' if data.EVAL_TRANSFORM == 'center_crop' else ''
+    return (f'{config.MODEL.IMAGE_SIZE} pixels, {data.EVAL_TRANSFORM}{share}, '
+            f'{eval_interpolation(config)}')
 
 
 def train_transform(config):
@@ -344,7 +385,7 @@ def teacher(config):
                                  img_size=model.IMAGE_SIZE)
     except ValueError as error:
         raise ConfigError(f'DISTILL.TEACHER: {error}') from error
-    state, _ = weights_for(built, project_path(keys.WEIGHTS))
+    state, _ = weights_for(built, weights_file(config, keys.WEIGHTS, keys.TEACHER))
     classes = state['head.bias'].shape[0] if 'head.bias' in state else model.NUM_CLASSES
     if classes != model.NUM_CLASSES:
         raise ConfigError(f'DISTILL.WEIGHTS {keys.WEIGHTS}: a teacher of {classes} classes for '
@@ -494,16 +535,13 @@ def description(config, metadata, format='paddle', precision='float32', normalis
         softmax: whether the output is probabilities.
     """
     data = config.DATA
-    interpolation = data.EVAL_INTERPOLATION
-    if interpolation == 'auto':
-        interpolation = 'bicubic' if data.EVAL_TRANSFORM == 'center_crop' else 'bilinear'
     return Description(
         model=config.MODEL.NAME, format=format, precision=precision,
         image_size=config.MODEL.IMAGE_SIZE, num_classes=config.MODEL.NUM_CLASSES,
         normalise=normalise, softmax=softmax, input=INPUT,
         output='probabilities' if softmax else 'logits',
         eval_transform=data.EVAL_TRANSFORM, eval_crop_ratio=data.EVAL_CROP_RATIO,
-        eval_interpolation=interpolation, mean=list(data.MEAN), std=list(data.STD),
+        eval_interpolation=eval_interpolation(config), mean=list(data.MEAN), std=list(data.STD),
         class_names=class_names(config, metadata), paddle=paddle.__version__)
 
 

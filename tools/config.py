@@ -76,8 +76,12 @@ class Model:
         False, 'take MODEL_PATH of another image size (pos_embed is interpolated) and, in '
         'training, number of classes (the head starts afresh)', used='build.load_start', free=True)
     PRETRAINED: str = option(
-        '', 'weights file that training starts from, also of another image size and number of '
-        'classes; not read again on resuming', used='build.load_start', free=True)
+        '', 'weights file, or `published:NAME`, that training starts from, also of another image '
+        'size and number of classes; not read again on resuming',
+        used='build.load_start', free=True)
+    CACHE: str = option(
+        '', 'folder of weights that were downloaded (`published:NAME`); empty: $T2T_CACHE, else '
+        't2t_vit in $XDG_CACHE_HOME or ~/.cache', used='build.weights_file', free=True)
     FREEZE: tuple = option(
         (), 'parts that don\'t train, by the beginning of their parameters\' names '
         '([tokens_to_token, blocks.0]); backbone: all but the heads. Their dropout stays as '
@@ -302,8 +306,8 @@ class Distill:
 class Config(Settings):
     DATA_PATH: DataPath = field(default_factory=DataPath)
     MODEL_PATH: str = option(
-        '', 'weights file: what training starts from with PRE_TRAIN, and what validation and '
-        'prediction use', used='build.weights_path', free=True)
+        '', 'weights file, or `published:NAME`: what training starts from with PRE_TRAIN, and what '
+        'validation and prediction use', used='build.weights_path', free=True)
     MODEL: Model = field(default_factory=Model)
     TRAIN: Train = field(default_factory=Train)
     DATA: Data = field(default_factory=Data)

@@ -2,19 +2,29 @@
 
     python tools/convert.py 71.7_T2T_ViT_7.pth.tar t2t_vit_7.pdparams
     python tools/convert.py output/t2t_vit_7_lit_data.pdparams t2t_vit_7.pth
+    python tools/convert.py published:t2t_vit_7 t2t_vit_7.safetensors
+    python tools/convert.py published:t2t_vit_7 t2t_vit_7/
+    python tools/convert.py --list
 
-IN may be a .pth or .pth.tar of the official code or of timm, a .pdparams of the Paddle repository,
-AI Studio, PaddleClas or PaddleViT, a .safetensors of either layout, or a checkpoint of this
-project; it is recognised by its content. The extension of OUT is the format to write: .pdparams,
-.pth or .safetensors, always with the official names. The weight of a Linear is [in, out] in
-.pdparams, [out, in] in .pth, and set by --layout in .safetensors. Arrays keep their data type,
-float16 and bfloat16 too.
+IN may be published:NAME, a name that --list shows; or a .pth or .pth.tar of the official code or
+of timm, a .pdparams of the Paddle repository, AI Studio, PaddleClas or PaddleViT, a .safetensors of
+either layout, or a checkpoint of this project; it is recognised by its content. The extension of
+OUT is the format to write: .pdparams, .pth or .safetensors, always with the official names. The
+weight of a Linear is [in, out] in .pdparams, [out, in] in .pth, and set by --layout in
+.safetensors. Arrays keep their data type, float16 and bfloat16 too.
+
+OUT/ is a folder as timm publishes weights: model.safetensors in PyTorch's layout, a README.md and
+config.json, which also needs the evaluation of a configuration: -c, unless IN is published:NAME.
 
 OUT is kept only if, when read again, all arrays are equal bit by bit and, unless weights are
 missing, the network gives logits with both files that are equal bit by bit.
 """
 
 import collections
+import dataclasses
+import hashlib
+import math
+import os
 from pathlib import Path
 
 from system import start
@@ -36,22 +46,30 @@ from weights.files import (
     widened,
     write_weights,
 )
+from weights.folder import WEIGHTS, timm_config, write_texts
 from weights.unpickle import shown
-from zoo import names
+from zoo import names, published
 
-LAYOUTS = {'.pdparams': 'paddle', '.pth': 'pytorch'}    # .safetensors may have either
+# .safetensors may have either; a folder has that of timm.
+LAYOUTS = {'.pdparams': 'paddle', '.pth': 'pytorch', '': 'pytorch'}
 
 
 def output_ending(source, target, force):
-    """Check that OUT may be written; return its extension.
+    """Check that OUT may be written; return its extension, '' for a folder.
 
     Raises:
         UsageError: if the extension is unknown, the folder missing, or OUT exists without `force`.
     """
+    target, written = Path(target), str(target)
     ending = target.suffix.lower()
+    if written.endswith('/') or (target.is_dir() and ending not in WRITERS):
+        if not force and target.is_dir() and os.listdir(target):
+            raise command.UsageError(f'{target}: is a folder that is not empty; name another one, '
+                                     'or replace the files in it with --force')
+        return ''
     if ending not in WRITERS:
         raise command.UsageError(f'{target}: its ending is no known format; known: '
-                                 f'{", ".join(WRITERS)}')
+                                 f'{", ".join(WRITERS)}, and / for a folder')
     if not target.absolute().parent.is_dir():
         raise command.UsageError(f'{target}: no such folder, make it first')
     if target.is_dir():
@@ -62,7 +80,7 @@ def output_ending(source, target, force):
     return ending
 
 
-def network_for(state, metadata, source, model, config_path):
+def network_for(state, metadata, source, model, config, config_name=''):
     """Create the network of a state dict.
 
     It is the one of the configuration if given, else `model` if given, else the one that the file
@@ -75,9 +93,8 @@ def network_for(state, metadata, source, model, config_path):
         WeightsError: if the model cannot be determined, or does not fit.
         UsageError: if `model` is unknown.
     """
-    if config_path:
-        config = build.load_config(config_path)
-        return build.network(config), config.MODEL.NAME, f'by {config_path}'
+    if config:
+        return build.network(config), config.MODEL.NAME, f'by {config_name}'
     name, how = model, 'by --model'
     if not name:
         name, how = names.model_of(state, metadata), 'by the file itself'
@@ -95,6 +112,15 @@ def network_for(state, metadata, source, model, config_path):
         raise WeightsError(f'{source}: {error}') from error
     except ValueError as error:
         raise command.UsageError(f'--model: {error}') from error
+
+
+def list_published():
+    """Print the published weights: name, accuracy, evaluation, address, whether they are here."""
+    for name, found in published.PUBLISHED.items():
+        config, path = build.published_config(found), published.cached_file(found)
+        print(f'{published.PREFIX + name:<36} {found.top1:g} % of {config.MODEL.NUM_CLASSES} '
+              f'classes, {found.model} at {build.describe_evaluation(config)}\n'
+              f'    {found.address}' + (f'\n    in {path}' if path.exists() else ''))
 
 
 def table(fitted):
@@ -168,6 +194,46 @@ def compare(network, state, path, target):
     return f'{len(state)} arrays and the logits of two images are equal bit by bit'
 
 
+CARD = """---
+tags:
+- image-classification
+---
+# {model}, {image_size} x {image_size} pixels, {num_classes} classes
+
+{parameters:,} parameters in `model.safetensors`, with the names of the official implementation and
+Linear weights as `[out, in]` (PyTorch's layout). SHA-256: `{digest}`
+
+Evaluation: {evaluation}, mean {mean}, standard deviation {std}.
+{accuracy}
+Converted from `{source}` by the tools/convert.py of a PaddlePaddle reproduction of T2T-ViT. In that
+project:
+
+    python tools/predict.py --weights FOLDER photo.jpg -o MODEL.NAME={model} \\
+        MODEL.NUM_CLASSES={num_classes} MODEL.IMAGE_SIZE={image_size}
+"""
+
+
+def write_folder_texts(folder, config, network, metadata, source, found):
+    """Write config.json and README.md beside model.safetensors.
+
+    Args:
+        config: configuration with the evaluation.
+        metadata: of the weights.
+        source: name of the file that was converted.
+        found: the zoo.published.Published that it is, or None.
+    """
+    about = build.description(config, metadata)
+    write_texts(folder, timm_config(
+        about.model, about.num_classes, network.num_features, network.heads, about.image_size,
+        about.eval_transform, about.eval_crop_ratio, about.eval_interpolation, about.mean,
+        about.std, about.class_names), CARD.format(
+            **dataclasses.asdict(about), evaluation=build.describe_evaluation(config),
+            parameters=sum(math.prod(shape) for shape in names.shapes_of(network).values()),
+            digest=hashlib.sha256((folder / WEIGHTS[0]).read_bytes()).hexdigest(),
+            source=source, accuracy='' if found is None else
+            f'\nPublished top-1 accuracy: {found.top1:g} %, {found.address}\n'))
+
+
 def same_bits(array, other):
     return (array.dtype == other.dtype and array.shape == other.shape
             and array.tobytes() == other.tobytes())
@@ -183,8 +249,10 @@ def number_types(state):
 
 def main(arguments):
     parser = command.parser(__doc__)
-    parser.add_argument('source', metavar='IN', help='file to read')
-    parser.add_argument('target', metavar='OUT', help='file to write; its extension is the format')
+    parser.add_argument('source', metavar='IN', nargs='?', help='file to read')
+    parser.add_argument('target', metavar='OUT', nargs='?',
+                        help='file to write; its extension is the format')
+    parser.add_argument('--list', action='store_true', help='show the published weights')
     parser.add_argument('--model', metavar='NAME', help='name of the network in the zoo; default: '
                         'by the names and shapes in IN')
     parser.add_argument('-c', '--config', metavar='FILE',
@@ -199,17 +267,29 @@ def main(arguments):
                         help='leave out weights that the network does not have')
     parser.add_argument('--force', action='store_true', help='replace OUT, which may be IN')
     options = parser.parse_args(arguments)
+    if options.list:
+        return list_published()
+    if not options.target:
+        parser.error('IN and OUT are needed, or --list')
     if options.model and options.config:
         raise command.UsageError('--model and -c both name the network: give one of them')
-    source, target = Path(options.source), Path(options.target)
-    ending = output_ending(source, target, options.force)
+    found = published.entry(options.source)
+    ending = output_ending(Path(options.source), options.target, options.force)
+    config = options.config and build.load_config(options.config)
+    if not ending:
+        if not config and not found:
+            raise command.UsageError(f'{options.target}: config.json also holds the evaluation of '
+                                     'images: name the configuration with -c')
+        config = config or build.published_config(found)
+    source, target = Path(published.local_file(options.source)), Path(options.target)
     layout = options.layout or LAYOUTS.get(ending, 'paddle')
     if layout != LAYOUTS.get(ending, layout):
-        raise command.UsageError(f'--layout {layout}: a {ending} file has the layout of '
+        raise command.UsageError(f'--layout {layout}: a {ending or "folder"} has the layout of '
                                  f'{LAYOUTS[ending]}; only .safetensors files have either')
 
     state, metadata = read_weights(source, options.part, widen=False)
-    network, model, how = network_for(state, metadata, source, options.model, options.config)
+    network, model, how = network_for(state, metadata, source, options.model, config,
+                                      options.config or options.source)
     fitted = names.fit(state, network, metadata)
     part = f', {metadata["part"]} of a checkpoint' if 'part' in metadata else ''
     print(f'{source}: {model} ({how}), {network.img_size} pixels, {number_types(state)}{part}')
@@ -229,10 +309,15 @@ def main(arguments):
     metadata.update(model=model, image_size=network.img_size, layout=layout)
     if network.norm_epsilon != type(network).norm_epsilon:
         metadata['norm_epsilon'] = network.norm_epsilon
-    compared = []
-    write_weights(target, written, metadata, ending,
+    file, compared = target, []
+    if not ending:
+        target.mkdir(parents=True, exist_ok=True)
+        file, ending = target / WEIGHTS[0], '.safetensors'
+    write_weights(file, written, metadata, ending,
                   check=lambda path: compared.append(compare(network, state, path, target)))
-    print(f'{target}: {ending}, official names, layout: {layout}; read again, {compared[0]}')
+    if file != target:
+        write_folder_texts(target, config, network, metadata, options.source, found)
+    print(f'{file}: {ending}, official names, layout: {layout}; read again, {compared[0]}')
     if ending == '.pth' and 'class_names' in metadata:
         print('    class names stay behind: a .pth file holds weights only')
 

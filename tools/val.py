@@ -2,10 +2,19 @@
 
     python tools/val.py -c config/t2t_vit_7.yaml --weights output/t2t_vit_7.pdparams
     python tools/val.py --weights output/exported
+    python tools/val.py --weights published:all -c config/t2t_vit_7.yaml -o \
+        DATA_PATH.VAL_DATASET_PATH=/data/ILSVRC2012/val DATA_PATH.VAL_DATASET_LABEL_PATH=
+
+published:NAME stands for weights that were published (tools/convert.py --list shows all); the
+published figure is printed beside the measured one. published:all validates all that have as many
+classes as the configuration, each with the evaluation that its figure was published with. It writes
+a line into --results for each; the same command goes on behind them.
 """
 
+import json
 import math
 import time
+from pathlib import Path
 
 from system import start
 
@@ -22,6 +31,8 @@ from data.decode import name_bad_images
 from deploy import engines
 from system import command, distributed
 from training.log import progress, say
+from weights.files import WeightsError
+from zoo import published
 
 
 def evaluate(network, loader, log_every=0, skip_bad=False):
@@ -96,17 +107,14 @@ def top_k_hits(logits, labels, k=5):
     return (best == labels.unsqueeze(1)).astype('int64')
 
 
-def main(arguments):
-    parser = command.parser(__doc__)
-    configuration.add_arguments(parser)
-    engines.add_arguments(parser)
-    parser.add_argument('--skip-bad', action='store_true',
-                        help='leave out images that cannot be read')
-    options = parser.parse_args(arguments)
-    config = build.load_config(options.config, options.override)
-    weights = build.weights_path(config, options.weights)
+def validate(config, given, options):
+    """Validate weights with a configuration and print the result; return that of `evaluate`.
 
-    distributed.init()
+    Args:
+        given: path of the weights, or published:NAME.
+        options: of the command.
+    """
+    weights = build.weights_path(config, given)
     network, transform, *_ = build.open_model(config, weights, options.engine)
     loader = build.eval_loader(config, transform)
     say(f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, {len(loader.dataset)} images '
@@ -118,7 +126,102 @@ def main(arguments):
         images = len(loader.dataset)
         say(f'left out {images - scores["images"]} of {images} images: '
             f'{name_bad_images(scores["bad_images"])}')
+    found = published.entry(given or config.MODEL_PATH)
+    if found:
+        say(f'published: {found.top1:g} % with '
+            f'{build.describe_evaluation(build.published_config(found))}; measured: '
+            f'{100 * scores["top1"]:.2f} % with {build.describe_evaluation(config)}, '
+            f'{scores["images"]} images')
     say(f'ImageNet final val acc is:{scores["top1"]:.4f}')
+    return scores
+
+
+def validate_published(config, options):
+    """Validate all published weights for the classes of a configuration; print a table.
+
+    Each is validated with its own configuration, and with DATA_PATH, MODEL.CACHE and the sizes of
+    the loader from the given one. Weights with a line in --results for the same images are not
+    validated again.
+
+    Returns:
+        The exit code: 1 if one of them could not be validated.
+    """
+    results, configs = Path(options.results), {}
+    for name, found in published.PUBLISHED.items():
+        own = configs[name] = build.published_config(found, options.override)
+        own.DATA_PATH, own.MODEL.CACHE = config.DATA_PATH, config.MODEL.CACHE
+        own.TRAIN.VAL_BATCH_SIZE = config.TRAIN.VAL_BATCH_SIZE
+        own.TRAIN.VAL_NUM_WORKS = config.TRAIN.VAL_NUM_WORKS
+    names = [name for name in configs
+             if configs[name].MODEL.NUM_CLASSES == config.MODEL.NUM_CLASSES]
+    if not names:
+        raise command.UsageError(f'{published.ALL}: none have {config.MODEL.NUM_CLASSES} classes '
+                                 '(MODEL.NUM_CLASSES); use -c config/t2t_vit_7.yaml for ImageNet')
+    images = build.fingerprint(build.eval_loader(config))
+    done, failed = distributed.from_main(read_results, results, images), []
+    for name in names:
+        if name in done:
+            continue
+        try:
+            scores = distributed.everywhere(validate, configs[name], published.PREFIX + name,
+                                            options)
+        except WeightsError as error:
+            say(f'{published.PREFIX}{name}: {error}')
+            failed.append(name)
+            continue
+        done[name] = dict(name=name, data=images, **{key: scores[key] for key in (
+            'top1', 'top5', 'loss', 'images', 'seconds', 'images_per_second')})
+        distributed.from_main(append_line, results, json.dumps(done[name]))
+    say(f'{"weights":<28}{"published":>10}{"measured":>10}{"top-5":>8}{"images/s":>10}{"min":>7}')
+    for name in names:
+        row = done.get(name)
+        say(f'{name:<28}{published.PUBLISHED[name].top1:>10.2f}' + (
+            f'{100 * row["top1"]:>10.2f}{100 * row["top5"]:>8.2f}{row["images_per_second"]:>10.1f}'
+            f'{row["seconds"] / 60:>7.1f}' if row else f'{"not run":>10}'))
+    return 1 if failed else 0
+
+
+def read_results(path, images):
+    """Return {name: result} of the lines in a file of results that belong to the same images.
+
+    Raises:
+        UsageError: for a line that is no result.
+    """
+    done = {}
+    if path.exists():
+        for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                if row['data'] == images:
+                    done[row['name']] = {key: value if key in ('name', 'data') else float(value)
+                                         for key, value in row.items()}
+            except (ValueError, TypeError, KeyError) as error:
+                raise command.UsageError(f'{path}:{number}: is no line of results; repair it, or '
+                                         'name another file with --results') from error
+    return done
+
+
+def append_line(path, line):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a', encoding='utf-8') as file:
+        file.write(f'{line}\n')
+
+
+def main(arguments):
+    parser = command.parser(__doc__)
+    configuration.add_arguments(parser)
+    engines.add_arguments(parser)
+    parser.add_argument('--skip-bad', action='store_true',
+                        help='leave out images that cannot be read')
+    parser.add_argument('--results', default='output/published.jsonl', metavar='FILE',
+                        help='lines of published:all (default: output/published.jsonl)')
+    options = parser.parse_args(arguments)
+    config = build.load_config(options.config, options.override)
+    distributed.init()
+    if options.weights == published.ALL:
+        return validate_published(config, options)
+    validate(config, options.weights, options)
+    return 0
 
 
 if __name__ == '__main__':

@@ -32,6 +32,9 @@ NOT_RUN = {
         'installs from the Internet; tests/deploy/test_docs.py does it with FRESH_ENVIRONMENT=1',
     'visualdl --logdir output': 'is the server of another project',
     'pip install check-jsonschema pre-commit': 'installs from the Internet',
+    'python tools/val.py --weights published:all -c config/t2t_vit_7.yaml -o \\\n'
+    '    DATA_PATH.VAL_DATASET_PATH=/data/ILSVRC2012/val DATA_PATH.VAL_DATASET_LABEL_PATH=':
+        'downloads; tests/zoo/test_published.py does it on this machine',
     **{text: 'needs packages that are not in the requirements' for text in (
         'check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/test.yml',
         'check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff',
@@ -67,6 +70,8 @@ ADAPTED = [
 # Weights that the pages name and the project does not ship, by their networks.
 WEIGHTS = {'71.7_T2T_ViT_7.pth.tar': 't2t_vit_7', '81.5_T2T_ViT_14.pth.tar': 't2t_vit_14',
            't2t_vit_7.pdparams': 't2t_vit_7'}
+# Names of published weights, and their files in $T2T_CACHE, which is the workspace.
+PUBLISHED = {'published:t2t_vit_7 ': '71.7_T2T_ViT_7.pth.tar'}
 
 
 @dataclass
@@ -223,8 +228,11 @@ def draw_images(folder, classes, count=8):
 
 def make_weights(command, folder, environment):
     """Write the published weights that a command names, with random values."""
+    text = f' {command.text}'.replace('=', ' ')
+    for name, file in PUBLISHED.items():
+        text = text.replace(name, f'{file} ')
     for name, network in WEIGHTS.items():
-        if f' {name}' in f' {command.text}'.replace('=', ' ') and not (folder / name).exists():
+        if f' {name}' in text and not (folder / name).exists():
             shell(f'python -c "import sys; sys.path.insert(0, \'tools\'); import paddle, zoo; '
                   f'paddle.save(zoo.create_model(\'{network}\').state_dict(), \'{name}\')"',
                   folder, environment)
@@ -241,7 +249,7 @@ def run(command, folder, questions=()):
 
     A service is started, asked the `questions` (curl commands), and ended. Raises Failure.
     """
-    environment = dict(os.environ, PYTHON=f'{folder}/bin/python',
+    environment = dict(os.environ, PYTHON=f'{folder}/bin/python', T2T_CACHE=str(folder),
                        PATH=f'{folder}/bin{os.pathsep}{os.environ["PATH"]}')
     environment.pop('PYTHONPATH', None)
     make_weights(command, folder, environment)

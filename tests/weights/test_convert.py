@@ -588,11 +588,13 @@ print(paddle.hub.help(folder, 't2t_vit_dense', source='local'))
 network = paddle.hub.load(folder, 't2t_vit_7', source='local', pretrained=weights)
 network.eval()
 print(network.img_size, network.num_classes, network(paddle.ones([1, 3, 32, 32])).numpy().tolist())
-network = paddle.hub.load(folder, 't2t_vit_7', source='local', pretrained=True, num_classes=3)
+network = paddle.hub.load(folder, 't2t_vit_7', source='local', num_classes=3,
+                          pretrained=folder + '/output/t2t_vit_7_lit_data.pdparams')
 print(network.img_size, network.num_classes)
 print(paddle.hub.load(folder, 't2t_vit_10', source='local', img_size=32).num_classes)
 for name, options in [
-        ('t2t_vit_24', {}), ('t2t_vit_10', dict(pretrained=weights)), ('pit_ti', dict(depht=2)),
+        ('vit_base_patch16_224', {}), ('t2t_vit_10', dict(pretrained=weights)),
+        ('pit_ti', dict(depht=2)),
         ('t2t_vit_7', dict(pretrained=3)), ('t2t_vit_7', dict(pretrained=folder)),
         ('t2t_vit_7', dict(num_classes='ten')), ('t2t_vit_7', dict(num_classes=-1)),
         ('t2t_vit_7', dict(num_classes=2.5)), ('t2t_vit_7', dict(img_size='x')),
@@ -629,7 +631,7 @@ def test_paddle_hub_builds_every_network_from_any_folder(tmp_path, small):
                                rtol=0, atol=1e-5)
     assert lines[first + 1:first + 3] == ['48 3', '1000']
     refusals = lines[first + 3:]
-    assert refusals[0].startswith('t2t_vit_24: pretrained=True finds no weights')
+    assert refusals[0].startswith('vit_base_patch16_224: pretrained=True finds no w')
     assert 'looks like the weights of t2t_vit_7' in refusals[1]
     assert refusals[2] == "pit_ti has no option 'depht', did you mean depth?"
     assert len(refusals) == 17 and not [line for line in refusals if 'no error' in line]

@@ -28,6 +28,7 @@ from data.transforms import INTERPOLATIONS, EvalTransform
 from deploy import old_graph
 from system import start
 from system.settings import parse_yaml
+from weights.folder import is_weights_folder
 
 ENGINES = ('paddle', 'inference', 'onnxruntime', 'openvino')
 FORMATS = ('paddle', 'onnx')
@@ -192,7 +193,7 @@ class Engine:
 
 def is_export(path):
     """Whether a path is an export, not a weights file."""
-    return os.path.isdir(path) or Path(path).suffix == '.onnx'
+    return (os.path.isdir(path) and not is_weights_folder(path)) or Path(path).suffix == '.onnx'
 
 
 def load_engine(path, engine=None, threads=None):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from weights import folder
 from weights.container import FOOTER, CheckpointError, read_checkpoint
 from weights.torch_file import (
     LEGACY_MAGIC,
@@ -65,6 +66,7 @@ def read_weights(path, part=None, widen=True):
     """Read a weights file or a training checkpoint without running its code.
 
     Args:
+        path: a file, or a folder with model.safetensors and config.json (weights.folder).
         part: 'ema' or 'raw' weights of a training checkpoint; None: 'ema' if it has them.
         widen: convert bfloat16 to float32; if False, bfloat16 is returned as uint16 bits.
 
@@ -80,6 +82,14 @@ def read_weights(path, part=None, widen=True):
             or with more than MOST_NUMBERS numbers, which no network of the zoo has.
     """
     path = Path(path)
+    if folder.is_weights_folder(path):
+        try:
+            about = folder.read_config(path)
+        except (OSError, ValueError) as error:
+            raise WeightsError(f'{path / folder.CONFIG}: cannot be read: {shown(str(error), 200)}'
+                               ) from error
+        state, metadata = read_weights(folder.weights_in(path), part, widen)
+        return state, {**about, **metadata}
     if not os.path.isfile(path):
         raise WeightsError(f'{path}: no such weights file')
     try:

@@ -5,7 +5,9 @@
     t2t_variants    squeeze-and-excitation, ghost and dense T2T-ViT
     vit             ViT and DeiT
     pit             PiT
+    golden          results of the official implementations
     names           tensor names and layouts of other codebases
+    published       published weights by name
     macs            multiply-accumulates
 """
 
