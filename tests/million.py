@@ -2,6 +2,7 @@
 
     python tests/million.py                    # 1,281,167 lines
     python tests/million.py --folders          # the same as empty files in class folders
+    python tests/million.py --shards           # the same in tar shards without their index
     python tests/million.py --write FOLDER     # only write train.txt
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 
+from data.shards import BESIDE, write_shards  # noqa: E402
 from data.sources import find_images  # noqa: E402
 from dataset import EpochBatchSampler  # noqa: E402
 
@@ -47,6 +49,13 @@ def write_folders(folder, images=IMAGES):
         except FileNotFoundError:
             os.mkdir(os.path.dirname(path))
             os.close(os.open(path, os.O_CREAT))
+
+
+def write_shard_files(folder, images=IMAGES):
+    """Write the images of the list as files of one byte into tar shards; drop their index."""
+    lines = map(str.split, imagenet_lines(images))
+    write_shards(((name, int(label), b'?') for name, label in lines), folder, most_bytes=20 << 20)
+    os.remove(f'{folder}/{BESIDE}')
 
 
 def measure(root, list_file, ranks, workers):
@@ -101,6 +110,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--write', metavar='FOLDER', help='only write the list')
     parser.add_argument('--folders', action='store_true', help='class folders instead of a list')
+    parser.add_argument('--shards', action='store_true', help='tar shards instead of a list')
     parser.add_argument('--images', type=int, default=IMAGES)
     parser.add_argument('--ranks', type=int, default=4)
     parser.add_argument('--workers', type=int, default=4, help='of each rank')
@@ -112,8 +122,11 @@ def main():
         os.mkdir(f'{folder}/train')
         if options.folders:
             write_folders(f'{folder}/train', options.images)
-            time.sleep(3)    # folders that were changed just now are not trusted
-        list_file = None if options.folders else write_list(folder, options.images)
+        elif options.shards:
+            write_shard_files(f'{folder}/train', options.images)
+        listed = not (options.folders or options.shards)
+        list_file = write_list(folder, options.images) if listed else None
+        time.sleep(3)    # folders and shards that were changed just now are not trusted
         measure(f'{folder}/train', list_file, options.ranks, options.workers)
 
 

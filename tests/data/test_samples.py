@@ -108,6 +108,30 @@ class TestIndex:
         monkeypatch.setattr(os, 'geteuid', lambda: 12345)
         assert index.load(index.index_path('test', ['a'])) is None
 
+    def test_processes_that_begin_together_share_one(self, cache):
+        """All map the same file, though each finds no index at first."""
+        processes, (gate, opened), (reader, writer) = 6, os.pipe(), os.pipe()
+
+        def make():
+            os.read(gate, 1)    # until all have looked for the index
+            return {'labels': np.arange(1000)}
+
+        for _ in range(processes):
+            if os.fork() == 0:
+                try:
+                    found = index.cached('test', ['a'], make, lambda found: True)
+                    maps = [line.split() for line in open('/proc/self/maps') if '.index' in line]
+                    os.write(writer, f'{len(found["labels"])} {maps[0][4]}\n'.encode())
+                finally:
+                    os._exit(0)
+        os.write(opened, bytes(processes))
+        for _ in range(processes):
+            os.wait()
+        os.close(writer)
+        (path,) = cache.glob('*.index')
+        with os.fdopen(reader) as lines:
+            assert lines.read() == f'1000 {path.stat().st_ino}\n' * processes
+
     def test_small_data_has_none(self, cache, monkeypatch):
         monkeypatch.setattr(index, 'WORTHWHILE', 4)
         index.cached('test', ['a'], lambda: {'labels': np.arange(3)}, lambda _: True)

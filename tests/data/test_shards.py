@@ -218,6 +218,36 @@ class TestDamage:
                 index.store(path, {**arrays, name: changed})
                 assert contents(root) == expected and scans == [1]
 
+    @pytest.mark.parametrize('kind', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    def test_random_damage_raises_nothing_else(self, tmp_path, kind):
+        """Changed headers with right checksums reach all of tarfile's readers of extensions."""
+        file, rng = io.BytesIO(), np.random.default_rng(5)
+        long = 'é' * 70 if kind != tarfile.USTAR_FORMAT else 'long'
+        with tarfile.open(fileobj=file, mode='w', format=kind) as archive:
+            for name in ('a.jpg', 'a.cls', f'{long}.jpg', f'{long}.cls'):
+                entry = tarfile.TarInfo(name)
+                entry.size = 1
+                archive.addfile(entry, io.BytesIO(b'1'))
+        whole = np.frombuffer(file.getvalue(), np.uint8)
+        flags, outcomes = list(b'012567xgLKSDVM\x80\xff '), set()
+        for _ in range(400):
+            content = whole.copy()
+            for number in rng.integers(0, 14, 2):
+                block = content[512 * number:][:512]
+                place = rng.choice([156, 124, 134, 345, 257, rng.integers(512)])
+                block[place] = rng.choice([*flags, rng.integers(256)])
+                total = 256 + int(block[:148].sum(dtype=int) + block[156:].sum(dtype=int))
+                block[148:156] = np.frombuffer(b'%06o\0 ' % total, np.uint8)
+            (tmp_path / 'a.tar').write_bytes(content.tobytes()[:rng.integers(4000, 40_000)])
+            try:
+                found = find_images(tmp_path)
+                read = [found.opener(place) for place in range(len(found.samples))]
+                outcomes.add(all(len(image) < 1 << 20 for image in read))
+            except DataError as error:    # an ImageError is one
+                assert '\n' not in str(error)
+                outcomes.add('refused')
+        assert outcomes == {True, 'refused'}
+
     def test_archives_beside_class_folders_are_no_shards(self, tmp_path):
         (tmp_path / 'n01').mkdir()
         (tmp_path / 'n01' / 'a.jpg').touch()

@@ -145,7 +145,9 @@ def members(file, where, start=0, count=None):
                 if file.read(512) != bytes(512):
                     raise DataError(f'{where}: is damaged or cut off after {printable(name)}; '
                                     'download it again')
-    except tarfile.TarError as error:
+    except (DataError, OSError):
+        raise
+    except Exception as error:    # tarfile raises any exception for a damaged header
         gzipped = _begins_with(file, start, b'\x1f\x8b')
         fix = 'unpack it with gunzip first' if gzipped else 'download it again'
         raise DataError(f'{where}: is no tar archive, damaged, or cut off after '

@@ -126,9 +126,9 @@ class ShardReader:
             header = tarfile.TarInfo.frombuf(content[:HEADER], 'utf-8', 'surrogateescape')
         except tarfile.TarError:
             header = None
-        # The header of a long name holds the beginning of it.
-        if (header is None or header.size != size
-                or not name.endswith(os.path.basename(header.name)) and len(header.name) < 90):
+        member = name[len(path) + 1:]
+        comparable = member.isascii() and len(member) <= 100    # else the header abbreviates it
+        if header is None or header.size != size or comparable and header.name != member:
             raise ImageError(f'{name}: is not where the index of the shard says; the shard was '
                              'changed: start again to read it anew')
         return content[HEADER:]
