@@ -29,17 +29,11 @@ from data.decode import decode_bytes
 from data.extract import reduced
 from data.transforms import EvalTransform, TrainTransform
 
-LIST_READER = '''
-import sys
-sys.path.insert(0, 'tools')
-from data.sources import find_images
-found = find_images(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
-print(len(found.samples))
-'''
+HEAD = '| step | time | processor time | largest process |\n| --- | --- | --- | --- |'
 
 
 def measured(name, *arguments):
-    """Run a command from the project's folder; print its wall time and peak memory."""
+    """Run a command from the project's folder; print its times and peak memory."""
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT,
                                stdout=subprocess.PIPE)
@@ -48,7 +42,8 @@ def measured(name, *arguments):
     if status:
         sys.exit(f'{name}: failed')
     # ru_maxrss is that of the largest process, in KB: the command itself, or one of its workers.
-    print(f'| {name} | {time.monotonic() - started:.0f} s | {usage.ru_maxrss / 1024:.0f} MB |',
+    seconds, processor = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    print(f'| {name} | {seconds:.0f} s | {processor:.0f} s | {usage.ru_maxrss / 1024:.0f} MB |',
           flush=True)
     return output
 
@@ -56,7 +51,7 @@ def measured(name, *arguments):
 def steps(options):
     """Every step on archives with as many images as the published ones."""
     archives, out = options.folder / 'archives', options.folder / 'out'
-    print('| step | time | memory of the largest process |\n| --- | --- | --- |')
+    print(HEAD)
     measured('make the archives (not part of the project)', 'tests/support/imagenet.py', archives,
              '--train', options.train, '--val', options.val)
     prepare = ('tools/prepare.py', 'imagenet', '--archives', archives, '--out', out,
@@ -65,8 +60,6 @@ def steps(options):
     measured('the same command again', *prepare)
     measured('prepare subset, 1 %', 'tools/prepare.py', 'subset', out, 'one_percent', '--part',
              0.01)
-    measured('read train.txt', '-c', LIST_READER, out / 'train', out / 'train.txt')
-    measured('read train/ without list', '-c', LIST_READER, out / 'train')
     measured('prepare verify', 'tools/prepare.py', 'verify', out, '--unpublished')
 
 
@@ -87,6 +80,7 @@ def speed(options):
     archives = options.folder / 'archives'
     write_archives(archives, per_class=options.count // 4, val=8, images=images)
     forms = {}
+    print(HEAD)
     for name, extra in (('folder', ()), ('light folder', ('--light', options.light))):
         out = options.folder / name.replace(' ', '_')
         measured(f'prepare, {name}', 'tools/prepare.py', 'imagenet', '--archives', archives,

@@ -159,6 +159,8 @@ def run_extraction(works, target, journal, workers, checksums):
     left = sum(size for name, size in sizes.items() if name not in journal.done)
     if left and journal.done:
         print(f'going on: {sum(done.images for done in journal.done.values()):,} images are there')
+    if set(map(os.path.basename, checksums)) - journal.md5.keys():
+        print('the MD5 of the archives is computed at the same time')
     images = 0
     with Progress('extracting', left, 'B', lambda: f'{images:,} images') as progress:
         for done in extract(works, target, journal, workers, checksums):
@@ -194,8 +196,8 @@ def report(journal, devkit, splits_wanted, options):
         counts = splits.count_images(os.path.join(options.out, split), devkit.classes)
         differences += count_differences(split, counts, devkit)
     if differences and not options.unpublished:
-        raise DataError(f'{options.out}: {"; ".join(differences)}; no lists were written. If '
-                        'that is right, start the same command with --unpublished')
+        raise DataError(f'{options.out}: {"; ".join(differences)}; no lists were written. Remove '
+                        'it and start again with whole archives, or accept it with --unpublished')
     for split in splits_wanted:
         path = os.path.join(options.out, f'{split}.txt')
         count = splits.write_lines(path, splits.folder_lines(
@@ -501,8 +503,10 @@ def main(arguments=None):
         if not error.errno:
             raise
         name = error.filename2 or error.filename
-        raise Failed(f'{name + ": " if name else ""}{error.strerror}; what is finished is kept, '
-                     'the same command goes on') from error
+        line = f'{name}: {error.strerror}' if name else error.strerror
+        if options.run is imagenet_command:
+            line += '; what is finished is kept, the same command goes on'
+        raise Failed(line) from error
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from support.cifar import python_2_pickle
+from support.cifar import write_cifar_10
 from support.imagenet import add, jpegs, numbers_of, tar, write_archives, write_devkit
 from support.pictures import picture
 from support.processes import children_of, gone, wait_until
@@ -653,16 +653,8 @@ def test_a_folder_is_split_class_by_class(tmp_path):
 
 
 def test_cifar_as_png_files(tmp_path):
-    names = [f'class {number}' for number in range(10)]
-    source = tmp_path / 'cifar-10-batches-py'
-    source.mkdir()
-    generator = np.random.default_rng(0)
-    pixels = {}
-    for file in [*(f'data_batch_{number}' for number in range(1, 6)), 'test_batch']:
-        pixels[file] = generator.integers(0, 256, (2, 3072), dtype=np.uint8)
-        (source / file).write_bytes(python_2_pickle({b'labels': [3, 7], b'data': pixels[file]}))
-    (source / 'batches.meta').write_bytes(python_2_pickle(
-        {b'label_names': [name.encode() for name in names]}))
+    source = tmp_path / 'cifar-10-python.tar.gz'
+    pixels = write_cifar_10(source)
     assert 'published are 50,000' in last_line('cifar10', source)
     assert 't2t_vit_14_cifar10' in run('cifar10', source, '--unpublished')
     run('cifar10', source, '--unpublished', '--out', tmp_path / 'out')

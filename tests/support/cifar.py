@@ -1,6 +1,8 @@
 """CIFAR in the bytes that Python 2 and its NumPy wrote."""
 
+import io
 import struct
+import tarfile
 
 import numpy as np
 
@@ -36,3 +38,19 @@ def python_2_pickle(value):
         return b'K' + bytes([value]) if 0 <= value < 256 else b'J' + struct.pack('<i', value)
 
     return b'\x80\x02' + one(value) + b'.'
+
+
+def write_cifar_10(path, images=2):
+    """Write a small cifar-10-python.tar.gz; returns {batch file: pixels, uint8 [images, 3072]}."""
+    generator = np.random.default_rng(0)
+    names = [*(f'data_batch_{number}' for number in range(1, 6)), 'test_batch']
+    pixels = {name: generator.integers(0, 256, (images, 3072), dtype=np.uint8) for name in names}
+    files = {name: {b'labels': [3, 7] * (images // 2), b'data': pixels[name]} for name in names}
+    files['batches.meta'] = {b'label_names': [b'class %d' % number for number in range(10)]}
+    with tarfile.open(path, 'w:gz') as archive:
+        for name, content in files.items():
+            content = python_2_pickle(content)
+            entry = tarfile.TarInfo(f'cifar-10-batches-py/{name}')
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return pixels

@@ -62,6 +62,13 @@ ADAPTED = [
     (r'(tests/million\.py)', r'\1 --images 60000'),
     (r'(tools/benchmark\.py.*)', r'\1 --rounds 1 --repeats 1'),
     (r'(--out output/experiment)$', rf'\1 -o {SHORT}'),
+    (r'(tools/prepare\.py (?:imagenet|verify|cifar10).*)', r'\1 --unpublished'),
+    (r'--out data/ILSVRC2012', '--out data/new'),    # images stand there for the other commands
+    (r'--classes 100?\b', '--classes 4'),    # of the 8 that stand there
+    (r'--images 50', '--images 2'),
+    (r'(full_scale\.py steps .*)', r'\1 --train 2000 --val 1000'),
+    (r'(full_scale\.py speed .*)', r'\1 --count 16 --decoded 4'),
+    (r' --images /data/photographs', ''),
     (r'path/of/this/folder', '.'),
     (r'MODEL\.NAME=my_net', 'MODEL.NAME=t2t_vit_7'),
     (r'-k NAME', '-k lit_data'),
@@ -204,7 +211,8 @@ def workspace(folder, python=sys.executable):
             names = draw_images(folder / data / part, wordnet[:4])
             lines = [f'{name} {labels[name]}\n' for name in names]
             (folder / data / f'{part}.txt').write_text(''.join(lines), encoding='utf-8')
-    for data in ('data/flowers/train', 'data/flowers/val', 'cifar/train', 'cifar/test'):
+    for data in ('data/flowers/train', 'data/flowers/val', 'data/flowers/all', 'cifar/train',
+                 'cifar/test'):
         draw_images(folder / data, ['daisy', 'lily', 'poppy', 'rose', 'tulip'])
     program, = re.findall(r'```python\n(.*?)```', read('docs/deploy.md'), re.DOTALL)
     (folder / 'classify.py').write_text(program, encoding='utf-8')
@@ -238,6 +246,17 @@ def make_weights(command, folder, environment):
                   folder, environment)
 
 
+def make_downloads(command, folder, environment):
+    """Write small archives of ImageNet and CIFAR-10 if a command names them."""
+    if 'data/downloads' in command.adapted and not (folder / 'data' / 'downloads').exists():
+        shell('python tests/support/imagenet.py data/downloads --classes 8 --train 48 --val 16',
+              folder, environment)
+    archive = 'data/cifar-10-python.tar.gz'
+    if archive in command.adapted and not (folder / archive).exists():
+        shell(f'python -c "import sys; sys.path.insert(0, \'tests\'); from support.cifar import '
+              f'write_cifar_10; write_cifar_10(\'{archive}\')"', folder, environment)
+
+
 # ---- running them
 
 class Failure(AssertionError):
@@ -253,6 +272,7 @@ def run(command, folder, questions=()):
                        PATH=f'{folder}/bin{os.pathsep}{os.environ["PATH"]}')
     environment.pop('PYTHONPATH', None)
     make_weights(command, folder, environment)
+    make_downloads(command, folder, environment)
     if 'tools/serve.py' in command.text:
         serve(command, folder, environment, questions)
         return

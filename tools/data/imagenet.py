@@ -220,6 +220,8 @@ class Downloads:
 def find_downloads(folder):
     """Find archives, class folders and the devkit in a folder; returns Downloads.
 
+    The published archives come first: what else has the same images is left out.
+
     Raises:
         DataError: if it cannot be read.
     """
@@ -252,6 +254,12 @@ def find_downloads(folder):
         for name in ('val.txt', 'val_list.txt'):
             if os.path.isfile(os.path.join(root, name)):
                 found.val_lists.append(os.path.join(root, name))
+    # What was also unpacked is not read twice.
+    for split, name in (('train', TRAIN), ('val', VAL)):
+        if name in found.archives:
+            found.folders.pop(split, None)
+    if {TRAIN, VAL} <= set(found.archives):
+        found.archives = {name: found.archives[name] for name in (TRAIN, VAL)}
     for key, name in (('solution', 'LOC_val_solution.csv'), ('words', 'LOC_synset_mapping.txt')):
         if os.path.isfile(os.path.join(folder, name)):
             setattr(found, key, os.path.join(folder, name))
