@@ -137,7 +137,8 @@ def known_classes(found, options):
 def require_space(works, target, journal):
     """Raise a DataError if the disk has less space or inodes free than will be written."""
     left = [work for work in works if work.name not in journal.done]
-    needed = sum(work.size for work in left if not work.is_linked(target.folder))
+    needed = sum(work.size for work in left
+                 if target.light or not work.is_linked(target.folder))
     if target.light:
         needed *= min(1.0, (target.light / SHORTER_SIDE) ** 2)
     free = shutil.disk_usage(target.folder).free

@@ -638,7 +638,7 @@ def test_a_folder_is_split_class_by_class(tmp_path):
               for number in range(3)]
     assert counts == [16, 4, 1, 4, 1, 1]
     assert not set(training) & set(validation)
-    assert {path for path, _ in training + validation} == set(
+    assert {path for path, _ in [*training, *validation]} == set(
         map(str, tmp_path.rglob('*.jpg')))
     assert (tmp_path / 'classes.txt').read_text() == 'a class\nb\nç\n'
     before = (tmp_path / 'val.txt').read_bytes()

@@ -25,7 +25,7 @@ from PIL import Image
 
 from data import DataError, archives
 from data.checks import check_image
-from data.decode import ImageError, printable
+from data.decode import LARGEST_FILE, ImageError, printable
 from data.imagenet import Devkit, place_of
 from system import pool
 
@@ -39,12 +39,14 @@ class Entry(NamedTuple):
 
     Attributes:
         name: its path there.
+        size: bytes.
         refused: why it must not be extracted, or an empty string.
         read: function that returns its content.
         path: where it lies as a file of its own, or None.
     """
 
     name: str
+    size: int
     refused: str
     read: callable
     path: Optional[str] = None
@@ -72,7 +74,7 @@ class ArchiveWork:
         where = os.path.join(folder, self.name.partition('@')[0])
         with archives.open_parts(self.parts) as file:
             for member in archives.members(file, where, self.start, self.count):
-                yield Entry(member.name, member.refused,
+                yield Entry(member.name, member.size, member.refused,
                             lambda member=member: archives.read_member(file, member, where))
 
 
@@ -93,7 +95,8 @@ class FolderWork:
         prefix = os.path.basename(self.folder)
         for name in self.files:
             path = os.path.join(self.folder, name)
-            yield Entry(f'{prefix}/{name}', '', lambda path=path: _read_file(path), path)
+            yield Entry(f'{prefix}/{name}', os.path.getsize(path), '',
+                        lambda path=path: _read_file(path), path)
 
     def is_linked(self, folder):
         """Whether its files take no space in another folder, being on the same file system."""
@@ -225,6 +228,9 @@ def do(work, target):
         name = target.devkit.class_of(place)
         if name not in target.devkit.classes:
             done.refused.append(f'{where}: refused, its class {name or ""} is not known')
+            continue
+        if entry.size > LARGEST_FILE:
+            done.refused.append(f'{where}: refused, it has {entry.size:,} bytes')
             continue
         content = entry.read()
         try:

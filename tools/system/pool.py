@@ -1,8 +1,11 @@
-"""Tasks in several processes that end with the command, however it ends."""
+"""Tasks in several processes that end with the command, however it ends.
 
-import concurrent.futures
-import concurrent.futures.process
+concurrent.futures would do, but its threads can wait for ever on exit when a process was killed.
+"""
+
+import itertools
 import multiprocessing
+import multiprocessing.connection
 import signal
 
 from system import start
@@ -18,33 +21,59 @@ def run(tasks, processes, setup=None):
     """Run tasks in several processes; yield their results in the order in which they finish.
 
     Args:
-        tasks: a list of (function of a module, arguments ...). They are started in their order.
+        tasks: an iterable of (function of a module, arguments ...). They are started in its order.
         processes: number of processes.
         setup: a function without arguments that each process calls first.
 
     Raises:
         The exception of the first task that fails; WorkerKilled.
     """
-    if not tasks:
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(min(processes, len(tasks)), initializer=_begin,
-                                                  initargs=(setup,))
+    tasks, workers = iter(tasks), {}    # {our end of the pipe: process}
     try:
-        for future in concurrent.futures.as_completed([pool.submit(*task) for task in tasks]):
-            yield future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise WorkerKilled('a process was killed, perhaps because memory is short; start the same '
-                           'command again, with fewer --workers') from error
+        for task in itertools.islice(tasks, processes):
+            ours, theirs = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=_work, args=(theirs, setup), daemon=True)
+            process.start()
+            theirs.close()    # so that the end of the process closes the pipe
+            workers[ours] = process
+            ours.send(task)
+        while workers:
+            for pipe in multiprocessing.connection.wait(list(workers)):
+                try:
+                    error, result = pipe.recv()
+                except (EOFError, ConnectionError) as lost:
+                    raise WorkerKilled('a process was killed, perhaps because memory is short; '
+                                       'start the same command with fewer --workers') from lost
+                if error:
+                    raise error
+                task = next(tasks, None)
+                if task is None:
+                    _end(workers.pop(pipe))
+                    pipe.close()
+                else:
+                    pipe.send(task)
+                yield result
     finally:
-        for process in multiprocessing.active_children():
-            process.kill()
-        pool.shutdown(wait=False)
+        for process in workers.values():
+            _end(process)
 
 
-def _begin(setup):
-    """Let the process end with the command, which alone answers to Ctrl+C."""
+def _end(process):
+    process.kill()
+    process.join()
+
+
+def _work(pipe, setup):
+    # The process ends with the command, which alone answers to Ctrl+C.
     start.on_stop_signals(signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start.follow_parent(signal.SIGKILL)
     if setup:
         setup()
+    while True:
+        function, *arguments = pipe.recv()
+        try:
+            answer = None, function(*arguments)
+        except Exception as error:
+            answer = error, None
+        pipe.send(answer)
