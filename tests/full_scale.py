@@ -4,7 +4,7 @@
     python tests/full_scale.py speed FOLDER --images PHOTOS   photographs in full size, repeated
     python tests/full_scale.py light --images PHOTOS          what --light changes, at several sizes
 
-FOLDER is made, and removed at the end. `steps` needs 6 GB and 1.4 million inodes there, `speed`
+FOLDER is made, and removed at the end. `steps` needs 10 GB and 1.4 million inodes there, `speed`
 what --count photographs need, four times. PHOTOS is any folder of images, such as lit_data/train;
 the figures of docs/data.md are from photographs of ImageNet.
 """
@@ -25,8 +25,9 @@ sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tests')]
 # isort: split
 from support.imagenet import write_archives
 
-from data.decode import decode_bytes
+from data.decode import decode_bytes, read_image_file
 from data.extract import reduced
+from data.sources import find_images
 from data.transforms import EvalTransform, TrainTransform
 
 HEAD = '| step | time | processor time | largest process |\n| --- | --- | --- | --- |'
@@ -60,6 +61,7 @@ def steps(options):
     measured('the same command again', *prepare)
     measured('prepare subset, 1 %', 'tools/prepare.py', 'subset', out, 'one_percent', '--part',
              0.01)
+    measured('prepare shards', 'tools/prepare.py', 'shards', out)
     measured('prepare verify', 'tools/prepare.py', 'verify', out, '--unpublished')
 
 
@@ -79,38 +81,45 @@ def speed(options):
     images = [path.read_bytes() for path in sources]
     archives = options.folder / 'archives'
     write_archives(archives, per_class=options.count // 4, val=8, images=images)
-    forms = {}
+    forms = []
     print(HEAD)
-    for name, extra in (('folder', ()), ('light folder', ('--light', options.light))):
-        out = options.folder / name.replace(' ', '_')
-        measured(f'prepare, {name}', 'tools/prepare.py', 'imagenet', '--archives', archives,
-                 '--out', out, '--unpublished', *extra)
-        forms[name] = sorted((out / 'train').glob('*/*.JPEG'))
+    for name, extra in (('', ()), ('light ', ('--light', options.light))):
+        out = options.folder / (name.strip() or 'full')
+        measured(f'prepare imagenet, {name or "full size"}', 'tools/prepare.py', 'imagenet',
+                 '--archives', archives, '--out', out, '--unpublished', *extra)
+        measured('prepare shards', 'tools/prepare.py', 'shards', out)
+        forms += [(f'{name}folder, random', find_images(out / 'train'), True),
+                  (f'{name}shards, random', find_images(out / 'shards' / 'train'), True),
+                  (f'{name}shards, in order', find_images(out / 'shards' / 'train'), False)]
     print('| form | KB/image | read cold | read warm | decoded for training, cold | warm |')
     print('| --- | --- | --- | --- | --- | --- |')
-    transform = TrainTransform(224)
-    for name, paths in forms.items():
-        order = [paths[number] for number in np.random.default_rng(0).permutation(len(paths))]
+    for name, found, is_random in forms:
+        count = len(found.samples)
+        order = np.random.default_rng(0).permutation(count) if is_random else range(count)
+        files = (sorted(Path(found.samples.root).glob('*.tar')) if found.opener
+                 else [path for path, _ in found.samples])
         cells = []
-        for use in (None, transform):
+        for transform in (None, TrainTransform(224)):
             for cold in (True, False):
                 if cold:
-                    forget(paths)
-                cells.append(rate(order if use is None else order[:options.decoded], use))
-        size = sum(path.stat().st_size for path in paths) / len(paths)
+                    forget(files)
+                some = order if transform is None else order[:options.decoded]
+                cells.append(rate(found, some, transform))
+        size = sum(os.path.getsize(file) for file in files) / count
         print(f'| {name} | {size / 1e3:.0f} | {" | ".join(cells)} |', flush=True)
 
 
-def rate(paths, transform):
-    """Images/s and MB/s of reading files, and with a transform also decoding them."""
+def rate(found, order, transform):
+    """Images/s and MB/s of reading samples, and with a transform also decoding them."""
     generator, size, started = np.random.default_rng(0), 0, time.perf_counter()
-    for path in paths:
-        content = path.read_bytes()
+    for index in order:
+        content = (found.opener(index) if found.opener
+                   else read_image_file(found.samples[index][0]))
         size += len(content)
         if transform:
-            transform(decode_bytes(content, path.name), generator)
+            transform(decode_bytes(content, ''), generator)
     seconds = time.perf_counter() - started
-    return f'{len(paths) / seconds:.0f}/s, {size / seconds / 1e6:.0f} MB/s'
+    return f'{len(order) / seconds:.0f}/s, {size / seconds / 1e6:.0f} MB/s'
 
 
 def light(options):

@@ -3,6 +3,7 @@
     python tools/prepare.py imagenet --archives DOWNLOADS --out DIR
     python tools/prepare.py verify DIR                     counts, labels, and every image
     python tools/prepare.py subset DIR NAME --classes 100  lists of some classes or images
+    python tools/prepare.py shards DIR                     tar shards of its lists
     python tools/prepare.py folder DIR                     lists of one's own class folders
     python tools/prepare.py cifar10 ARCHIVE                checks the archive; as PNG files: --out
 """
@@ -19,20 +20,24 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from data import DataError, imagenet, splits
 from data.checks import check_files
 from data.cifar import Cifar, layout_of
+from data.decode import read_image_file
 from data.extract import Journal, Target, extract, works_of
 from data.folders import class_folders
 from data.images import Request
+from data.shards import write_shards
 from data.sources import find_images
 from system import command, pool
 from system.progress import Progress, amount
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ROOT / 'config' / 'imagenet_classes.txt'
+VALIDATE = 'val.sh config/t2t_vit_7_official.yaml --weights 71.7_T2T_ViT_7.pth.tar'
 CIFAR_IMAGES = {'train': 50000, 'val': 10000}
 # Bytes of an image whose shorter side is reduced to S, as a part of the published one's, are
 # about (S / 350) squared: see docs/data.md.
@@ -80,7 +85,11 @@ def imagenet_command(options):
     run_extraction(works, target, journal, options.workers, checksums)
     report(journal, devkit, splits_wanted, options)
     journal.close()
-    print(next_command(options.out, splits_wanted))
+    if options.shards:
+        pack(options.out, {split: os.path.join(options.out, f'{split}.txt')
+                           for split in splits_wanted})
+    else:
+        print(next_command(options.out, splits_wanted))
 
 
 def require_complete(found, options, splits_wanted):
@@ -356,6 +365,53 @@ def write_new(path, lines, force):
     print(f'{path}: {splits.write_lines(path, lines):,} lines')
 
 
+# ---- shards
+
+def shards_command(options):
+    """Pack the lists of a prepared data set into tar shards, DIR/shards/train and DIR/shards/val.
+
+    With --name, the lists NAME_train.txt and NAME_val.txt. Training images are shuffled first, so
+    that shards can be read from beginning to end. A split that is packed is left as it is.
+    """
+    prefix = f'{options.name}_' if options.name else ''
+    lists = {split: os.path.join(options.folder, f'{prefix}{split}.txt')
+             for split in ('train', 'val')}
+    lists = {split: path for split, path in lists.items() if os.path.isfile(path)}
+    if not lists:
+        raise DataError(f'{options.folder}: has neither {prefix}train.txt nor {prefix}val.txt')
+    pack(options.folder, lists, prefix)
+
+
+def pack(folder, lists, prefix=''):
+    """Write the shards of some lists; say how to train with them."""
+    targets = {split: os.path.join(folder, 'shards', f'{prefix}{split}') for split in lists}
+    for split, path in lists.items():
+        if os.path.isdir(targets[split]) and os.listdir(targets[split]):
+            print(f'{targets[split]}: is there')
+            continue
+        root = os.path.join(folder, split)
+        samples = find_images(root if os.path.isdir(root) else folder, path).samples
+        order = range(len(samples))
+        if split == 'train':    # of NumPy's generators the one whose numbers never change
+            order = np.random.RandomState(0).permutation(len(samples))
+        count, paths = write_shards(_contents(samples, order, split), targets[split], split)
+        print(f'{targets[split]}: {count:,} images in {len(paths)} shards')
+    keys = {f'DATA_PATH.{split.upper()}_DATASET_{key}': value for split, path in targets.items()
+            for key, value in (('PATH', shlex.quote(os.path.abspath(path))), ('LABEL_PATH', ''))}
+    script = 'train.sh config/t2t_vit_7.yaml' if 'train' in lists else VALIDATE
+    print(' \\\n    '.join([f'bash scripts/{script} -o',
+                             *(f'{key}={value}' for key, value in keys.items())]))
+
+
+def _contents(samples, order, split):
+    """Yield (name, label, content) of samples, with progress."""
+    with Progress(f'packing {split}', len(order), 'images') as progress:
+        for index in order:
+            path, label = samples[int(index)]
+            yield os.path.relpath(path, samples.root), label, read_image_file(path)
+            progress.add(1)
+
+
 # ---- cifar10
 
 def cifar_command(options):
@@ -411,9 +467,8 @@ def next_command(folder, splits_there, lists=None, classes=None, config='t2t_vit
     words = [f'{key}={shlex.quote(os.path.abspath(path))}' for key, path in keys.items()]
     if classes:
         words.append(f'MODEL.NUM_CLASSES={classes}')
-    script = (f'bash scripts/train.sh config/{config}.yaml' if 'train' in splits_there else
-              'bash scripts/val.sh config/t2t_vit_7_official.yaml --weights 71.7_T2T_ViT_7.pth.tar')
-    return ' \\\n    '.join([f'{script} -o', *words])
+    script = f'train.sh config/{config}.yaml' if 'train' in splits_there else VALIDATE
+    return ' \\\n    '.join([f'bash scripts/{script} -o', *words])
 
 
 def parse(arguments):
@@ -436,6 +491,8 @@ def parse(arguments):
                      help='reduce images so that the shorter side has at most SIZE pixels')
     sub.add_argument('--quality', type=quality, default=90, metavar='Q',
                      help='of the JPEGs that --light writes, 1 to 95 (default: %(default)s)')
+    sub.add_argument('--shards', action='store_true',
+                     help='then pack them into tar shards, which take as much space again')
     add_workers(sub)
     sub = add('verify', verify_command, 'check counts, labels and every image')
     sub.add_argument('folder', metavar='DIR')
@@ -453,6 +510,9 @@ def parse(arguments):
     which.add_argument('--part', type=fraction, metavar='P', help='this part of each class: 0.01')
     sub.add_argument('--renumber', action='store_true', help='number the classes from 0')
     add_seed(sub)
+    sub = add('shards', shards_command, 'pack a prepared data set into tar shards')
+    sub.add_argument('folder', metavar='DIR')
+    sub.add_argument('--name', metavar='NAME', help='of a subset: NAME_train.txt, NAME_val.txt')
     sub = add('folder', folder_command, 'lists of a folder of class folders')
     sub.add_argument('folder', metavar='DIR')
     sub.add_argument('--val', type=fraction, default=0.1, metavar='P',

@@ -27,6 +27,7 @@ from data import DataError, imagenet, splits
 from data.archives import members, open_parts, part_of, read_member, whole
 from data.folders import ImageList
 from data.images import Request
+from data.sources import find_images
 
 pytest.importorskip('scipy')
 DEVKIT, TRAIN, VAL = imagenet.DEVKIT, imagenet.TRAIN, imagenet.VAL
@@ -189,6 +190,42 @@ def test_light_reduces_what_is_larger(tmp_path):
         assert len(low[path]) < len(found[path])
     assert 'another choice of light' in last_line(
         'imagenet', '--archives', tmp_path / 'in', '--out', tmp_path / '95', '--unpublished')
+
+
+# ---- shards
+
+def test_shards_hold_the_images_and_labels_of_the_lists(prepared, downloads, tmp_path):
+    """Second ways: Python's tarfile, and the data format of shards."""
+    folder = tmp_path / 'out'
+    printed = run('imagenet', '--archives', downloads[0], '--out', folder, '--unpublished',
+                  '--shards')
+    assert f'DATA_PATH.TRAIN_DATASET_PATH={folder}/shards/train' in printed
+    for split in ('train', 'val'):
+        shard, = (folder / 'shards' / split).glob('*.tar')
+        with tarfile.open(shard) as archive:
+            contents = {entry.name: archive.extractfile(entry).read() for entry in archive}
+        rows = [line.split() for line in (folder / f'{split}.txt').read_text().splitlines()]
+        assert len(contents) == 2 * len(rows)
+        for path, label in rows:
+            key = path[:-len('.JPEG')]
+            assert contents[f'{key}.cls'] == label.encode()
+            assert contents[f'{key}.jpg'] == downloads[1][f'{split}/{path}']
+        found = find_images(folder / 'shards' / split).samples
+        assert [label for _, label in found] == [
+            int(content) for name, content in contents.items() if name.endswith('.cls')]
+    labels = [label for _, label in find_images(folder / 'shards' / 'train').samples]
+    assert labels != sorted(labels), 'training images are shuffled'
+    before = content_of(folder)
+    assert 'is there' in run('shards', folder)
+    shutil.rmtree(folder / 'shards' / 'train')
+    run('shards', folder)
+    assert content_of(folder) == before
+    run('subset', folder, 'two', '--classes', 2)
+    run('shards', folder, '--name', 'two')
+    found = find_images(folder / 'shards' / 'two_train').samples
+    assert {label for _, label in found} == {label for _, label in
+                                             samples_of(folder / 'two_train.txt')}
+    assert 'has neither three_train.txt' in last_line('shards', folder, '--name', 'three')
 
 
 # ---- interruptions
