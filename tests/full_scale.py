@@ -85,7 +85,7 @@ def speed(options):
     print(HEAD)
     for name, extra in (('', ()), ('light ', ('--light', options.light))):
         out = options.folder / (name.strip() or 'full')
-        measured(f'prepare imagenet, {name or "full size"}', 'tools/prepare.py', 'imagenet',
+        measured(f'prepare imagenet, {name.strip() or "full size"}', 'tools/prepare.py', 'imagenet',
                  '--archives', archives, '--out', out, '--unpublished', *extra)
         measured('prepare shards', 'tools/prepare.py', 'shards', out)
         forms += [(f'{name}folder, random', find_images(out / 'train'), True),
