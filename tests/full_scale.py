@@ -65,6 +65,14 @@ def steps(options):
     measured('prepare verify', 'tools/prepare.py', 'verify', out, '--unpublished')
 
 
+def photographs(folder):
+    """The contents of the JPEGs in a folder."""
+    paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ('.jpeg', '.jpg'))
+    if not paths:
+        sys.exit(f'{folder}: has no .jpg or .jpeg')
+    return [path.read_bytes() for path in paths]
+
+
 def forget(paths):
     """Drop files from the page cache."""
     os.sync()
@@ -76,9 +84,7 @@ def forget(paths):
 
 def speed(options):
     """Images and bytes per second of one process from each form of the data."""
-    sources = sorted(path for path in options.images.rglob('*')
-                     if path.suffix.lower() in ('.jpeg', '.jpg'))
-    images = [path.read_bytes() for path in sources]
+    images = photographs(options.images)
     archives = options.folder / 'archives'
     write_archives(archives, per_class=options.count // 4, val=8, images=images)
     forms = []
@@ -124,9 +130,7 @@ def rate(found, order, transform):
 
 def light(options):
     """What reducing changes: bytes, decoding time, pixels of the evaluation, sizes of crops."""
-    sources = sorted(path for path in options.images.rglob('*')
-                     if path.suffix.lower() in ('.jpeg', '.jpg'))
-    images = [path.read_bytes() for path in sources]
+    images = photographs(options.images)
     pixels = EvalTransform(224, 'center_crop').pixels
     decoded = [decode_bytes(content, '') for content in images]
     right = [pixels(image).astype(float) for image in decoded]

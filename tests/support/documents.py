@@ -63,12 +63,12 @@ ADAPTED = [
     (r'(tools/benchmark\.py.*)', r'\1 --rounds 1 --repeats 1'),
     (r'(--out output/experiment)$', rf'\1 -o {SHORT}'),
     (r'(tools/prepare\.py (?:imagenet|verify|cifar10).*)', r'\1 --unpublished'),
-    (r'--out data/ILSVRC2012', '--out data/new'),    # images stand there for the other commands
+    (r'--out /?data/ILSVRC2012', '--out data/new'),    # images stand there for the other commands
     (r'--classes 100?\b', '--classes 4'),    # of the 8 that stand there
     (r'--images 50', '--images 2'),
     (r'(full_scale\.py steps .*)', r'\1 --train 2000 --val 1000'),
     (r'(full_scale\.py speed .*)', r'\1 --count 16 --decoded 4'),
-    (r' --images /data/photographs', ''),
+    (r' --images /?data/photographs', ''),
     (r'path/of/this/folder', '.'),
     (r'MODEL\.NAME=my_net', 'MODEL.NAME=t2t_vit_7'),
     (r'-k NAME', '-k lit_data'),
