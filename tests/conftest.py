@@ -15,6 +15,19 @@ start.prepare()
 signal.signal(signal.SIGINT, signal.default_int_handler)    # Ctrl+C stops pytest
 
 
+def pytest_configure():
+    from support import fork
+    fork.install()
+
+
+@pytest.fixture(autouse=True)
+def fresh_interpreter(request, monkeypatch):
+    """With the marker of this name, programs start in fresh interpreters; see support.fork."""
+    if request.node.get_closest_marker('fresh_interpreter'):
+        from support import fork
+        monkeypatch.setattr(fork, 'enabled', False)
+
+
 @pytest.fixture(scope='session')
 def recipe(tmp_path_factory):
     """The path of a small training recipe with dropout, mixup, EMA and accumulation."""
@@ -29,6 +42,12 @@ def uninterrupted(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp('uninterrupted') / 'run'
     run(recipe, folder)
     return folder
+
+
+@pytest.fixture
+def slow_steps(monkeypatch):
+    """Runs of `recipe` take a tenth of a second for a step, which leaves time to send signals."""
+    monkeypatch.setenv('SECONDS_A_STEP', '0.1')
 
 
 @pytest.fixture(params=['pillow', 'opencv'])

@@ -129,6 +129,7 @@ def test_training_writes_weights_configuration_and_logs(trained, data):
         tag.split('.log/')[-1].replace('%', '/') for tag in reader.tags()}
 
 
+@pytest.mark.fresh_interpreter
 def test_the_same_seed_trains_the_same_weights_with_any_number_of_workers(trained, data, tmp_path):
     _, folder = trained
     run('tools/train.py', '-c', data / 'recipe.yaml', '-o', f'TRAIN.OUTPUT_DIR={tmp_path}/again',
@@ -157,6 +158,7 @@ def test_an_earlier_run_is_moved_aside_and_its_weights_are_loaded(trained, data,
                                atol=1e-8)
 
 
+@pytest.mark.fresh_interpreter
 def test_two_processes_train_together_and_only_rank_0_prints(data, tmp_path):
     process = launch(2, 'tools/train.py', '-c', data / 'recipe.yaml', '-o',
                      f'TRAIN.OUTPUT_DIR={tmp_path}/two', 'TRAIN.TRAIN_BATCH_SIZE=2',

@@ -68,6 +68,7 @@ def test_the_loss_falls_in_the_shipped_logs(name):
     assert FINAL.search((ROOT / 'log' / f'{name}.log').read_text())
 
 
+@pytest.mark.fresh_interpreter
 def test_predict_and_val_print_the_documented_lines():
     def lines(*command):
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True,

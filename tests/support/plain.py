@@ -1,9 +1,16 @@
-"""A small network without dropout, so that runs of it take seconds; and tools/train.py with it.
+"""Networks so small that runs of them take a second; and tools/train.py and val.py with them.
+
+`plain` has no dropout, so its results do not depend on random numbers; `small` is a T2T-ViT.
 
     python [tools/launch.py --nproc 2] tests/support/plain.py -c RECIPE -o KEY=VALUE ...
+    python tests/support/plain.py val -c RECIPE --weights FILE
+
+The environment variable SECONDS_A_STEP makes training wait before each step.
 """
 
+import os
 import sys
+import time
 from pathlib import Path
 
 if __name__ == '__main__':
@@ -16,6 +23,7 @@ from paddle import nn
 import zoo
 from common import ImageClassifier
 from system import command
+from t2t import T2T_ViT
 
 RECIPE = '''
 BASE: {root}/config/lit_data.yaml
@@ -42,6 +50,13 @@ class Plain(ImageClassifier):
         return nn.functional.gelu(self.hidden(x.flatten(1))).unsqueeze(1)    # (B, 1, 8)
 
 
+NETWORKS = {
+    'plain': (Plain, {}),
+    'small': (T2T_ViT, dict(tokens_type='performer', token_dim=16, embed_dim=32, depth=2,
+                            num_heads=2, mlp_ratio=2.0)),
+}
+
+
 def write_recipe(folder, images=24):
     """A recipe for Plain on a few images of lit_data; returns its path."""
     lines = (conftest.ROOT / 'lit_data' / 'train.txt').read_text().splitlines()
@@ -50,7 +65,22 @@ def write_recipe(folder, images=24):
     return folder / 'recipe.yaml'
 
 
+def slow_down(training, seconds):
+    """Make a class like train.Training wait before each step."""
+    step = training.step
+
+    def slow_step(self, images, targets):
+        time.sleep(seconds)
+        return step(self, images, targets)
+
+    training.step = slow_step
+
+
 if __name__ == '__main__':
     import train
-    zoo.MODELS['plain'] = Plain, {}
+    import val
+    zoo.MODELS.update(NETWORKS)
+    if sys.argv[1] == 'val':
+        command.run(val.main, sys.argv[2:])
+    slow_down(train.Training, float(os.environ.get('SECONDS_A_STEP', 0)))
     command.run(train.main)

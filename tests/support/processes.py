@@ -3,11 +3,13 @@
 import time
 from pathlib import Path
 
+from support import fork
+
 
 def children_of(pid):
-    """Return the ids of the child processes of a process."""
+    """Return the ids of the child processes of a process, except the server of support.fork."""
     return [int(child) for path in Path(f'/proc/{pid}/task').glob('*/children')
-            for child in path.read_text().split()]
+            for child in path.read_text().split() if int(child) != fork.server_pid()]
 
 
 def state_of_process(pid):

@@ -14,7 +14,9 @@ import conftest  # noqa: E402, F401
 # isort: split
 import numpy as np
 
+import zoo
 from config import load_config
+from support import plain
 from system import distributed
 from train import Training
 from training.meter import Meter
@@ -30,6 +32,7 @@ def add(self, batches, add=Meter.add):
 
 
 Meter.add = add
+zoo.MODELS.update(plain.NETWORKS)
 distributed.init()
 Training(load_config(recipe, [
     f'TRAIN.OUTPUT_DIR={folder}/run', 'TRAIN.TRAIN_BATCH_SIZE=4',

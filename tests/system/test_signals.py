@@ -32,6 +32,7 @@ def wait_until(condition, process):
 
 
 # prepare_signals() handles SIGUSR1; Python itself handles SIGINT from the start.
+@pytest.mark.fresh_interpreter
 @pytest.mark.parametrize('moment', ['before Paddle', 'while Paddle is imported', 'before the run'])
 @pytest.mark.parametrize('number, code, said', [
     (signal.SIGTERM, 75, 'stopped: SIGTERM'), (signal.SIGUSR1, 75, 'stopped: SIGUSR1'),

@@ -14,6 +14,7 @@ import paddle
 import pytest
 from conftest import ROOT
 from support.runs import (
+    PROGRAM,
     assert_same_run,
     command,
     kill_often,
@@ -30,6 +31,7 @@ from weights.files import read_weights
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('slow_steps')
 def test_kills_do_not_change_the_result(recipe, uninterrupted, tmp_path):
     folder = tmp_path / 'run'
     kill_often(command(recipe, folder), kills=8, seed=1, signal_all=False)
@@ -37,12 +39,14 @@ def test_kills_do_not_change_the_result(recipe, uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('slow_steps')
 def test_kills_of_two_processes_do_not_change_the_result(recipe, tmp_path):
     run(recipe, tmp_path / 'uninterrupted', processes=2)
     kill_often(command(recipe, tmp_path / 'run', processes=2), kills=3, seed=2, signal_all=True)
     assert_same_run(tmp_path / 'uninterrupted', tmp_path / 'run')
 
 
+@pytest.mark.usefixtures('slow_steps')
 def test_signals_finish_the_step_save_and_exit_with_75(recipe, uninterrupted, tmp_path):
     """One run, stopped by each of the signals in turn."""
     folder = tmp_path / 'run'
@@ -74,7 +78,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe, tmp_path):
 
 
 def test_the_time_limit_saves_and_exits_in_time(recipe, uninterrupted, tmp_path):
-    folder, seconds, position = tmp_path / 'run', 3.0, (-1, 0)
+    folder, seconds, position = tmp_path / 'run', 0.5, (-1, 0)
     while True:
         began = time.monotonic()
         done = subprocess.run(
@@ -107,7 +111,7 @@ def test_weights_and_ema_weights_are_validated_and_saved(recipe, uninterrupted):
         for name, array in weights.items():
             np.testing.assert_array_equal(arrays[f'{part}/{name}'], array, err_msg=name)
         done = subprocess.run(
-            [sys.executable, 'tools/val.py', '-c', str(recipe), '--weights',
+            [sys.executable, PROGRAM, 'val', '-c', str(recipe), '--weights',
              str(uninterrupted / f'last{suffix}.pdparams')],
             cwd=ROOT, capture_output=True, text=True)
         assert f'top-1: {scores[-1]:.4f}' in done.stdout, done.stderr
@@ -124,6 +128,7 @@ def test_a_finished_run_prints_its_last_line_and_trains_no_step(recipe, uninterr
 
 # ---- checkpoints that cannot be used
 
+@pytest.mark.usefixtures('slow_steps')
 def test_a_folder_that_becomes_read_only_does_not_end_the_run(recipe, tmp_path):
     folder = tmp_path / 'run'
     process = subprocess.Popen(command(recipe, folder), cwd=ROOT, text=True,

@@ -13,6 +13,8 @@ from support.runs import assert_same_run, command, newest, ranks_of, run
 
 from weights.container import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures('slow_steps')
+
 
 def start_and_stop_a_worker(recipe, folder, *overrides, processes=1, rank=0):
     """Train, and send SIGSTOP to a worker after step 4; return (process, ranks, workers)."""
