@@ -6,7 +6,8 @@
 #
 # CONFIG            a YAML file, also as -c FILE (default: config/lit_data.yaml)
 # --gpus 0,1,2,3    one process per GPU
-# --nproc N         N processes, on a CPU too
+# --nproc N         N processes (default: 1; on a CPU as many as cores, which share the batch of
+#                   the configuration)
 # --restarts N      start again from the last checkpoint after a failure, up to N times
 # --nnodes N        machines; run the same command on each, with the first one's --master HOST:PORT
 # Other arguments go to tools/train.py; see its --help. Paths are relative to the repository's root.
@@ -19,6 +20,6 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 show_help "$@"
 # Resumes an earlier run by default; -o TRAIN.RESUME=false starts a new one.
-launch=(tools/launch.py tools/train.py --default TRAIN.RESUME=auto)
+launch=(tools/launch.py tools/train.py --default TRAIN.RESUME=auto --split-batch)
 set_up program "${launch[@]}" --check "$@"
 exec "$python" "${launch[@]}" "$@"

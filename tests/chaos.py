@@ -547,8 +547,9 @@ class Case:
         self.what = 'SIGKILL to a rank under train.sh --restarts 2'
         command = self.command()
         run = self.start(command=[
-            'bash', 'scripts/train.sh', *command[command.index('-c'):], '--nproc',
-            str(self.processes), '--restarts', '2'], env={'PYTHON': sys.executable})
+            'bash', 'scripts/train.sh', *command[command.index('-c'):], '-o',
+            'TRAIN.SPLIT_BATCH=false', '--nproc', str(self.processes), '--restarts', '2'],
+            env={'PYTHON': sys.executable})
         self.reach_moment()
         ranks = [pid for pid, parent in run.family().items()
                  if any(parent == launcher for launcher in self.launchers(run))]

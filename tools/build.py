@@ -288,9 +288,9 @@ def train_loader(config):
     """Return a Loader of shuffled, augmented batches: uint8 `[B, 3, S, S]` and labels `[B]`."""
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH,
-                   train_transform(config), train.TRAIN_BATCH_SIZE, train.TRAIN_NUM_WORKS,
-                   'train', 'replace', shuffle=True, drop_last=train.DROP_LAST,
-                   repeats=train.REPEATED_AUGMENT)
+                   train_transform(config), batch_size(config),
+                   share(config, train.TRAIN_NUM_WORKS), 'train', 'replace', shuffle=True,
+                   drop_last=train.DROP_LAST, repeats=train.REPEATED_AUGMENT)
 
 
 def eval_loader(config, transform=None):
@@ -301,8 +301,8 @@ def eval_loader(config, transform=None):
     """
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH,
-                   transform or eval_transform(config), train.VAL_BATCH_SIZE, train.VAL_NUM_WORKS,
-                   'val', 'blank')
+                   transform or eval_transform(config), share(config, train.VAL_BATCH_SIZE),
+                   share(config, train.VAL_NUM_WORKS), 'val', 'blank')
 
 
 def _loader(config, folder, list_file, transform, batch_size, num_workers, split, bad_images,
@@ -432,10 +432,32 @@ def rate_function(config):
     return rate
 
 
+def batch_size(config):
+    """Return the images of one process in a training step.
+
+    Raises:
+        ConfigError: if the processes cannot share TRAIN_BATCH_SIZE.
+    """
+    if not config.TRAIN.SPLIT_BATCH:
+        return config.TRAIN.TRAIN_BATCH_SIZE
+    processes = distributed.world_size()
+    part = config.split_batch(processes)
+    if part is None:
+        raise config.refusal('TRAIN.TRAIN_BATCH_SIZE', (
+            f'is {config.TRAIN.TRAIN_BATCH_SIZE}, which {processes} processes cannot share in '
+            'equal parts (even ones, if MIXUP is on): start another number of processes, or set '
+            'TRAIN.SPLIT_BATCH=false for that many images on each'))
+    return part
+
+
+def share(config, number):
+    """Return the part of one process in a number of images or workers, rounded up."""
+    return -(-number // distributed.world_size()) if config.TRAIN.SPLIT_BATCH else number
+
+
 def images_a_step(config):
     """Return the images of an optimizer step, over all processes."""
-    train = config.TRAIN
-    return train.TRAIN_BATCH_SIZE * distributed.world_size() * train.ACCUMULATE
+    return batch_size(config) * distributed.world_size() * config.TRAIN.ACCUMULATE
 
 
 def rate_scale(config):

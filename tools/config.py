@@ -101,6 +101,9 @@ class Train:
         64, 'validation images a step on each card', low=1, used='build.eval_loader', free=True)
     VAL_NUM_WORKS: int = option(
         4, 'loader processes a card in validation', low=0, used='build.eval_loader', free=True)
+    SPLIT_BATCH: bool = option(
+        False, 'the processes share TRAIN_BATCH_SIZE, VAL_BATCH_SIZE and the loader processes: '
+        'each takes an equal part; scripts/train.sh sets it on a CPU', used='build.batch_size')
     LOADER_TIMEOUT: float = option(
         300.0, 'seconds that a loader process may take for one image before the run saves and '
         'ends; 0: no limit', low=0, used='build.train_loader', free=True)
@@ -315,6 +318,15 @@ class Config(Settings):
     MIXUP: Mixup = field(default_factory=Mixup)
     EMA: Ema = field(default_factory=Ema)
     DISTILL: Distill = field(default_factory=Distill)
+
+    def split_batch(self, processes):
+        """Return the images a step of each process if `processes` share TRAIN_BATCH_SIZE.
+
+        None if they cannot: the parts must be equal, and even if MIXUP mixes pairs of images.
+        """
+        part, rest = divmod(self.TRAIN.TRAIN_BATCH_SIZE, processes)
+        odd = part % 2 and (self.MIXUP.MIXUP_ALPHA or self.MIXUP.CUTMIX_ALPHA)
+        return None if rest or odd else part
 
 
 # Removed keys with the value that matches the current behaviour. Files and checkpoints may still

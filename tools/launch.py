@@ -68,6 +68,9 @@ def parse(arguments):
                         help='for what each process prints (default: a new one in log/launch)')
     parser.add_argument('--default', metavar='SECTION.KEY=VALUE',
                         help='an override that those of the program override')
+    parser.add_argument('--split-batch', action='store_true',
+                        help='on a CPU, processes share the batch of the configuration, and '
+                             'without --nproc there are as many as cores')
     parser.add_argument('--check', action='store_true', help='check the options, and end')
     end = arguments.index('--') if '--' in arguments else len(arguments)
     if arguments[:1] and not arguments[0].startswith('-'):
@@ -116,7 +119,6 @@ def check(options):
     if options.nnodes > 1 and not re.fullmatch(r'[^:]+:\d+', options.master or ''):
         wrong(f'--nnodes {options.nnodes} needs --master HOST:PORT, the same on every machine')
     options.gpus = options.gpus.split(',') if options.gpus else []
-    options.nproc = options.nproc or len(options.gpus) or 1
 
 
 def gpus_for(options):
@@ -135,13 +137,17 @@ def gpus_for(options):
             raise command.UsageError(f'--gpus {",".join(missing)}: not in CUDA_VISIBLE_DEVICES='
                                      f'{",".join(visible)}')
         return [str(visible.index(name)) if visible else name for name in options.gpus]
-    # Paddle takes seconds to count GPUs; checking for a driver first is fast.
-    if not (Path('/proc/driver/nvidia/version').exists() or shutil.which('nvidia-smi')):
+    if not has_driver():
         return []
     count = gpu_count()
     if 0 < count < options.nproc:
         raise command.UsageError(f'--nproc {options.nproc}: there are {count} GPUs here')
     return [str(number) for number in range(options.nproc)] if count else []
+
+
+def has_driver():
+    """Return whether there is a driver for GPUs; fast, where Paddle takes seconds to count them."""
+    return Path('/proc/driver/nvidia/version').exists() or bool(shutil.which('nvidia-smi'))
 
 
 def gpu_count():
@@ -150,6 +156,41 @@ def gpu_count():
         [sys.executable, '-c', 'import paddle; print(paddle.device.cuda.device_count())'],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return int((done.stdout.split() or ['0'])[-1]) if done.returncode == 0 else 0
+
+
+def read_config(arguments):
+    """Return the configuration that a program reads from its arguments.
+
+    None if there is none, or a wrong one: the program then reports the error.
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError, SystemExit):
+        import config as configuration  # which needs PyYAML
+
+        parser = Parser(add_help=False)
+        configuration.add_arguments(parser)
+        given = parser.parse_known_args(arguments)[0]
+        return configuration.load_config(given.config, given.override)
+    return None
+
+
+def split_batch(count, arguments):
+    """Let processes on a CPU share the batch of the configuration.
+
+    Args:
+        count: number of processes; None: as many as cores, where the batch can be shared.
+        arguments: those of the program.
+
+    Returns:
+        (number of processes, arguments of the program).
+    """
+    split = ['-o', 'TRAIN.SPLIT_BATCH=true', *arguments]
+    config = read_config(split)
+    if count == 1 or config is None or not config.TRAIN.SPLIT_BATCH:
+        return count or 1, arguments
+    if count is None:
+        most = start.available_cores() // int(os.environ.get('OMP_NUM_THREADS') or 1)
+        count = next((n for n in range(most, 1, -1) if config.split_batch(n)), 1)
+    return count, split if count > 1 else arguments
 
 
 def log_folder(arguments):
@@ -162,16 +203,12 @@ def log_folder(arguments):
         folder = ROOT / 'log' / 'launch' / name
         folder.mkdir(parents=True)
         return folder.relative_to(Path.cwd()) if Path.cwd() in folder.parents else folder
-    with contextlib.suppress(OSError, ImportError, ValueError, SystemExit):
-        import config as configuration  # which needs PyYAML
-
-        parser = Parser(add_help=False)
-        configuration.add_arguments(parser)
-        given = parser.parse_known_args(arguments)[0]
-        config = configuration.load_config(given.config, given.override)
-        folder = Path(configuration.project_path(config.TRAIN.OUTPUT_DIR) + '.launch') / name
-        folder.mkdir(parents=True)
-        return folder
+    config = read_config(arguments)
+    with contextlib.suppress(OSError):
+        if config:
+            folder = ROOT / f'{os.path.expanduser(config.TRAIN.OUTPUT_DIR)}.launch' / name
+            folder.mkdir(parents=True)
+            return folder
     return Path(tempfile.mkdtemp(prefix='launch-'))
 
 
@@ -222,6 +259,9 @@ def main(arguments):
     options, arguments = parse(arguments)
     if options.check:
         return 0
+    if options.split_batch and options.nnodes == 1 and not options.gpus and not has_driver():
+        options.nproc, arguments = split_batch(options.nproc, arguments)
+    options.nproc = options.nproc or len(options.gpus) or 1
     if options.nproc * options.nnodes == 1 and options.restarts == 0:
         if options.gpus:
             gpus_for(options)

@@ -247,7 +247,7 @@ class Training:
             f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, {count:,} parameters '
             f'({trainable:,} trainable); {len(self.train_loader.dataset):,} training and '
             f'{len(self.eval_loader.dataset):,} validation images; '
-            f'{distributed.world_size()} process(es) of {config.TRAIN.TRAIN_BATCH_SIZE} '
+            f'{distributed.world_size()} process(es) of {build.batch_size(config)} '
             f'images a step{groups}, {start.threads()} thread(s) each')
         if loaded:
             self.folder.say(str(loaded))

@@ -343,6 +343,29 @@ def test_several_processes(machine, given, device):
     assert result.err.startswith(f'Each process writes to {logs.relative_to(machine.repo)}/')
 
 
+CONFIGURATION = '''
+from types import SimpleNamespace
+
+def add_arguments(parser):
+    for name in ('config', 'override'):
+        parser.add_argument(f'-{name[0]}', dest=name, action='append')
+
+def load_config(path, overrides):
+    assert 'TRAIN.SPLIT_BATCH=true' in overrides
+    return SimpleNamespace(TRAIN=SimpleNamespace(SPLIT_BATCH=True))
+'''
+
+
+@no_driver
+def test_processes_on_a_cpu_share_the_batch(machine):
+    machine.add('python3', 'has_paddle')
+    (machine.repo / 'tools' / 'config.py').write_text(CONFIGURATION)
+    for script, split in (('train', '<-o> <TRAIN.SPLIT_BATCH=true> '), ('val', '')):
+        machine.journal.unlink(missing_ok=True)
+        assert machine.run(f'{script}.sh', '--nproc', '2', 'x.yaml').returncode == 0
+        assert machine.lines() == [f'python3 <tools/{script}.py> {split}<-c> <x.yaml>'] * 2
+
+
 def test_one_gpu_needs_no_launcher(machine):
     machine.add('python3', 'has_paddle', 'has_gpu')
     result = machine.run('train.sh', '--gpus', '3')

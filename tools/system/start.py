@@ -23,6 +23,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 from system import paddle_private
 
@@ -138,9 +139,22 @@ def follow_parent(signal_number):
 def available_cores():
     """Return the number of cores this process may use; containers and taskset can limit it."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:    # macOS, Windows
         return os.cpu_count() or 1
+    return max(1, min(cores, int(cpu_quota() or cores)))
+
+
+def cpu_quota(cgroups=Path('/sys/fs/cgroup')):
+    """Return the number of cores of a container's CPU quota, such as 1.5; None without one."""
+    with contextlib.suppress(OSError, ValueError):    # version 2: 'max 100000' without a quota
+        quota, period = (cgroups / 'cpu.max').read_text().split()
+        return int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):    # version 1: -1 without a quota
+        quota = int((cgroups / 'cpu/cpu.cfs_quota_us').read_text())
+        if quota > 0:
+            return quota / int((cgroups / 'cpu/cpu.cfs_period_us').read_text())
+    return None
 
 
 def threads():

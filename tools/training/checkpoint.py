@@ -193,7 +193,9 @@ def check_state(state, path):
 
 def images_a_step(identity):
     """Return the images of one batch over all processes of a run."""
-    return identity['processes'] * identity['config']['TRAIN']['TRAIN_BATCH_SIZE']
+    train = identity['config']['TRAIN']
+    processes = 1 if train.get('SPLIT_BATCH') else identity.get('processes', 1)
+    return processes * train['TRAIN_BATCH_SIZE']
 
 
 ROUNDING_ONLY = ('paddle', 'python', 'device', 'threads')
@@ -224,13 +226,14 @@ def compare_runs(before, now, path, force, free_keys=(), defaults=None):
     notes = [f'{line}: results may differ in their last bits' for name, line in differing.items()
              if name in ROUNDING_ONLY]
     notes += [line for name, line in differing.items() if name in free_keys]
-    if 'processes' in differing and images_a_step(before) == images_a_step(now):
-        for name in ('processes', 'TRAIN.TRAIN_BATCH_SIZE'):
-            del differing[name]
-        notes.append(f'{before["processes"]} processes are now {now["processes"]}, at the same '
-                     f'{images_a_step(now)} images a step: each step sees the same images with '
-                     'the same crops; dropout, drop path, mixing and erasing use other random '
-                     'numbers')
+    if images_a_step(before) == images_a_step(now):
+        for name in ('TRAIN.TRAIN_BATCH_SIZE', 'TRAIN.SPLIT_BATCH'):
+            differing.pop(name, None)
+        if differing.pop('processes', None):
+            notes.append(f'{before["processes"]} processes are now {now["processes"]}, at the same '
+                         f'{images_a_step(now)} images a step: each step sees the same images with '
+                         'the same crops; dropout, drop path, mixing and erasing use other random '
+                         'numbers')
     incompatible = [line for name, line in differing.items()
                     if name not in free_keys and name not in ROUNDING_ONLY]
     if incompatible and not force:
