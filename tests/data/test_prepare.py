@@ -6,6 +6,7 @@ import io
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from support.imagenet import add, jpegs, numbers_of, tar, write_archives, write_
 from support.pictures import picture
 from support.processes import children_of, gone, wait_until
 
+import build
 import prepare
 from data import DataError, imagenet, splits
 from data.archives import members, open_parts, part_of, read_member, whole
@@ -74,6 +76,15 @@ def prepared(downloads, tmp_path_factory):
     return folder, run('imagenet', '--archives', downloads[0], '--out', folder, '--unpublished')
 
 
+def images_of_command(printed):
+    """The images that the printed command would train and validate with, by split."""
+    words = shlex.split(printed[printed.index('bash scripts/'):].replace('\\\n', ' '))
+    config = build.load_config(words[2], words[words.index('-o') + 1:])
+    paths = config.DATA_PATH
+    return {'train': find_images(paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH),
+            'val': find_images(paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH)}
+
+
 def lists_of(expected):
     """The two lists, from the paths alone."""
     ids = {name: label for label, name in enumerate(sorted({path.split('/')[1]
@@ -92,7 +103,9 @@ def test_archives_become_class_folders_with_lists(downloads, prepared):
     names = b''.join(f'words of {name}, other words\n'.encode()
                      for name in sorted({path.split('/')[1] for path in downloads[1]}))
     assert content_of(folder) == {**downloads[1], **lists_of(downloads[1]), 'classes.txt': names}
-    assert f'DATA_PATH.VAL_DATASET_LABEL_PATH={folder}/val.txt' in printed
+    for split, found in images_of_command(printed).items():
+        assert {f'{split}/{os.path.relpath(path, found.samples.root)}' for path, _ in found.samples
+                } == {path for path in downloads[1] if path.startswith(split)}
     again = run('imagenet', '--archives', downloads[0], '--out', folder, '--unpublished')
     assert again.splitlines()[-5:] == printed.splitlines()[-5:]
 
@@ -199,7 +212,8 @@ def test_shards_hold_the_images_and_labels_of_the_lists(prepared, downloads, tmp
     folder = tmp_path / 'out'
     printed = run('imagenet', '--archives', downloads[0], '--out', folder, '--unpublished',
                   '--shards')
-    assert f'DATA_PATH.TRAIN_DATASET_PATH={folder}/shards/train' in printed
+    assert {split: len(found.samples) for split, found in images_of_command(printed).items()} == {
+        'train': 24, 'val': 8}
     for split in ('train', 'val'):
         shard, = (folder / 'shards' / split).glob('*.tar')
         with tarfile.open(shard) as archive:
@@ -670,6 +684,7 @@ def test_a_folder_is_split_class_by_class(tmp_path):
                 jpegs(1)[0])
     printed = run('folder', tmp_path, '--val', 0.2)
     assert 'MODEL.NUM_CLASSES=3' in printed
+    assert sum(len(found.samples) for found in images_of_command(printed).values()) == 27
     training, validation = (samples_of(tmp_path / f'{split}.txt') for split in ('train', 'val'))
     counts = [[label for _, label in part].count(number) for part in (training, validation)
               for number in range(3)]
