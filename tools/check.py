@@ -272,12 +272,12 @@ def run_check(name, folder):
 
 def machine():
     """Return rows of (name, value): versions and devices."""
-    rows = [('Paddle', f'{paddle.__version__}, CUDA {paddle.version.cuda()}, cuDNN '
-                       f'{paddle.version.cudnn()}'),
+    rows = [('Paddle', paddle.__version__),
             ('Python', f'{platform.python_version()} on {platform.platform()}'),
             ('processor', f'{processor()}, {start.available_cores()} cores, '
                           f'{start.threads()} threads')]
     if on_gpu():
+        rows += [('CUDA, cuDNN', f'{paddle.version.cuda()}, {paddle.version.cudnn()}')]
         rows += [(f'GPU {index}', '{}, capability {}.{}'.format(
             paddle.device.cuda.get_device_name(index),
             *paddle.device.cuda.get_device_capability(index)))

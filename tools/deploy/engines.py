@@ -247,8 +247,8 @@ def _check_shape(path, key, port, wanted, found):
 
 def add_arguments(parser):
     """Add the options `--weights` and `--engine` to an argparse parser."""
-    parser.add_argument('--weights', metavar='PATH', help='weights, or an export: a folder or an '
-                        '.onnx file; default: MODEL_PATH')
+    parser.add_argument('--weights', metavar='PATH', help='weights, a path or published:NAME; or '
+                        'an export, a folder or an .onnx file; default: MODEL_PATH')
     parser.add_argument('--engine', choices=ENGINES, help='paddle runs weights, the others run '
                         'exports; default: the one for PATH')
 
