@@ -25,7 +25,7 @@ QUICK = [
 OTHERS = {'classify.py', 'speed.json', 'inference.yml', 'inference.json', 'config.yaml',
           'config.json', 'train.log', 'log.jsonl', 'chaos.jsonl', 'other.yaml', 'curves.svg',
           'prepare.jsonl', 'classes.txt', 'imagenet100_train.txt', 'imagenet100_val.txt',
-          'main.py', 'transfer_learning.py'}
+          'main.py', 'transfer_learning.py', 'real.json'}
 OPTIONS_OF_OTHERS = {'--data-binary', '--logdir', '--builtin-schema'}
 # Scripts, configurations and requirements, whose comments name files and keys, too.
 COMMENTED = [name for name in FILES

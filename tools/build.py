@@ -293,27 +293,29 @@ def train_loader(config):
                    drop_last=train.DROP_LAST, repeats=train.REPEATED_AUGMENT)
 
 
-def eval_loader(config, transform=None):
+def eval_loader(config, transform=None, images=None):
     """Return a Loader of validation batches in list order; unreadable images have label -1.
 
     Args:
         transform: replaces that of the configuration, for an export with its own.
+        images: the data.images.Images below VAL_DATASET_PATH; default: those of DATA_PATH.
     """
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH,
                    transform or eval_transform(config), share(config, train.VAL_BATCH_SIZE),
-                   share(config, train.VAL_NUM_WORKS), 'val', 'blank')
+                   share(config, train.VAL_NUM_WORKS), 'val', 'blank', images)
 
 
 def _loader(config, folder, list_file, transform, batch_size, num_workers, split, bad_images,
-            **order):
+            found=None, **order):
     folder = project_path(folder)
-    # A class missing in validation must not change the labels of the others.
-    classes = None if split == 'train' or list_file else training_classes(config)
-    found = sources.find_images(folder, project_path(list_file) if list_file else None,
-                                class_ids=class_ids(config), num_classes=config.MODEL.NUM_CLASSES,
-                                split=split, classes=classes,
-                                read_ahead=config.DATA.SHARD_WINDOW > 0)
+    if found is None:
+        # A class missing in validation must not change the labels of the others.
+        classes = None if split == 'train' or list_file else training_classes(config)
+        found = sources.find_images(folder, project_path(list_file) if list_file else None,
+                                    class_ids=class_ids(config),
+                                    num_classes=config.MODEL.NUM_CLASSES, split=split,
+                                    classes=classes, read_ahead=config.DATA.SHARD_WINDOW > 0)
     # Images that a file lists lie beside it.
     root = os.path.dirname(folder) if os.path.isfile(folder) and not found.opener else folder
     images = ImageDataset(found.samples, transform, config.DATA.DECODER, config.TRAIN.SEED, root,

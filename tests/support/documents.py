@@ -214,6 +214,12 @@ def workspace(folder, python=sys.executable):
     for data in ('data/flowers/train', 'data/flowers/val', 'data/flowers/all', 'cifar/train',
                  'cifar/test'):
         draw_images(folder / data, ['daisy', 'lily', 'poppy', 'rose', 'tulip'])
+    # As published, with one image for each of the 200 classes.
+    for line in (ROOT / 'config' / 'imagenet_classes.txt').read_text(
+            encoding='utf-8').splitlines()[::5]:
+        name = folder / 'data/imagenet-a' / line.split()[0] / 'image.jpg'
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.symlink_to(photo)
     program, = re.findall(r'```python\n(.*?)```', read('docs/deploy.md'), re.DOTALL)
     (folder / 'classify.py').write_text(program, encoding='utf-8')
     # The commands are written for `python`; the scripts take PYTHON.

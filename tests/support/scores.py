@@ -1,5 +1,7 @@
 """Validates the shipped weights on lists of images; rank 0 prints the scores of each as JSON.
 
+Also printed are path, label and best classes of each image from a predictions file.
+
     python -m paddle.distributed.launch --nproc_per_node 2 tests/support/scores.py LIST...
 
 Run by test_processes.py.
@@ -7,6 +9,7 @@ Run by test_processes.py.
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -14,6 +17,7 @@ import conftest  # noqa: E402, F401
 
 # isort: split
 import build
+from deploy.predictions import Predictions
 from system import distributed
 from training.log import say
 from val import evaluate
@@ -24,5 +28,11 @@ for path in sys.argv[1:]:
         f'DATA_PATH.VAL_DATASET_LABEL_PATH={path}', 'TRAIN.VAL_BATCH_SIZE=3',
         'TRAIN.VAL_NUM_WORKS=0'])
     network, transform, *_ = build.open_model(config, build.weights_path(config))
-    scores = evaluate(network, build.eval_loader(config, transform))
-    say(json.dumps({name: scores[name] for name in ('images', 'top1', 'top5')}))
+    loader, predictions = build.eval_loader(config, transform), Predictions()
+    scores = evaluate(network, loader, predictions=predictions)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'predictions.jsonl')
+        predictions.write(str(file), loader.dataset.samples, loader.dataset.root)
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+    say(json.dumps({**{name: scores[name] for name in ('images', 'top1', 'top5')}, 'predictions': [
+        (line['path'], line['label'], line['top'][:2]) for line in lines]}))

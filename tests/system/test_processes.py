@@ -59,7 +59,9 @@ def test_scores_are_bit_equal_for_one_to_four_processes(tmp_path):
         text = launch(count, tmp_path, 'tests/support/scores.py', tmp_path / '1.txt',
                       tmp_path / '13.txt')
         results.add(text)
-        assert [json.loads(line)['images'] for line in text.splitlines()] == [1, 13]
+        scores = [json.loads(line) for line in text.splitlines()]
+        assert [each['images'] for each in scores] == [1, 13]
+        assert [f'{path} {label}' for path, label, _ in scores[1]['predictions']] == lines[:13]
     assert len(results) == 1
 
 

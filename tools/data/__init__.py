@@ -7,6 +7,7 @@
     folders       data formats of image files: a list, class folders, class names in file names
     shards        the data format of tar shards, and their writer
     cifar         the data format of CIFAR-10 and CIFAR-100
+    imagenet_sets    published test sets for networks trained on ImageNet
     decode        image files to pixels
     transforms    crop, resize, flip, normalise
     loader        batches in the order of a sampler

@@ -159,15 +159,30 @@ def compare(network, engine, description):
     if description.softmax:
         wanted, found = (F.softmax(paddle.to_tensor(logits), axis=1).numpy()
                          for logits in (wanted, found))
-    difference = float(np.abs(found - wanted).max())
-    same = float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean())
-    most, least = AGREEMENT[description.precision]
-    # Also true if either output holds a NaN.
-    if not (difference <= most * max(1.0, float(np.abs(wanted).max())) and same >= least):
-        raise ExportError(
-            f'the export differs from its network by up to {difference:.2g} on {len(paths)} '
-            f'images and agrees on the best class of {same:.0%}: nothing was written')
-    return difference, same
+    problem = disagreement(wanted, found, description.precision)
+    if problem:
+        raise ExportError(f'the export {problem}: nothing was written')
+    return largest_difference(wanted, found), same_best(wanted, found)
+
+
+def disagreement(wanted, found, precision='float32'):
+    """Say how outputs `[N, num_classes]` differ by more than AGREEMENT allows; else return ''."""
+    difference, same = largest_difference(wanted, found), same_best(wanted, found)
+    most, least = AGREEMENT[precision]
+    # A NaN in either output makes the comparison false.
+    if difference <= most * max(1.0, float(np.abs(wanted).max())) and same >= least:
+        return ''
+    return (f'differs from its network by up to {difference:.2g} on {len(wanted)} images and '
+            f'agrees on the best class of {same:.0%}')
+
+
+def largest_difference(wanted, found):
+    return float(np.abs(found - wanted).max())
+
+
+def same_best(wanted, found):
+    """Return the share of rows with the same best class."""
+    return float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean())
 
 
 def _convert(folder, description, work, opset):

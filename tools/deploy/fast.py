@@ -1,0 +1,75 @@
+"""A network as a graph for Paddle Inference within one process, checked against the network."""
+
+import tempfile
+import time
+
+import paddle
+
+from deploy import engines, exports, old_graph
+from deploy.simplify import simplified
+
+# Making a graph takes about as long as the network itself takes for this number of pixels.
+FEWEST_PIXELS = 100 * 224 ** 2
+CHECKED_IMAGES = 16
+
+
+def graph_pays(images, image_size):
+    """Whether a graph saves time, that of making it included, on square images of a size."""
+    return paddle.device.get_device() == 'cpu' and images * image_size ** 2 >= FEWEST_PIXELS
+
+
+def fast_network(network, description, say):
+    """Make a FastNetwork; where the network cannot be a graph, return the network itself.
+
+    Args:
+        network: maps normalised images `[B, 3, S, S]` to logits.
+        description: its engines.Description.
+        say: called with one line for the log that names what computes.
+    """
+    started = time.perf_counter()
+    network.eval()
+    try:
+        with tempfile.TemporaryDirectory(prefix='t2t_vit-') as folder:
+            exports.write_graph(exports.Deployed(simplified(network)), description, folder)
+            engine = engines.load_engine(folder)    # its files are not needed any longer
+    except Exception as error:    # Paddle raises exceptions of any class
+        say(f'the network computes layer by layer, as it cannot be a graph: '
+            f'{old_graph.reason_of(error)}')
+        return network
+    say(f'made a graph of the network for {engine.backend} in '
+        f'{time.perf_counter() - started:.1f} s (--engine paddle computes without it)')
+    return FastNetwork(network, engine, say)
+
+
+class FastNetwork:
+    """Computes the logits of a network by its graph, if both agree on the first images.
+
+    The first call computes up to CHECKED_IMAGES with both; unless they agree as an export must
+    (exports.disagreement), the network computes everything.
+    """
+
+    training = False
+
+    def __init__(self, network, engine, say):
+        self._network, self._engine, self._say = network, engine, say
+        self._checked = False
+
+    def __call__(self, images):
+        if not self._checked:
+            self._check(images[:CHECKED_IMAGES])
+        return self._engine(images)
+
+    def eval(self):
+        return self
+
+    def _check(self, images):
+        self._checked = True
+        wanted, found = self._network(images).numpy(), self._engine(images).numpy()
+        problem = exports.disagreement(wanted, found)
+        if problem:
+            self._say(f'the network computes layer by layer, as its graph {problem}')
+            self._engine = self._network
+        else:
+            self._say(f'the graph computes: on the first {len(images)} images its logits differ '
+                      'from those of the network by at most '
+                      f'{exports.largest_difference(wanted, found):.1e}')
