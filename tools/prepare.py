@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ROOT / 'config' / 'imagenet_classes.txt'
 VALIDATE = 'val.sh config/t2t_vit_7_official.yaml --weights 71.7_T2T_ViT_7.pth.tar'
 CIFAR_IMAGES = {'train': 50000, 'val': 10000}
-# Bytes of an image whose shorter side is reduced to S, as a part of the published one's, are
-# about (S / 350) squared: see docs/data.md.
+# For the space that --light S needs at most: (S / SHORTER_SIDE) squared of the published bytes. The
+# measured parts are smaller (docs/data.md).
 SHORTER_SIDE = 350
 
 
@@ -152,7 +152,7 @@ def require_space(works, target, journal):
         needed *= min(1.0, (target.light / SHORTER_SIDE) ** 2)
     free = shutil.disk_usage(target.folder).free
     if needed > free:
-        raise DataError(f'{target.folder}: {amount(free)} free, about {amount(needed)} needed; '
+        raise DataError(f'{target.folder}: {amount(free)} free, up to {amount(needed)} needed; '
                         'free some, name another disk, or reduce the images with --light')
     disk = os.statvfs(target.folder)
     inodes = (sum(imagenet.IMAGES[split] for split in target.splits)
