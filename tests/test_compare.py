@@ -31,7 +31,7 @@ def command(folder, *more):
 def compared(tmp_path_factory):
     """A comparison that was stopped in its second run and then repeated; (folder, first's log)."""
     folder = tmp_path_factory.mktemp('compare')
-    write_recipe(folder)
+    write_recipe(folder, 't2t_vit_mini')
     log = folder / 'out' / FOLDERS[1] / 'log.jsonl'
     stopped = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)

@@ -24,7 +24,7 @@ BASE: {root}/config/lit_data.yaml
 DATA_PATH:
     TRAIN_DATASET_LABEL_PATH: "{folder}/train.txt"
     VAL_DATASET_LABEL_PATH: "{folder}/val.txt"
-MODEL: {{NAME: small, IMAGE_SIZE: 32, DROP_RATE: 0.1, DROP_PATH_RATE: 0.1}}
+MODEL: {{NAME: {network}, IMAGE_SIZE: 32, DROP_RATE: 0.1, DROP_PATH_RATE: 0.1}}
 TRAIN: {{TRAIN_BATCH_SIZE: 8, VAL_BATCH_SIZE: 8, LOG_EVERY: 3, VISUALDL: false, SAVE_STEPS: 4,
         VAL_EVERY: 1, LABEL_SMOOTHING: 0.1, ACCUMULATE: 2}}
 MIXUP: {{MIXUP_ALPHA: 0.8, CUTMIX_ALPHA: 1.0}}
@@ -36,12 +36,13 @@ SCHEDULER: {{NUM_EPOCHS: 2, WARMUP_EPOCHS: 1}}
 PROGRAM = 'tests/support/plain.py'    # tools/train.py with the network of this recipe
 
 
-def write_recipe(folder):
+def write_recipe(folder, network='small'):
     """Write a recipe on 100 and 20 images of lit_data; return its path."""
     for part, count in (('train', 100), ('val', 20)):
         lines = (ROOT / 'lit_data' / f'{part}.txt').read_text().splitlines()
         (folder / f'{part}.txt').write_text('\n'.join(lines[::len(lines) // count][:count]) + '\n')
-    (folder / 'recipe.yaml').write_text(RECIPE.format(root=ROOT, folder=folder))
+    (folder / 'recipe.yaml').write_text(RECIPE.format(root=ROOT, folder=folder,
+                                                       network=network))
     return folder / 'recipe.yaml'
 
 
