@@ -11,7 +11,7 @@ HOME = ROOT / 'tools' / 'system' / 'paddle_private.py'
 FILES = [path for folder in ('tools', 'lit_data/draw', 'docs', '.')
          for path in (ROOT / folder).glob('*.py' if folder == '.' else '**/*.py') if path != HOME]
 # Exceptions: Python's own, and the epsilon of nn.LayerNorm, which has this name in all versions.
-PUBLIC = {'_exit', '_replace', '_epsilon'}
+PUBLIC = {'_asdict', '_exit', '_replace', '_epsilon'}
 
 
 def is_private(name):
