@@ -33,6 +33,7 @@ from recipe.precision import Precision
 from recipe.teacher import ExportedTeacher
 from scheduler import Schedule, constant_rates, format_rate, learning_rate
 from system import distributed
+from training.fast import speed_up
 from training.stepper import Groups, Stepper
 from weights.files import WeightsError
 from zoo import published
@@ -543,7 +544,7 @@ def stepper(config, batch_groups, fresh=True):
     computation = precision(config, built, built_optimizer)
     clip = functools.partial(clip_gradients, limit=train.CLIP_NORM)
     return Stepper(
-        built, loss(config), hits, built_optimizer, rate, computation, clip, batch_groups,
+        speed_up(built), loss(config), hits, built_optimizer, rate, computation, clip, batch_groups,
         ema(config, built), train.SEED, config.SCHEDULER.LAST_EPOCHS + 1, config.SCHEDULER.UPDATE,
         train.MAX_BAD_STEPS), loaded, frozen
 

@@ -7,8 +7,14 @@ from paddle.nn import functional as F
 from support.official import FORWARDS, GOLDEN, LABELS, VARIANTS, golden_network, image_batch
 
 from recipe.optimizer import build_optimizer, clip_gradients
+from training.fast import speed_up
 from zoo.golden import name_and_size
 from zoo.names import unfilled
+
+
+def plain(network):
+    """Leave the layers of a network as they are written."""
+    return network
 
 
 @pytest.mark.parametrize('variant', FORWARDS)
@@ -50,9 +56,11 @@ def test_every_official_figure_is_compared():
 
 
 @pytest.mark.parametrize('variant', ['t2t_vit_7', 't2t_vit_t_14'])
-def test_gradients(variant):
+@pytest.mark.parametrize('computed', [plain, speed_up])
+def test_gradients(variant, computed):
     golden = np.load(GOLDEN / f'grad_{variant}.npz')
     network, size = golden_network(variant)
+    computed(network)
     network.eval()
     images = image_batch(size)
     images.stop_gradient = False
@@ -75,10 +83,12 @@ RECIPES = {
 
 
 @pytest.mark.parametrize('recipe', sorted(RECIPES))
-def test_six_steps_of_adamw(recipe):
+@pytest.mark.parametrize('computed', [plain, speed_up])
+def test_six_steps_of_adamw(recipe, computed):
     golden = np.load(GOLDEN / f'adamw_{recipe}_t2t_vit_7.npz')
     options = dict(RECIPES[recipe])
     network, _ = golden_network('t2t_vit_7', frozen=options.pop('frozen'))
+    computed(network)
     network.eval()
     clip_norm = options.pop('clip_norm')
     optimizer = build_optimizer(network, learning_rate=1e-4, **options)

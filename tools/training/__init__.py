@@ -1,6 +1,7 @@
 """How does a run advance and resume?
 
     stepper       updates the weights: accumulate, scale, clip, skip, EMA
+    fast          the same networks with fewer and cheaper operations, on a CPU
     meter         sums, means and times
     folder        a run on disk: lock, checkpoints, weights files, log
     checkpoint    state of a run that its next step depends on
