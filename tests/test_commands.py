@@ -18,8 +18,11 @@ from conftest import ROOT
 from PIL import Image
 
 import build
+import predict
+import zoo
 from config import load_config
 from val import evaluate, top_k_hits
+from weights.files import write_weights
 
 RATE = r'\d+\.\d{4,}'
 STEP_LINE = re.compile(
@@ -321,6 +324,27 @@ def test_prediction_names_classes_and_goes_on_past_a_bad_file(trained, data, tmp
         assert entry['class_id'] == expected.argmax() and len(entry['top']) == 2
         assert entry['top'][0]['probability'] == pytest.approx(expected.max(), abs=1e-4)
         assert entry['top'][0]['name'] == f'class {expected.argmax()}'
+
+
+def test_weights_that_know_few_classes_name_them_where_they_are_unsure(tmp_path, capsys):
+    paddle.seed(0)
+    network = zoo.create_model('t2t_vit_7', img_size=48)    # all classes are equally probable
+    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    image = str(ROOT / 'lit_data/val/n07579787/lit_val_00000097.JPEG')
+
+    def predicted(known, *options):
+        write_weights(tmp_path / 'few.pdparams', state, dict(
+            trained_on='few, 2 classes', known_classes=known))
+        assert predict.main([image, '--weights', str(tmp_path / 'few.pdparams'), *options]) == 0
+        return capsys.readouterr().out
+
+    lines = predicted([1, 923]).splitlines()
+    note = ('low probability: the image may show none of the 2 classes that these weights know')
+    assert lines[-2:] == [f'    {note}', 'These weights know 2 classes: 1 goldfish; 923 plate']
+    assert json.loads(predicted([1, 923], '--json'))['note'] == note
+    # All classes are known, or the file claims something impossible.
+    for known in ([], [1, 1000], [-1], ['plate'], {'1': 2}, 7, None):
+        assert len(predicted(known).splitlines()) == 7
 
 
 # ---- wrong input

@@ -598,28 +598,40 @@ def class_names(config, metadata=None):
 
 
 def training_data(config, samples):
-    """Return a short description of the training data: `lit_data/train, 16 classes`."""
+    """Return metadata of weights that say what they were trained on.
+
+    Returns:
+        dict of trained_on, a text such as `lit_data/train, 16 classes`, and known_classes, the
+        labels of the images in ascending order, or an empty list if all classes have images.
+    """
     folder = '/'.join(Path(config.DATA_PATH.TRAIN_DATASET_PATH).parts[-2:])
-    return f'{folder}, {len(np.unique(samples.labels))} classes'
+    labels = np.unique(samples.labels).tolist()
+    return dict(trained_on=f'{folder}, {len(labels)} classes',
+                known_classes=labels if len(labels) < config.MODEL.NUM_CLASSES else [])
 
 
 def trained_on(config, weights, metadata):
-    """Return a short description of the training data of weights, or an empty string.
+    """Return what weights were trained on, as `training_data` does.
 
-    From the metadata of the file, else from the configuration if its MODEL_PATH is this file.
+    From the metadata of the file, else from the configuration if its MODEL_PATH is this file; an
+    empty text and an empty list if neither says it.
     """
-    description = metadata.get('trained_on')
-    if isinstance(description, str) and description:
-        return printable(description)[:200]
+    unknown = dict(trained_on='', known_classes=[])
+    text, classes = (metadata.get(key) for key in unknown)
+    if isinstance(text, str) and text:
+        count = config.MODEL.NUM_CLASSES
+        valid = isinstance(classes, list) and all(
+            type(label) is int and 0 <= label < count for label in classes)
+        return dict(trained_on=printable(text)[:200], known_classes=classes if valid else [])
     own, paths = config.MODEL_PATH, config.DATA_PATH
     if not own or os.path.abspath(weights) != os.path.abspath(project_path(own)):
-        return ''
+        return unknown
     list_file = paths.TRAIN_DATASET_LABEL_PATH
     try:
         found = sources.find_images(project_path(paths.TRAIN_DATASET_PATH),
                                     project_path(list_file) if list_file else None)
     except DataError:    # the data may be on another machine
-        return ''
+        return unknown
     return training_data(config, found.samples)
 
 

@@ -7,6 +7,7 @@ The export is written only if its outputs on real images agree with those of the
 tools/val.py, tools/predict.py and tools/serve.py run it: `--weights output/exported`.
 """
 
+import dataclasses
 import sys
 
 from system import start
@@ -56,7 +57,7 @@ def main(arguments):
     network, metadata = build.trained_network(config, weights)
     description = build.description(config, metadata, options.format, options.precision,
                                     options.normalise, options.softmax)
-    description.trained_on = build.trained_on(config, weights, metadata)
+    description = dataclasses.replace(description, **build.trained_on(config, weights, metadata))
     difference, same, note = export(network, description, options.out, options.fast, options.opset)
     print(f'{options.out}: {config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, '
           f'{options.format}, {options.precision}; on {sum(CHECK_BATCHES)} images in batches of '

@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+import textwrap
 
 from system import start
 
@@ -54,6 +55,11 @@ def predict(network, transform, paths, decoder='pillow', batch_size=16):
             yield path, None if error else next(probabilities), error
 
 
+def class_label(label, names):
+    """Return a class as `923 plate`: its id and the first of its names, if it has any."""
+    return f'{label} {names[label].split(",")[0]}' if names else str(label)
+
+
 def main(arguments):
     parser = command.parser(__doc__)
     configuration.add_arguments(parser)
@@ -71,10 +77,11 @@ def main(arguments):
     paths = image_files(options.images)
     if not paths:
         raise command.UsageError(f'{" ".join(options.images)}: no images found')
-    network, transform, names, _ = build.open_model(
-        config, build.weights_path(config, options.weights), options.engine)
+    weights = build.weights_path(config, options.weights)
+    network, transform, names, metadata = build.open_model(config, weights, options.engine)
+    known = build.trained_on(config, weights, metadata)['known_classes']
 
-    failed = 0
+    failed = doubtful = 0
     for path, probabilities, error in predict(network, transform, paths,
                                               config.DATA.DECODER, config.TRAIN.VAL_BATCH_SIZE):
         if error:
@@ -84,13 +91,21 @@ def main(arguments):
                 print(json.dumps(dict(image=path, error=str(error))))
             continue
         classes = engines.top_k(probabilities, names, options.top_k)
+        note = engines.doubt(classes[0]['probability'], known)
+        doubtful += bool(note)
         if options.json:
-            print(json.dumps(dict(image=path, class_id=classes[0]['class_id'], top=classes)))
+            print(json.dumps(dict(image=path, class_id=classes[0]['class_id'], top=classes,
+                                  note=note)))
             continue
         print(f'class_id is: {classes[0]["class_id"]}')
         print(path)
         for entry in classes:
             print(f'    {entry["probability"]:.4f}  {entry["class_id"]:>4}  {entry["name"]}')
+        if note:
+            print(f'    {note}')
+    if doubtful and not options.json:
+        listed = '; '.join(class_label(label, names) for label in known)
+        print(textwrap.fill(f'These weights know {len(known)} classes: {listed}', 100))
     return 1 if failed else 0
 
 

@@ -74,16 +74,18 @@ class Classifier:
         transform: its data.transforms.EvalTransform.
         names: class names, or an empty list.
         top_k: number of classes in an answer.
+        known: class ids that the model was trained on, or an empty list for all.
 
     Attributes:
         no_attention: the reason if attention is not available, else empty; set by warm_up().
     """
 
-    def __init__(self, network, transform, names, top_k):
+    def __init__(self, network, transform, names, top_k, known=()):
         self.network = network
         self.transform = transform
         self.names = names
         self.top_k = top_k
+        self.known = known
         self.no_attention = ''
 
     def warm_up(self):
@@ -121,7 +123,8 @@ class Classifier:
     def answer(self, photo, probabilities, attention, wanted):
         """The answer for one image, a dict for JSON; only attention needs `photo`."""
         best = engines.top_k(probabilities, self.names, self.top_k)
-        result = dict(class_id=best[0]['class_id'], top=best)
+        result = dict(class_id=best[0]['class_id'], top=best,
+                      note=engines.doubt(best[0]['probability'], self.known))
         if wanted and attention is None:
             result['attention'] = dict(available=False, reason=self.no_attention)
         elif wanted:
@@ -446,12 +449,12 @@ def main(arguments):
                                      f'{options.port}: {reason}') from error
         weights = build.weights_path(config, options.weights)
         network, transform, names, metadata = build.open_model(config, weights, options.engine)
-        classifier = Classifier(network, transform, names, options.top_k)
-        batcher = Batcher(classifier.run, options.batch_size, options.queue, classifier.warm_up)
         about = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
                      num_classes=config.MODEL.NUM_CLASSES,
-                     trained_on=build.trained_on(config, weights, metadata),
+                     **build.trained_on(config, weights, metadata),
                      engine=engine_name(weights, options))
+        classifier = Classifier(network, transform, names, options.top_k, about['known_classes'])
+        batcher = Batcher(classifier.run, options.batch_size, options.queue, classifier.warm_up)
         host, port = listener.getsockname()[:2]
         print(f'{about["model"]} at {about["image_size"]} pixels, engine {about["engine"]}: '
               f'http://{f"[{host}]" if ":" in host else host}:{port}', flush=True)

@@ -156,8 +156,8 @@ class Training:
         """Write the weights of the epoch; validate them if due and return scores, else None."""
         config, epoch, scores = self.config, self.position.epoch, None
         metadata = dict(model=config.MODEL.NAME, image_size=config.MODEL.IMAGE_SIZE,
-                        class_names=self.class_names, epoch=epoch, trained_on=build.training_data(
-                            config, self.train_loader.dataset.samples))
+                        class_names=self.class_names, epoch=epoch,
+                        **build.training_data(config, self.train_loader.dataset.samples))
         if config.MODEL.NORM_EPSILON:
             metadata['norm_epsilon'] = config.MODEL.NORM_EPSILON
         averages = self.stepper.averages()

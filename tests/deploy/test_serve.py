@@ -31,6 +31,8 @@ pytest.importorskip('waitress', reason='requirements-deploy.txt is not installed
 WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
 IMAGES = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))[::8]
 JPEG = IMAGES[0].read_bytes()
+LIT_CLASSES = sorted({int(line.split()[1]) for line in (
+    ROOT / 'lit_data' / 'train.txt').read_text().splitlines()})
 READ_TIMEOUT = 2.0
 SMALL = ('--max-bytes', 100_000, '--max-pixels', 250_000, '--max-images', 3, '--read-timeout',
          READ_TIMEOUT, '--allow-host', 'demo.test')
@@ -159,7 +161,7 @@ def test_health(service):
     assert status == 200 and headers['Cache-Control'] == 'no-store'
     assert answer == dict(
         status='ok', model='t2t_vit_7', image_size=48, num_classes=1000,
-        trained_on='lit_data/train, 16 classes', engine='paddle',
+        trained_on='lit_data/train, 16 classes', known_classes=LIT_CLASSES, engine='paddle',
         attention=dict(available=True, reason=''), waiting=0, capacity=256,
         limits=dict(bytes=16 << 20, pixels=40_000_000, images=32))
 

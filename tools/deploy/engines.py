@@ -35,6 +35,7 @@ FORMATS = ('paddle', 'onnx')
 PRECISIONS = ('float32', 'bfloat16', 'int8')
 DESCRIPTION = 'inference.yml'
 METADATA_KEY = 'inference.yml'    # of the description in the metadata of an .onnx file
+LOW_PROBABILITY = 0.5             # of the best class; below it an answer gets a note
 LARGEST_DESCRIPTION = 4 << 20     # bytes; enough for a million class names
 # Images per thread in a batch of OpenVINO: few enough that the output of an operation is still in
 # the processor's cache for the next one.
@@ -75,6 +76,8 @@ class Description:
     class_names: list
     paddle: str               # Paddle's version when it was exported
     trained_on: str = ''      # data set; empty in exports of earlier versions
+    # Class ids with training images; empty for all, and in exports of earlier versions.
+    known_classes: list = dataclasses.field(default_factory=list)
 
     def transform(self):
         """The EvalTransform from a PIL image to the graph's input, float32 `[3, S, S]`."""
@@ -111,6 +114,7 @@ def parse_description(text, where):
         refuse('must hold `key: value` lines')
     fields = {field.name: field.type for field in dataclasses.fields(Description)}
     content.setdefault('trained_on', '')
+    content.setdefault('known_classes', [])
     for name, wanted in fields.items():
         if name not in content:
             refuse(f'lacks {name}')
@@ -141,6 +145,9 @@ def parse_description(text, where):
     require('class_names', all(type(name) is str for name in names)
             and len(names) in (0, description.num_classes),
             f'{description.num_classes} texts, or none')
+    require('known_classes', all(type(label) is int and 0 <= label < description.num_classes
+                                 for label in description.known_classes),
+            f'numbers from 0 to {description.num_classes - 1}')
     return description
 
 
@@ -429,3 +436,16 @@ def top_k(probabilities, names, k):
     best = np.argsort(-probabilities, kind='stable')[:k]
     return [dict(class_id=int(label), name=names[label] if names else '',
                  probability=float(probabilities[label])) for label in best]
+
+
+def doubt(probability, known):
+    """Return a note for an answer of low probability by a model that knows few classes, else ''.
+
+    Args:
+        probability: of the best class.
+        known: class ids that the model was trained on; empty: all.
+    """
+    if not known or probability >= LOW_PROBABILITY:
+        return ''
+    return (f'low probability: the image may show none of the {len(known)} classes that these '
+            'weights know')
