@@ -24,7 +24,7 @@ FOLDERS = ('vit_mini_seed1_epochs1', 't2t_vit_mini_seed0_epochs2')
 
 def command(folder, *more):
     return [sys.executable, 'tools/compare.py', *RUNS, '-c', str(folder / 'recipe.yaml'),
-            '--out', str(folder / 'out'), *more]
+            '--out', str(folder / 'out'), '--nproc', '1', *more]
 
 
 @pytest.fixture(scope='module')

@@ -40,7 +40,7 @@ from weights.writer import replacing
 from zoo.macs import count_macs, total_macs
 
 STARTED = time.monotonic()
-TRAIN = Path(__file__).with_name('train.py')
+TOOLS = Path(__file__).parent
 ROUNDS = 6    # of --measure: a training step of every network in each; the first is not counted
 SCORES = {'top1': 'top-1', 'top5': 'top-5', 'ema_top1': 'EMA top-1', 'ema_top5': 'EMA top-5'}
 PROCESSOR_TIME = 'processor_time'    # file in a run's folder: seconds, a line for each process
@@ -116,8 +116,10 @@ def train(run, options, out, limit_hours):
         left = limit_hours - (time.monotonic() - STARTED) / 3600
         overrides.append(f'TRAIN.TIME_LIMIT_HOURS={max(left, 0.001)}')
     before = processor_seconds()
-    process = subprocess.Popen(
-        [sys.executable, str(TRAIN), '-c', options.config, '-o', *overrides])
+    nproc = ['--nproc', str(options.nproc)] if options.nproc else []
+    process = subprocess.Popen([
+        sys.executable, str(TOOLS / 'launch.py'), str(TOOLS / 'train.py'), '--split-batch', *nproc,
+        '--logs', str(out / 'launch' / run.folder), '-c', options.config, '-o', *overrides])
     try:
         code = process.wait()
     except KeyboardInterrupt:    # a signal to stop: train.py saves
@@ -260,6 +262,9 @@ def main(arguments):
                         help='NETWORK, NETWORK:SEED or NETWORK:SEED:EPOCHS')
     parser.add_argument('--out', default='output/comparison', metavar='FOLDER',
                         help='folder of the comparison (default: output/comparison)')
+    parser.add_argument('--nproc', type=int, metavar='N',
+                        help='processes of a run, which share the batch (default: as many as '
+                             'scripts/train.sh starts)')
     parser.add_argument('--measure', action='store_true',
                         help='time training steps instead of training')
     options = parser.parse_args(arguments)
