@@ -11,7 +11,7 @@ of timm, a .pdparams of the Paddle repository, AI Studio, PaddleClas or PaddleVi
 either layout, or a checkpoint of this project; it is recognised by its content. The extension of
 OUT is the format to write: .pdparams, .pth or .safetensors, always with the official names. The
 weight of a Linear is [in, out] in .pdparams, [out, in] in .pth, and set by --layout in
-.safetensors. Arrays keep their data type, float16 and bfloat16 too.
+.safetensors. Arrays keep their data type, float16 and bfloat16 too; --float16 rounds them.
 
 OUT/ is a folder as timm publishes weights: model.safetensors in PyTorch's layout, a README.md and
 config.json, which also needs the evaluation of a configuration: -c, unless IN is published:NAME.
@@ -168,6 +168,29 @@ def logits_with(network, state, source):
         return network(paddle.to_tensor(images)).numpy()
 
 
+def rounded(state, network, source):
+    """Round the floating-point arrays of a state dict to float16.
+
+    Returns:
+        (state dict, largest change of the logits of two random images; nan if weights are missing)
+
+    Raises:
+        WeightsError: if float16 has no place for a value.
+    """
+    result = {}
+    for name, array in widened(state).items():
+        is_float = np.issubdtype(array.dtype, np.floating)
+        if is_float and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+            raise WeightsError(f'{source}: {shown(name)} has values that are too large for '
+                               'float16: leave out --float16')
+        result[name] = array.astype(np.float16) if is_float else array
+    if set(state) != set(network.state_dict()):
+        return result, math.nan
+    change = np.abs(logits_with(network, widened(result), source)
+                    - logits_with(network, widened(state), source)).max()
+    return result, float(change)
+
+
 def compare(network, state, path, target):
     """Read the written file again and compare it with the state dict it was written from.
 
@@ -261,6 +284,7 @@ def main(arguments):
                         'default: the averaged ones (ema) if it has them')
     parser.add_argument('--layout', choices=('paddle', 'pytorch'), help='layout of Linears in a '
                         '.safetensors file; default: paddle')
+    parser.add_argument('--float16', action='store_true', help='round the weights to float16')
     parser.add_argument('--allow-missing', action='store_true',
                         help='convert also if weights of the network are missing')
     parser.add_argument('--drop-unexpected', action='store_true',
@@ -303,6 +327,9 @@ def main(arguments):
     require_fit(fitted, source, options.allow_missing, options.drop_unexpected)
 
     state = {name: array for name, array in fitted.state.items() if name not in fitted.unexpected}
+    if options.float16:
+        state, change = rounded(state, network, source)
+        print(f'    rounded to float16: the logits of two images change by at most {change:.1e}')
     written = names.in_pytorch_layout(state) if layout == 'pytorch' else state
     metadata = {key: value for key, value in metadata.items()
                 if key not in ('layout', 'part', 'arch', 'norm_epsilon', 'LR_Scheduler')}

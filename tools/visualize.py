@@ -15,7 +15,6 @@ start.prepare()    # before Paddle, which reads what it sets
 
 # isort: split
 import numpy as np
-import paddle
 
 import build
 import config as configuration
@@ -100,19 +99,18 @@ def attention(options):
 
 
 def tokens(options):
-    """Draw all channels of the layers that make the tokens, and count those without information.
+    """Draw all channels of some layers, and count those without information.
 
-    It writes LAYER.png for each of these layers, with the channels for the first image, and prints
-    how many of them are dead or saturated over all images: the same all over every image, or of
-    values far above those of the other channels (paper, figure 2).
+    The layers are those that make the tokens and the first, the middle and the last block. For each
+    it writes LAYER.png, with the channels for the first image, and prints how many of them are dead
+    or saturated over all images: the same all over every image, or of values far above those of the
+    other channels (paper, figure 2).
     """
     config, network, transform, paths, folder = opened(options)
     maps, failed = {}, []
     for _, image in decoded(paths, config, failed):
-        with paddle.no_grad(), network.recording() as record:
-            network(paddle.to_tensor(transform(image)[None]))
-        for layer, grid in record.feature_maps.items():    # (1, C, side, side)
-            maps.setdefault(layer, []).append(grid.numpy())
+        for layer, grid in channels.grids(network, transform(image)[None]).items():
+            maps.setdefault(layer, []).append(grid)                # (1, C, side, side)
     for layer, grids in maps.items():
         judged = channels.judge(np.concatenate(grids))
         target = folder / f'{layer}.png'
@@ -148,7 +146,7 @@ def main(arguments):
     commands = parser.add_subparsers(required=True, metavar='attention | tokens | curves')
     for name, run, text in (
             ('attention', attention, 'attention maps of images'),
-            ('tokens', tokens, 'feature maps of the first layers')):
+            ('tokens', tokens, 'feature maps of layers and blocks')):
         sub = command.sub_command(commands, name, run, text)
         configuration.add_arguments(sub)
         sub.add_argument('images', nargs='*', metavar='IMAGE',

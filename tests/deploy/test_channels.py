@@ -10,7 +10,7 @@ from PIL import Image
 
 import visualize
 import zoo
-from deploy.channels import FRAMES, GAP, judge, mosaic
+from deploy.channels import FRAMES, GAP, grids, judge, mosaic
 
 IMAGES = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))[::40]
 TILE = 32 + 2 * GAP
@@ -60,8 +60,12 @@ def test_the_command_counts_over_all_images_and_draws_the_first(damaged_vit, tmp
                     '-o', 'MODEL.NAME=vit_mini', '--weights', str(damaged_vit),
                     '--out', str(tmp_path / 'out')])
     target = tmp_path / 'out' / 'patch_embed.proj.png'
-    assert capsys.readouterr().out == (f'{target}: 128 channels: 5 dead (3.9 %), 3 saturated '
-                                       f'(2.3 %) over {len(IMAGES)} image(s)\n')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (f'{target}: 128 channels: 5 dead (3.9 %), 3 saturated (2.3 %) over '
+                        f'{len(IMAGES)} image(s)')
+    # A block adds to its input; the norms of the others hide no channel that is too large.
+    assert [re.match(rf'{tmp_path}/out/(\S+)\.png: 128 channels: \d+ dead .* 3 saturated', line)[1]
+            for line in lines[1:]] == ['blocks.0', 'blocks.3', 'blocks.6']
     picture = np.asarray(Image.open(target))
     assert picture.shape == (8 * TILE, 16 * TILE, 3)
     frames = picture[::TILE, ::TILE].reshape(-1, 3)
@@ -78,3 +82,25 @@ def test_the_command_goes_on_behind_an_unreadable_image(tmp_path, capsys):
     assert re.findall(r'(\S+)\.png: 64 channels:', shown) == [
         str(tmp_path / 'out' / f'tokens_to_token.attention{number}') for number in (1, 2)]
     assert 'over 1 image(s)' in shown
+
+
+@pytest.mark.parametrize('name', ['pit_ti_distilled', 't2t_vit_dense'])
+def test_grids_are_the_tokens_of_the_blocks_without_prefix_tokens(name):
+    network = zoo.create_model(name, num_classes=2, img_size=64)
+    network.eval()
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype='float32')
+    found = grids(network, images)
+    for layer, grid in found.items():
+        assert grid.shape[0] == 2 and grid.shape[2] == grid.shape[3], layer
+    # What the last norm gets: the same tokens, in rows.
+    seen = []
+    handle = network.norm.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    with paddle.no_grad():
+        network(paddle.to_tensor(images))
+    handle.remove()
+    last = list(found.values())[-1]
+    if seen[0].shape[1] > network.num_prefix_tokens:    # PiT's norm gets the prefix tokens only
+        tokens = seen[0][:, network.num_prefix_tokens:].numpy()
+        np.testing.assert_array_equal(last.transpose(0, 2, 3, 1).reshape(tokens.shape), tokens)
+    else:
+        assert last.shape[1:] == (256, 2, 2)

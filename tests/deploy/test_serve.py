@@ -93,7 +93,7 @@ def agree(answer, expected):
 def test_answers_equal_those_of_predict(service, predicted):
     for path, expected in predicted:
         status, _, answer = service.predict(path.read_bytes())
-        assert status == 200 and set(answer) == {'class_id', 'top'}, path
+        assert status == 200 and set(answer) == {'class_id', 'top', 'note'}, path
         agree(answer, expected)
     assert len({expected['class_id'] for _, expected in predicted}) > 10
 

@@ -92,6 +92,28 @@ def test_converting_through_every_format_changes_no_bit(tmp_path, small, capsys)
                             else array for name, array in small.items()})
 
 
+def test_weights_rounded_to_float16(tmp_path, small, capsys):
+    write_weights(tmp_path / 'a.pdparams', small, {})
+    convert_file(tmp_path / 'a.pdparams', tmp_path / 'half.safetensors', '--float16')
+    said = capsys.readouterr().out
+    assert 'the logits of two images are equal bit by bit' in said, 'those of the rounded weights'
+    state, _ = read_weights(tmp_path / 'half.safetensors', widen=False)
+    exact, _ = read_weights(tmp_path / 'a.pdparams')
+    for name, array in exact.items():
+        assert state[name].dtype == np.float16 and state[name].shape == array.shape
+        np.testing.assert_allclose(state[name], array, rtol=2 ** -11, atol=2 ** -25)
+    assert (tmp_path / 'half.safetensors').stat().st_size < 2.1 * sum(map(np.size, small.values()))
+    printed = float(re.search(r'change by at most (\S+)', said)[1])
+    network = zoo.create_model('t2t_vit_7', img_size=32, num_classes=5)
+    changed, before = (convert.logits_with(network, weights, 'a') for weights in (state, exact))
+    assert printed == pytest.approx(np.abs(changed - before).max(), rel=0.1) and printed > 0
+
+    write_weights(tmp_path / 'large.pdparams', dict(small, cls_token=small['cls_token'] + 7e4), {})
+    with pytest.raises(WeightsError, match='cls_token has values that are too large for float16'):
+        convert_file(tmp_path / 'large.pdparams', tmp_path / 'b.safetensors', '--float16')
+    assert not (tmp_path / 'b.safetensors').exists()
+
+
 def is_linear(item):
     return is_linear_weight(item[0], item[1].shape)
 

@@ -1,17 +1,21 @@
 """Channels of feature maps that carry no information, and pictures of all channels.
 
-    judged = judge(maps)                      # maps [images, C, side, side]
-    mosaic(maps[0], judged).save('maps.png')
+    maps = grids(network, images)['blocks.0']    # [images, C, side, side]
+    mosaic(maps[0], judge(maps)).save('maps.png')
 
 The paper (figure 2) shows many feature maps of ViT that are zero or too large, few of T2T-ViT.
 Here a channel is dead if it is the same all over every image, and saturated if its values are far
 above those of the other channels.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
+import paddle
 from PIL import Image
+
+from common import Block, tokens_to_grid
 
 DEAD = 0.1         # of the median channel's standard deviation over positions
 SATURATED = 10     # times the median channel's mean absolute value
@@ -31,6 +35,39 @@ class Judged(NamedTuple):
         parts = [f'{marked.sum()} {name} ({100 * marked.mean():.1f} %)'
                  for name, marked in self._asdict().items()]
         return f'{count} channels: {", ".join(parts)}'
+
+
+def grids(network, images):
+    """Compute the feature maps of the layers that make the tokens and of three blocks.
+
+    Args:
+        network: a network of the zoo, in evaluation mode.
+        images: float32 `[B, 3, S, S]`, normalised.
+
+    Returns:
+        {layer name: array `[B, C, side, side]`}; the first, middle and last block come last. Prefix
+        tokens are left out.
+    """
+    blocks = [(name, layer) for name, layer in network.named_sublayers()
+              if isinstance(layer, Block)]
+    chosen = dict(blocks[index] for index in (0, len(blocks) // 2, -1)) if blocks else {}
+    found, handles = {}, []
+
+    def keep(name):
+        def hook(layer, inputs, output):
+            tokens = output[:, network.num_prefix_tokens:]                 # (B, N, C)
+            found[name] = tokens_to_grid(tokens, math.isqrt(tokens.shape[1])).numpy()
+        return hook
+
+    for name, layer in chosen.items():
+        handles.append(layer.register_forward_post_hook(keep(name)))
+    try:
+        with paddle.no_grad(), network.recording() as record:
+            network(paddle.to_tensor(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {**{name: grid.numpy() for name, grid in record.feature_maps.items()}, **found}
 
 
 def judge(maps):
