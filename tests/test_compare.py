@@ -96,11 +96,12 @@ def test_the_tables_have_the_figures_and_the_curves_the_networks(compared):
 def test_means_are_those_of_runs_with_equal_epochs():
     network = dict(network='a', parameters=2_000_000, macs=3_000_000, images_per_second=None)
     runs = [dict(network='a', seed=seed, epochs=epochs, steps=9, top1=top1, top5=50.0,
-                 processor_hours=None)
+                 processor_hours=None, validation_images=2500)
             for seed, epochs, top1 in ((0, 2, 30.0), (1, 2, 31.0), (2, 2, 30.2), (0, 4, 40.0))]
     rows = compare.as_markdown(dict(networks=[network], runs=runs)).splitlines()
     assert rows[2] == '| a | 2.00 M | 3 M | - | 2 | 3 | 30.40 ± 0.50 | 50.00 ± 0.00 |'
     assert rows[3] == '| a | 2.00 M | 3 M | - | 4 | 1 | 40.00 | 50.00 |'
+    assert 'standard error of up to 0.98 points' in rows[-1]    # (0.4 * 0.6 / 2500) ** 0.5
 
 
 def test_measured_speeds_enter_the_table(compared, capsys):

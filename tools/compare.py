@@ -240,7 +240,16 @@ def as_markdown(content):
           *(f'{run[key]:.2f}' for key in keys),
           '-' if run['processor_hours'] is None else f'{run["processor_hours"]:.2f}']
          for run in content['runs']]))
+    error = max((standard_error(run) for run in content['runs']), default=0)
+    tables.append('Means over seeds are given with half of their range. A single top-1 has a '
+                  f'standard error of up to {error:.2f} points, as its images are a sample.\n')
     return '\n'.join(tables)
+
+
+def standard_error(run):
+    """Return the standard error of a run's top-1, a binomial proportion, in points."""
+    share = run['top1'] / 100
+    return 100 * math.sqrt(share * (1 - share) / run['validation_images'])
 
 
 def spread(values):
