@@ -251,7 +251,9 @@ def measure(rows, options, make_worker=make_worker):
 
 
 def make_exports(rows, options, make_worker=make_worker):
-    """Write the exports that rows need, each in a process; a failure sets the `error` of rows."""
+    """Write the exports that rows need, each in a process; a failure sets the `error` of rows.
+
+    What PyTorch needs are the weights as arrays."""
     failed = {}
     for row in rows:
         path = row.request.get('export')
@@ -656,7 +658,7 @@ def main(arguments):
     model = describe_model(config, options.weights)
     with tempfile.TemporaryDirectory() as folder:
         rows = plan(options, folder)
-        make_exports(rows['engines'], options)
+        make_exports(rows['engines'] + rows['training'], options)
         measure([row for group in rows.values() for row in group], options)
     content = report(rows, machine(options.threads), model, options)
     if options.json:
