@@ -48,11 +48,3 @@ def uninterrupted(recipe, tmp_path_factory):
 def slow_steps(monkeypatch):
     """Runs of `recipe` take a tenth of a second for a step, which leaves time to send signals."""
     monkeypatch.setenv('SECONDS_A_STEP', '0.1')
-
-
-@pytest.fixture(params=['pillow', 'opencv'])
-def decoder(request):
-    """Each decoder; OpenCV's only if it is installed."""
-    if request.param == 'opencv':
-        pytest.importorskip('cv2')
-    return request.param

@@ -119,7 +119,7 @@ def test_wrong_states_pixels_and_numbers_fail(tmp_path, monkeypatch):
     fill_batch = loader.fill_batch    # in this process only
     monkeypatch.setattr(loader, 'fill_batch', brighter)
     outcome, text, _ = check.run_check('loader', tmp_path)
-    assert outcome == 'failed' and 'pillow: two processes read other pixels than one' in text
+    assert outcome == 'failed' and 'exact: two processes read other pixels than one' in text
 
 
 @pytest.mark.parametrize('dtype', sorted(check.HALF))

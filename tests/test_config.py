@@ -12,7 +12,16 @@ import yaml
 
 import build
 import config as configuration
-from config import DEFAULTS, FREE_KEYS, KEYS, ROOT, ConfigError, load_config, save_config
+from config import (
+    DEFAULTS,
+    FORMER_VALUES,
+    FREE_KEYS,
+    KEYS,
+    ROOT,
+    ConfigError,
+    load_config,
+    save_config,
+)
 from system import settings
 from training.checkpoint import CheckpointError, compare_runs
 
@@ -67,9 +76,11 @@ def test_the_file_of_the_paddle_repository_works_unchanged(tmp_path):
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('config/*.yaml')), ids=lambda path: path.name)
 def test_shipped_files_load_and_have_complete_headers(path):
-    load_config(path)
+    config = load_config(path)
     header = path.read_text().split('\n\n')[0]
     assert header.startswith('# ')
+    if 'published' in header and 'no figure was published, and none' not in header:
+        assert f'Decoder: {config.DATA.DECODER}' in header
     for word in ('bash scripts/', 'Hardware:', 'Expected:', 'Source:'):
         assert word in header, f'the first paragraph of {path.name} does not say {word}'
 
@@ -256,7 +267,7 @@ class TestResuming:
         return dict(config=json.loads(json.dumps(dataclasses.asdict(config))), paddle='3.3.1')
 
     def compare(self, before, now, force=False):
-        return compare_runs(before, now, 'a.ckpt', force, FREE_KEYS, DEFAULTS)
+        return compare_runs(before, now, 'a.ckpt', force, FREE_KEYS, DEFAULTS, FORMER_VALUES)
 
     def test_free_keys_are_reported_and_others_refused(self):
         before, now = self.run(), self.run(TRAIN_0_LOG_EVERY=7)
@@ -274,6 +285,17 @@ class TestResuming:
         before['config']['TRAIN']['GONE'] = [0.9, 0.5]
         with pytest.raises(CheckpointError, match='TRAIN.GONE was'):
             self.compare(before, now)
+
+    @pytest.mark.parametrize('former', ['pillow', 'opencv'])
+    def test_former_values_mean_present_ones(self, former):
+        """In files, and in checkpoints of earlier versions."""
+        assert load_config('config/lit_data.yaml', [f'DATA.DECODER={former}']).DATA.DECODER == (
+            'exact')
+        before = self.run()
+        before['config']['DATA']['DECODER'] = former
+        assert self.compare(before, self.run()) == []
+        with pytest.raises(CheckpointError, match='DATA.DECODER was exact and is fast'):
+            self.compare(before, self.run(DATA_0_DECODER='fast'))
 
 
 def test_earlier_files_may_contain_removed_keys_at_their_defaults(tmp_path):

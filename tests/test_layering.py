@@ -113,5 +113,5 @@ def test_broken_rules_are_detected():
 
 def test_no_module_has_the_name_of_a_dependency():
     known = set(getattr(sys, 'stdlib_module_names', ())) | {
-        'paddle', 'numpy', 'yaml', 'PIL', 'cv2', 'visualdl', 'tqdm', 'pytest'}
+        'paddle', 'numpy', 'yaml', 'PIL', 'cv2', 'simplejpeg', 'visualdl', 'tqdm', 'pytest'}
     assert not known & {package_of(name) for name in MODULES}

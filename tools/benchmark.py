@@ -44,6 +44,13 @@ from system.rendezvous import Assignment, free_ports
 from zoo.macs import count_macs, total_macs
 
 SCHEMA = 3
+# What the loaders are compared with PyTorch's at: one process that reads up to MOST_FILES images.
+MOST_FILES = 1000
+CROP = ['DATA.TRAIN_CROP=resized', 'DATA.TRAIN_SCALE=[0.08, 1]', 'DATA.TRAIN_RATIO=[0.75, 1.3333]',
+        'DATA.FLIP=0.5', 'DATA.COLOR_JITTER=0']
+RECIPES = {'plain': [*CROP, 'DATA.TRAIN_INTERPOLATION=bilinear', 'DATA.AUTO_AUGMENT='],
+           'official': [*CROP, 'DATA.TRAIN_INTERPOLATION=random',
+                        'DATA.AUTO_AUGMENT=rand-m9-mstd0.5-inc1']}
 PARTS = ('model', 'latency', 'throughput', 'training', 'loader')
 HERE = Path(__file__).resolve().parent
 PAUSE = 0.3    # seconds between calls: idle threads of some engines spin for 0.2 s
@@ -311,8 +318,19 @@ def plan(options, folder):
             add('training', f'paddle, {processes} process' + 'es' * (processes > 1), ('training',),
                 run='training', engine='paddle', precision='float32', processes=processes)
     for workers in range(options.workers + 1) if 'loader' in options.parts else ():
-        add('loader', f'loader, {workers} processes', ('loader',), run='loader', engine='paddle',
+        add('loader', f'{workers} processes', ('loader',), run='loader', engine='paddle',
             workers=workers)
+    if 'loader' in options.parts and 'pytorch' in options.engines:
+        config = build.load_config(options.config, options.override)
+        samples = build.train_loader(config).dataset.samples
+        files = [samples[index][0] for index in range(min(len(samples), MOST_FILES))]
+        for recipe, keys in RECIPES.items():
+            add('loader', f'{recipe} recipe, pytorch', ('loader',), run='loader', engine='pytorch',
+                recipe=recipe, image_size=config.MODEL.IMAGE_SIZE, files=files)
+            for decoder in ('exact', 'fast'):
+                add('loader', f'{recipe} recipe, {decoder}', ('loader',), run='loader',
+                    engine='paddle', recipe=recipe, workers=0,
+                    override=[*options.override, *keys, f'DATA.DECODER={decoder}'])
     return rows
 
 
@@ -404,7 +422,8 @@ def report(rows, about, model, options):
     """All results as a dict, the content of the JSON file.
 
     Times and rates are dicts of median, quartiles, range and count over the timed calls.
-    `speed_ratio`, the speed relative to `compared_with` (in training, to the first row there), and
+    `speed_ratio`, the speed relative to `compared_with` (in training, to the first row there; of
+    loaders, to the first row of the same recipe), and
     `share_of_limit`, the FLOP/s (two per MAC) relative to the fastest matrix products, compare
     within a round; they are medians over the rounds. `difference` is the largest difference of a
     logit from `compared_with`, relative to the
@@ -457,8 +476,15 @@ def report(rows, about, model, options):
                     share_of_limit=share(limits, row, 'training', MACS_OF_TRAINING * macs, images))
 
     def loader(row):
-        return dict(name=row.name, error=row.error, workers=row.request['workers'],
-                    images_per_second=spread([batch / s for s in all_seconds(row, 'loader')]))
+        seconds, recipe = all_seconds(row, 'loader'), row.request.get('recipe')
+        peer = next((other for other in rows['loader']
+                     if recipe and other.request.get('recipe') == recipe and not other.error), None)
+        ratio = None
+        if seconds and peer:
+            ratio = float(np.median(peer.medians('loader') / row.medians('loader')))
+        return dict(name=row.name, error=row.error, workers=row.request.get('workers'),
+                    recipe=recipe, speed_ratio=ratio, difference=row.about.get('difference'),
+                    images_per_second=spread([batch / s for s in seconds]))
 
     return dict(
         schema=SCHEMA, machine=about, model=model,
@@ -513,8 +539,9 @@ def as_text(content, name, size, per_layer=False):
              percent(row['share_of_limit']), number(row['peak_memory_mib']), *failure(row)]
             for row in content['training']])]
     if content['loader']:
-        lines += ['', *table([['loader', 'images/s', '']] + [
-            [f'{row["workers"]} processes', *spread_cells(row['images_per_second']), *failure(row)]
+        lines += ['', *table([['loader', 'images/s', '', 'speed', 'differs, of 255']] + [
+            [row['name'], *spread_cells(row['images_per_second']), times(row['speed_ratio']),
+             '' if row['difference'] is None else f'{row["difference"]:.2f}', *failure(row)]
             for row in content['loader']])]
     return '\n'.join(lines)
 

@@ -216,7 +216,11 @@ def run_loader(request):
     torch.set_num_threads(1)
     size, files = request['image_size'], request['files']
     if request['recipe'] == 'official':
+        from PIL import ImageOps
         from timm.data import create_transform
+        # timm asks for 0 bits at full strength, which Pillow refuses from 13 on.
+        posterize = ImageOps.posterize
+        ImageOps.posterize = lambda image, bits: posterize(image, max(bits, 1))
         transform = create_transform(size, is_training=True, use_prefetcher=True,
                                      auto_augment='rand-m9-mstd0.5-inc1', interpolation='random')
     else:

@@ -290,25 +290,28 @@ def train_loader(config):
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.TRAIN_DATASET_PATH, paths.TRAIN_DATASET_LABEL_PATH,
                    train_transform(config), batch_size(config),
-                   share(config, train.TRAIN_NUM_WORKS), 'train', 'replace', shuffle=True,
-                   drop_last=train.DROP_LAST, repeats=train.REPEATED_AUGMENT)
+                   share(config, train.TRAIN_NUM_WORKS), 'train', 'replace', config.DATA.DECODER,
+                   lambda epoch: epoch + 1 if epoch + 1 < config.SCHEDULER.NUM_EPOCHS else None,
+                   shuffle=True, drop_last=train.DROP_LAST, repeats=train.REPEATED_AUGMENT)
 
 
-def eval_loader(config, transform=None, images=None):
+def eval_loader(config, transform=None, images=None, again=False):
     """Return a Loader of validation batches in list order; unreadable images have label -1.
 
     Args:
         transform: replaces that of the configuration, for an export with its own.
         images: the data.images.Images below VAL_DATASET_PATH; default: those of DATA_PATH.
+        again: whether it will be iterated several times: then its workers live on and read ahead.
     """
     paths, train = config.DATA_PATH, config.TRAIN
     return _loader(config, paths.VAL_DATASET_PATH, paths.VAL_DATASET_LABEL_PATH,
                    transform or eval_transform(config), share(config, train.VAL_BATCH_SIZE),
-                   share(config, train.VAL_NUM_WORKS), 'val', 'blank', images)
+                   share(config, train.VAL_NUM_WORKS), 'val', 'blank', 'exact',
+                   lambda epoch: epoch if again else None, images)
 
 
 def _loader(config, folder, list_file, transform, batch_size, num_workers, split, bad_images,
-            found=None, **order):
+            decoder, following, found=None, **order):
     folder = project_path(folder)
     if found is None:
         # A class missing in validation must not change the labels of the others.
@@ -319,12 +322,12 @@ def _loader(config, folder, list_file, transform, batch_size, num_workers, split
                                     classes=classes, read_ahead=config.DATA.SHARD_WINDOW > 0)
     # Images that a file lists lie beside it.
     root = os.path.dirname(folder) if os.path.isfile(folder) and not found.opener else folder
-    images = ImageDataset(found.samples, transform, config.DATA.DECODER, config.TRAIN.SEED, root,
+    images = ImageDataset(found.samples, transform, decoder, config.TRAIN.SEED, root,
                           bad_images, found.opener)
     sampler = EpochBatchSampler(
         images, batch_size, num_replicas=distributed.world_size(), rank=distributed.rank(),
         seed=config.TRAIN.SEED, shard=found.shard, window=config.DATA.SHARD_WINDOW, **order)
-    return Loader(images, sampler, num_workers, config.TRAIN.LOADER_TIMEOUT)
+    return Loader(images, sampler, num_workers, config.TRAIN.LOADER_TIMEOUT, following)
 
 
 def batch_transform(config):

@@ -4,15 +4,8 @@ import numpy as np
 from paddle.io import Dataset, DistributedBatchSampler
 from PIL import Image
 
-from data import DataError
-from data.decode import (
-    ImageError,
-    decode_bytes,
-    decode_image,
-    import_opencv,
-    name_bad_images,
-    printable,
-)
+from data import DataError, jpeg
+from data.decode import ImageError, decode_bytes, name_bad_images, printable, read_image_file
 from data.samples import Samples
 
 
@@ -28,9 +21,10 @@ class ImageDataset(Dataset):
 
     Args:
         samples: Samples, or any sequence of (path, label); with an opener, of (name, label).
-        transform: called with a PIL RGB image and a numpy Generator; returns an array [3, H, W].
-            Its image_size and dtype are those of the result.
-        decoder: 'pillow' or 'opencv'.
+        transform: called with an image and a numpy Generator; returns an array [3, H, W]. Its
+            image_size and dtype are those of the result.
+        decoder: 'exact': the transform gets PIL RGB images. 'fast': of a JPEG that data.jpeg is
+            made for it gets a Jpeg, which decodes only what a random crop needs.
         seed: an int, not negative.
         root: the folder that all paths must be in; None allows all paths.
         bad_images: what to do with an unreadable file. 'raise' raises its ImageError. 'replace'
@@ -40,16 +34,18 @@ class ImageDataset(Dataset):
             uint8 [H, W, 3], or the bytes of an image file (see data.images.Images).
 
     Raises:
-        DataError: if the decoder is unknown or not installed.
+        DataError: if the packages for 'fast' are not installed.
     """
 
-    def __init__(self, samples, transform, decoder='pillow', seed=0, root=None,
+    def __init__(self, samples, transform, decoder='exact', seed=0, root=None,
                  bad_images='raise', opener=None):
         super().__init__()
-        import_opencv(decoder)    # raises before the first image is read
-        choices = ('raise', 'replace', 'blank')
-        if bad_images not in choices:
-            raise ValueError(f'bad_images must be one of {choices}, not {bad_images!r}')
+        for name, value, choices in (('decoder', decoder, ('exact', 'fast')),
+                                     ('bad_images', bad_images, ('raise', 'replace', 'blank'))):
+            if value not in choices:
+                raise ValueError(f'{name} must be one of {choices}, not {value!r}')
+        if decoder == 'fast':
+            jpeg.libraries()    # raises before the first image is read
         self.samples = samples if isinstance(samples, Samples) else Samples(root, samples)
         self.transform = transform
         self.decoder = decoder
@@ -75,16 +71,14 @@ class ImageDataset(Dataset):
         label = self.samples[index][1]
         bad = {}
         for candidate in self._candidates(index):
+            # The key determines the augmentation of a replacement, too.
+            rng = np.random.default_rng((self.seed, epoch, index, *filter(None, repetition)))
             try:
-                image = self.open(candidate)
+                return self.transform(self.open(candidate), rng), (label, bad)
             except ImageError as error:
                 if self.bad_images == 'raise':
                     raise
                 bad[self.samples[candidate][0]] = printable(str(error))
-                continue
-            # The key determines the augmentation of a replacement, too.
-            rng = np.random.default_rng((self.seed, epoch, index, *filter(None, repetition)))
-            return self.transform(image, rng), (label, bad)
         if self.bad_images == 'replace':
             raise ImageError(f'no image of class {label} can be read: '
                              f'{name_bad_images(list(bad.values()), 3)}')
@@ -92,18 +86,17 @@ class ImageDataset(Dataset):
         return np.zeros((3, size, size), self.transform.dtype), (-1, bad)
 
     def open(self, index):
-        """The decoded image of a sample, a PIL image of mode RGB.
+        """The image of a sample: a PIL image of mode RGB, or a Jpeg.
 
         Raises:
             ImageError: if it cannot be read.
         """
         name = self.samples[index][0]
-        if self.opener is None:
-            return decode_image(name, self.decoder, self.root)
-        content = self.opener(index)
+        content = read_image_file(name, self.root) if self.opener is None else self.opener(index)
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)
-        return decode_bytes(content, name, self.decoder)
+        image = jpeg.open_jpeg(content, name) if self.decoder == 'fast' else None
+        return image or decode_bytes(content, name)
 
     def _candidates(self, index):
         """Yield the index of a sample, then the indices of its replacements."""
@@ -182,14 +175,14 @@ class EpochBatchSampler(DistributedBatchSampler):
         return min(self.batch_size, self.num_samples - batch * self.batch_size)
 
     def __iter__(self):
-        return self.batches(self.start_batch)
+        return self.batches(self.epoch, self.start_batch)
 
-    def order(self):
-        """The indices of the dataset in the order of the epoch, int64 [N]."""
+    def order(self, epoch):
+        """The indices of the dataset in the order of an epoch, int64 [N]."""
         # The base class has no seed, and increments the epoch with every iteration.
         order = np.arange(len(self.dataset))
         if self.shuffle:
-            rng = np.random.default_rng((self.seed, self.epoch))
+            rng = np.random.default_rng((self.seed, epoch))
             rng.shuffle(order)
             if self.window and self.shard is not None:
                 places = rng.permutation(self.shard.max() + 1)
@@ -197,9 +190,9 @@ class EpochBatchSampler(DistributedBatchSampler):
                 order = order[np.argsort(windows[order], kind='stable')]
         return order
 
-    def batches(self, start):
-        """Yield the epoch's batches from number `start` on."""
-        order = self.order()
+    def batches(self, epoch, start=0):
+        """Yield an epoch's batches from number `start` on."""
+        order = self.order(epoch)
         global_size = self.batch_size * self.nranks
         for batch in range(start, len(self)):
             places = np.arange(batch * global_size,
@@ -207,8 +200,8 @@ class EpochBatchSampler(DistributedBatchSampler):
             if self.repeats == 1:
                 local = np.split(places, self.nranks)[self.local_rank]
                 # Padding samples wrap around to the start of the order.
-                yield [(self.epoch, int(index)) for index in order[local % len(order)]]
+                yield [(epoch, int(index)) for index in order[local % len(order)]]
             else:
                 local = places[self.local_rank::self.nranks]
-                yield [(self.epoch, int(index), int(repetition)) for index, repetition
+                yield [(epoch, int(index), int(repetition)) for index, repetition
                        in zip(order[local // self.repeats], local % self.repeats)]

@@ -24,14 +24,13 @@ from deploy import engines
 from system import command
 
 
-def predict(network, transform, paths, decoder='pillow', batch_size=16):
+def predict(network, transform, paths, batch_size=16):
     """Classify image files.
 
     Args:
         network: a network of the zoo, or an engines.Engine.
         transform: its data.transforms.EvalTransform.
         paths: image files.
-        decoder: 'pillow' or 'opencv'.
         batch_size: largest number of images in a batch.
 
     Yields:
@@ -43,7 +42,7 @@ def predict(network, transform, paths, decoder='pillow', batch_size=16):
         results = []
         for path in paths[first:first + batch_size]:
             try:
-                results.append((path, transform(decode_image(path, decoder)), None))
+                results.append((path, transform(decode_image(path)), None))
             except ImageError as error:
                 results.append((path, None, error))
         images = [image for _, image, error in results if error is None]
@@ -83,7 +82,7 @@ def main(arguments):
 
     failed = doubtful = 0
     for path, probabilities, error in predict(network, transform, paths,
-                                              config.DATA.DECODER, config.TRAIN.VAL_BATCH_SIZE):
+                                              config.TRAIN.VAL_BATCH_SIZE):
         if error:
             failed += 1
             print(f'error: {error}', file=sys.stderr)

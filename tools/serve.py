@@ -146,15 +146,13 @@ class Application:
         batcher: a deploy.batcher.Batcher of its `run`.
         about: dict with the model's fields in /health.
         limits: the namespace of the command's options.
-        decoder: DATA.DECODER.
     """
 
-    def __init__(self, classifier, batcher, about, limits, decoder):
+    def __init__(self, classifier, batcher, about, limits):
         self.classifier = classifier
         self.batcher = batcher
         self.about = about
         self.limits = limits
-        self.decoder = decoder
         # More decoders than cores only need memory: an image of 40 million pixels takes 120 MB.
         self.decoders = threading.BoundedSemaphore(start.available_cores())
         self.page = PAGE.read_bytes()
@@ -271,7 +269,7 @@ class Application:
         if not self.decoders.acquire(timeout=seconds_until(deadline)):
             raise FutureTimeout
         try:
-            photo = decode_bytes(data, name, self.decoder, self.limits.max_pixels)
+            photo = decode_bytes(data, name, self.limits.max_pixels)
             pixels = self.classifier.transform(photo)
             photo.thumbnail((1024, 1024))    # enough for an overlay
             return photo if wanted else None, pixels, None
@@ -459,7 +457,7 @@ def main(arguments):
         print(f'{about["model"]} at {about["image_size"]} pixels, engine {about["engine"]}: '
               f'http://{f"[{host}]" if ":" in host else host}:{port}', flush=True)
         # A thread for every place in the queue, and some for answers of 503 and the page.
-        web.serve(Application(classifier, batcher, about, options, config.DATA.DECODER), listener,
+        web.serve(Application(classifier, batcher, about, options), listener,
                   options.queue + 16, options.max_bytes, options.read_timeout, stop.reason)
         batcher.close()
         print(f'stopped: {stop.reason()}', flush=True)

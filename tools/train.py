@@ -69,7 +69,8 @@ class Training:
         self.config = config
         self.folder = RunFolder(configuration.project_path(config.TRAIN.OUTPUT_DIR),
                                 config.TRAIN.KEEP_CHECKPOINTS)
-        self.train_loader, self.eval_loader = build.train_loader(config), build.eval_loader(config)
+        self.train_loader, self.eval_loader = build.train_loader(config), build.eval_loader(
+            config, again=True)
         self.groups = build.groups(config, self.train_loader)
         self.steps, self.epochs = len(self.groups), config.SCHEDULER.NUM_EPOCHS
         self.prepare, self.class_names = build.batch_transform(config), build.class_names(config)
@@ -312,7 +313,8 @@ class Training:
         """Restore the state of a checkpoint; return notes for the log. See RunFolder.resume."""
         check_state(state, path)
         notes = distributed.everywhere(compare_runs, state['identity'], self.identity, path, force,
-                                       configuration.FREE_KEYS, configuration.DEFAULTS)
+                                       configuration.FREE_KEYS, configuration.DEFAULTS,
+                                       configuration.FORMER_VALUES)
         saved = dict(state['position'])
         self.build_stepper(saved['epoch'], saved['step'], fresh=False)
         self.stepper.restore(arrays, saved.pop('skipped_steps'), state.get('loss_scale'), path)

@@ -68,11 +68,11 @@ def opened(options):
     return config, network, build.eval_transform(config), paths, folder
 
 
-def decoded(paths, config, failed):
+def decoded(paths, failed):
     """Yield (path, PIL image); print the error of an unreadable one and add it to `failed`."""
     for path in paths:
         try:
-            yield path, decode_image(path, config.DATA.DECODER)
+            yield path, decode_image(path)
         except ImageError as error:
             failed.append(path)
             print(f'error: {error}', file=sys.stderr)
@@ -86,7 +86,7 @@ def attention(options):
     """
     config, network, transform, paths, folder = opened(options)
     names, failed = dict(zip(paths, free_names(paths))), []
-    for path, image in decoded(paths, config, failed):
+    for path, image in decoded(paths, failed):
         name = names[path]
         try:
             for shown, picture in pictures(network, transform, image, options.feature_maps):
@@ -108,7 +108,7 @@ def tokens(options):
     """
     config, network, transform, paths, folder = opened(options)
     maps, failed = {}, []
-    for _, image in decoded(paths, config, failed):
+    for _, image in decoded(paths, failed):
         for layer, grid in channels.grids(network, transform(image)[None]).items():
             maps.setdefault(layer, []).append(grid)                # (1, C, side, side)
     for layer, grids in maps.items():

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import sys
 import zlib
 from pathlib import Path
 
@@ -11,10 +10,7 @@ import pytest
 from PIL import Image
 from support.pictures import picture
 
-from data import DataError
 from data.decode import ImageError, decode_image
-from data.transforms import EvalTransform
-from dataset import ImageDataset
 
 
 def lossless_images():
@@ -93,39 +89,22 @@ def exif_with_thumbnail():
 class TestDecodeImage:
     @pytest.mark.parametrize('name, write, expected', [
         pytest.param(*case, id=case[0]) for case in lossless_images()])
-    def test_lossless(self, tmp_path, decoder, name, write, expected):
+    def test_lossless(self, tmp_path, name, write, expected):
         write(tmp_path / name)
-        image = decode_image(tmp_path / name, decoder)
+        image = decode_image(tmp_path / name)
         assert image.mode == 'RGB'
         np.testing.assert_array_equal(np.asarray(image), expected)
 
     @pytest.mark.parametrize('mode, options', [
         ('RGB', {}), ('RGB', {'progressive': True}), ('RGB', {'subsampling': 2}),
         ('RGB', {'exif': exif_with_thumbnail()}), ('L', {}), ('CMYK', {})])
-    def test_jpeg(self, tmp_path, decoder, mode, options):
+    def test_jpeg(self, tmp_path, mode, options):
         source = Image.fromarray(picture(90, 120)).convert(mode)
         source.save(tmp_path / 'a.jpg', quality=95, **options)
-        image = decode_image(tmp_path / 'a.jpg', decoder)
+        image = decode_image(tmp_path / 'a.jpg')
         assert (image.mode, image.size) == ('RGB', (120, 90))    # not rotated
         difference = np.asarray(image, float) - np.asarray(source.convert('RGB'), float)
         assert abs(difference).mean() < 2
-        np.testing.assert_array_equal(image, decode_image(tmp_path / 'a.jpg', 'pillow'))
-
-    def test_opencv_decodes_jpegs(self, tmp_path, monkeypatch):
-        cv2 = pytest.importorskip('cv2')
-        (tmp_path / 'a.jpg').write_bytes(jpeg_bytes())
-        monkeypatch.setattr(cv2, 'imdecode', lambda *_: np.full((2, 3, 3), [1, 2, 3], np.uint8))
-        image = decode_image(tmp_path / 'a.jpg', 'opencv')
-        assert (image.size, image.getpixel((0, 0))) == ((3, 2), (3, 2, 1))
-        assert decode_image(tmp_path / 'a.jpg', 'pillow').size == (120, 90)
-
-    @pytest.mark.parametrize('options', [{}, {'exif': exif_with_thumbnail()}])
-    def test_a_truncated_jpeg_is_left_to_pillow(self, tmp_path, monkeypatch, options):
-        cv2 = pytest.importorskip('cv2')
-        monkeypatch.setattr(cv2, 'imdecode', lambda *_: np.zeros((90, 120, 3), np.uint8))
-        (tmp_path / 'a.jpg').write_bytes(jpeg_bytes(**options)[:-300])    # OpenCV 4.5 accepts it
-        with pytest.raises(ImageError, match='truncated'):
-            decode_image(tmp_path / 'a.jpg', 'opencv')
 
     @pytest.mark.parametrize('content, reason', [
         (b'', 'the file is empty'),
@@ -140,27 +119,20 @@ class TestDecodeImage:
         (sixteen_bit_png(np.broadcast_to(np.uint16(0), (14000, 14000, 1))), 'decompression bomb'),
     ], ids=['empty', 'text', 'postscript', 'half', 'no end', 'thumbnail', 'progressive', 'header',
             'png', 'bomb'])
-    def test_faulty_file(self, tmp_path, decoder, content, reason):
+    def test_faulty_file(self, tmp_path, content, reason):
         path = tmp_path / 'faulty.jpg'
         path.write_bytes(content)
         with pytest.raises(ImageError) as caught:
-            decode_image(path, decoder)
+            decode_image(path)
         message = str(caught.value)
         assert message.startswith(f'{path}: ') and reason in message and '\n' not in message
 
-    def test_missing_file(self, tmp_path, decoder):
+    def test_missing_file(self, tmp_path):
         with pytest.raises(ImageError, match=r'none\.jpg: cannot be read \(No such file'):
-            decode_image(tmp_path / 'none.jpg', decoder)
+            decode_image(tmp_path / 'none.jpg')
         with pytest.raises(ImageError, match='cannot be read'):
-            decode_image(tmp_path, decoder)
+            decode_image(tmp_path)
 
-    def test_bytes_after_the_end_are_ignored(self, tmp_path, decoder):
+    def test_bytes_after_the_end_are_ignored(self, tmp_path):
         (tmp_path / 'a.jpg').write_bytes(jpeg_bytes() + b'\0' * 50)
-        assert decode_image(tmp_path / 'a.jpg', decoder).size == (120, 90)
-
-    def test_unknown_or_missing_decoder(self, monkeypatch):
-        with pytest.raises(DataError, match="'pillow' or 'opencv', not 'turbo'"):
-            ImageDataset([], EvalTransform(), decoder='turbo')
-        monkeypatch.setitem(sys.modules, 'cv2', None)    # as if it were not installed
-        with pytest.raises(DataError, match='install opencv-python-headless'):
-            ImageDataset([], EvalTransform(), decoder='opencv')
+        assert decode_image(tmp_path / 'a.jpg').size == (120, 90)

@@ -25,7 +25,7 @@ from data.loader import Loader, LoaderError
 from data.transforms import EvalTransform, TrainTransform
 from data.workers import Workers
 from dataset import EpochBatchSampler, ImageDataset
-from system import command
+from system import command, start
 
 pytestmark = pytest.mark.usefixtures('no_hang')
 
@@ -47,10 +47,10 @@ def samples(tmp_path):
     return write_jpegs(tmp_path, 18)
 
 
-def loader_of(samples, num_workers, rank=0, world=1, **options):
+def loader_of(samples, num_workers, rank=0, world=1, following=lambda epoch: None, **options):
     images = ImageDataset(samples, TrainTransform(24), seed=7)
     sampler = EpochBatchSampler(images, 4, world, rank, shuffle=True, seed=7, **options)
-    return Loader(images, sampler, num_workers)
+    return Loader(images, sampler, num_workers, following=following)
 
 
 def epoch_of(loader, epoch, start_batch=0):
@@ -141,7 +141,109 @@ def test_a_transform_with_a_wrong_dtype_is_an_error(samples, num_workers):
         list(loader)
 
 
+# ---- workers that live over epochs
+
+def up_to(last):
+    return lambda epoch: epoch + 1 if epoch < last else None
+
+
+def assert_equal(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_workers_live_until_the_last_epoch(samples):
+    loader, single = loader_of(samples, 2, following=up_to(2)), loader_of(samples, 0)
+    pids = set()
+    for epoch in range(3):
+        assert_equal(epoch_of(loader, epoch), epoch_of(single, epoch))
+        if epoch < 2:
+            pids.add(tuple(workers()))
+    assert len(pids) == 1 and len(pids.pop()) == 2
+    assert workers() == []
+
+
+def test_the_next_epoch_is_read_before_it_begins(samples, tmp_path):
+    """The same epoch again, as in validation, and the next one, as in training."""
+    for following, name in ((lambda epoch: epoch, '0'), (up_to(1), '1')):
+        loader = loader_of(samples, 2, following=following)
+        loader.dataset.read = lambda key, read=loader.dataset.read: (
+            (tmp_path / f'epoch {key[0]}').touch(), read(key))[1]
+        epoch_of(loader, 0)
+        (tmp_path / 'epoch 0').unlink()
+        assert wait_until((tmp_path / f'epoch {name}').exists)
+        assert_equal(epoch_of(loader, int(name)), epoch_of(loader_of(samples, 0), int(name)))
+
+
+def test_another_epoch_than_the_following_one(samples):
+    """Going back, skipping, and resuming in the middle."""
+    loader, single = loader_of(samples, 2, following=up_to(9)), loader_of(samples, 0)
+    epoch_of(loader, 3)
+    before = workers()
+    for place in ((3, 0), (7, 0), (8, 2), (8, 2), (9, 5)):
+        assert_equal(epoch_of(loader, *place), epoch_of(single, *place))
+    assert not set(before) & set(workers())
+
+
+def test_workers_end_with_their_loader(samples):
+    loader = loader_of(samples, 2, following=up_to(9))
+    epoch_of(loader, 0)
+    assert len(workers()) == 2
+    del loader
+    gc.collect()
+    assert workers() == []
+
+
+def test_a_worker_that_dies_between_epochs_is_named(samples):
+    loader = loader_of(samples, 2, following=up_to(9))
+    epoch_of(loader, 0)
+    pid = workers()[0]
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(LoaderError, match=rf'pid {pid} died \(SIGKILL\) reading .*\.jpg'):
+        epoch_of(loader, 1)
+    assert workers() == []
+    assert_equal(epoch_of(loader, 1), epoch_of(loader_of(samples, 0), 1))
+
+
 # ---- processes, memory, signals
+
+def test_batches_take_a_bounded_part_of_the_memory(samples, caplog):
+    images = ImageDataset(samples, TrainTransform(24))
+    batch = 4 * 3 * 24 * 24
+    for memory, started, capacity in ((100 * batch, 3, 6), (4.5 * batch, 3, 4), (3 * batch, 3, 3),
+                                      (2 * batch, 2, 2), (0, 1, 1)):
+        caplog.clear()
+        with contextlib.closing(Workers(images, 3, 4, memory)) as pool:
+            assert (len(pool.workers), pool.capacity) == (started, capacity)
+            assert pool.images.nbytes == capacity * batch
+            for index in range(capacity):
+                pool.begin([(0, index)])
+            for index in range(capacity):
+                while (ready := pool.wait(0)) is None:
+                    pass
+                assert ready[2].tolist() == [index]
+        assert [f'{started} instead of 3 loader workers' in line for line in caplog.messages] == (
+            [True] if started < 3 else [])
+
+
+def test_free_memory(tmp_path):
+    """The machine's, or what is left of a limit of the process's group or of one above it."""
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert start.free_memory(tmp_path) == float('inf')
+    assert 0 < start.free_memory() <= os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    write('proc/meminfo', 'MemTotal:       64000 kB\nMemAvailable:   32000 kB\n')
+    assert start.free_memory(tmp_path) == 32000 * 1024
+    write('proc/self/cgroup', '0::/job/step\n')
+    write('sys/fs/cgroup/job/step/memory.max', 'max\n')
+    assert start.free_memory(tmp_path) == 32000 * 1024
+    write('sys/fs/cgroup/job/memory.max', '9000\n')
+    write('sys/fs/cgroup/job/memory.stat', 'anon 1000\nfile 7000\nshmem 500\n')
+    assert start.free_memory(tmp_path) == 7500
 
 def test_ending_an_iteration_early_ends_the_workers(samples):
     for _ in loader_of(samples, 2):

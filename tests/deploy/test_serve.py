@@ -490,7 +490,7 @@ def application(engine, queue, answer_timeout):
     limits = SimpleNamespace(allow_host=[], max_bytes=10 ** 6, max_pixels=10 ** 6, max_images=2,
                              answer_timeout=answer_timeout)
     batcher = Batcher(classifier.run, 4, queue)
-    return serve.Application(classifier, batcher, {}, limits, 'pillow'), classifier
+    return serve.Application(classifier, batcher, {}, limits), classifier
 
 
 def call(app, body=JPEG, query=''):

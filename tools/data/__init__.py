@@ -9,6 +9,7 @@
     cifar         the data format of CIFAR-10 and CIFAR-100
     imagenet_sets    published test sets for networks trained on ImageNet
     decode        image files to pixels
+    jpeg          a quick way from a JPEG to a resized part of it
     transforms    crop, resize, flip, normalise
     loader        batches in the order of a sampler
     imagenet      ImageNet's published files: devkit, archives, class order

@@ -38,19 +38,15 @@ def name_bad_images(messages, most=20):
     return '; '.join(messages[:most]) + more
 
 
-def decode_image(path, decoder='pillow', root=None):
+def decode_image(path, root=None):
     """Read an image file as RGB.
 
-    Both decoders give the same pixels. 'opencv' uses OpenCV for ordinary JPEGs and Pillow for all
-    other files. EXIF rotation is ignored and transparency dropped, as in torchvision's loader,
-    which the published weights were trained and measured with.
+    EXIF rotation is ignored and transparency dropped, as in torchvision's loader, which the
+    published weights were trained and measured with.
 
     Args:
         path: the file. Its format is detected from its content, not from its name.
-        decoder: 'pillow' or 'opencv'.
-        root: if given, a path outside of this folder, such as one with '..', is refused.
-            Symbolic links are followed: they are set by the owner of the folder, not by the author
-            of a list, and ImageNet is often a folder of links.
+        root: see read_image_file.
 
     Returns:
         A PIL image of mode RGB.
@@ -58,14 +54,22 @@ def decode_image(path, decoder='pillow', root=None):
     Raises:
         ImageError: if the file is missing, empty, truncated, not an image, not a regular file,
             too large, or a decompression bomb by Pillow's limit on pixels.
-        DataError: if the decoder is unknown or not installed.
     """
-    import_opencv(decoder)
-    return decode_bytes(read_image_file(path, root), path, decoder)
+    return decode_bytes(read_image_file(path, root), path)
 
 
 def read_image_file(path, root=None):
-    """The bytes of an image file, for decode_bytes(); arguments and errors as of decode_image()."""
+    """Read the bytes of an image file.
+
+    Args:
+        path: the file.
+        root: if given, a path outside of this folder, such as one with '..', is refused.
+            Symbolic links are followed: they are set by the owner of the folder, not by the author
+            of a list, and ImageNet is often a folder of links.
+
+    Raises:
+        ImageError: if the file is missing, not a regular file or too large.
+    """
     if root is not None and _leads_out(path, root):
         raise ImageError(f"{path}: leads out of {root}; write it relative to that folder, without "
                          "'..'")
@@ -76,28 +80,26 @@ def read_image_file(path, root=None):
             raise ImageError(f'{path}: cannot be read (not a regular file)')
         if status.st_size > LARGEST_FILE:
             raise ImageError(f'{path}: too large an image file ({status.st_size} bytes)')
-        with open(path, 'rb') as file:
-            return file.read()
+        with open(path, 'rb', buffering=0) as file:
+            return file.readall()
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror})') from error
 
 
-def decode_bytes(data, name, decoder='pillow', most_pixels=None):
+def decode_bytes(data, name, most_pixels=None):
     """Decode the bytes of an image file, for example an upload, as decode_image does.
 
     Args:
         data: the bytes of the file.
         name: the image's name in messages.
-        decoder: 'pillow' or 'opencv'.
         most_pixels: if given, an image with more pixels in its header is refused.
 
     Returns:
         A PIL image of mode RGB.
 
     Raises:
-        ImageError, DataError: as decode_image does.
+        ImageError: as decode_image does.
     """
-    opencv = import_opencv(decoder)
     if not data:
         raise ImageError(f'{name}: the file is empty')
     # A damaged file makes Pillow raise any of a dozen kinds of exception.
@@ -108,8 +110,6 @@ def decode_bytes(data, name, decoder='pillow', most_pixels=None):
                              'altogether')
         if image.format == 'JPEG' and len(START_OF_SCAN.findall(data)) > MOST_SCANS:
             raise ValueError(f'more than {MOST_SCANS} scans')
-        if opencv and image.format == 'JPEG' and image.mode in ('L', 'RGB'):
-            return _decode_jpeg(data, opencv) or _to_rgb(image)
         return _to_rgb(image)
     except UnidentifiedImageError as error:
         known = ', '.join(IMAGE_FORMATS)
@@ -131,40 +131,7 @@ def _to_rgb(image):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image.load()
     image.info.pop('transparency', None)    # convert would warn about it for a palette
-    return image.convert('RGB')
-
-
-def _decode_jpeg(data, opencv):
-    """Decode a grey or RGB JPEG to a PIL image; None if Pillow has to decide."""
-    # OpenCV 4.5 decodes a truncated file and fills the rest with grey. Compressed data holds no
-    # markers, so in a complete file an end of image (FFD9) follows the last start of scan (FFDA);
-    # the end of an embedded thumbnail comes before that.
-    if data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
-        return None
-    pixels = opencv.imdecode(np.frombuffer(data, dtype=np.uint8),
-                             opencv.IMREAD_COLOR | opencv.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None:
-        return None
-    height, width, _ = pixels.shape    # the third axis is blue, green, red
-    return Image.frombuffer('RGB', (width, height), pixels, 'raw', 'BGR', 0, 1)
-
-
-def import_opencv(decoder):
-    """The module cv2 for 'opencv', None for 'pillow'.
-
-    Raises:
-        DataError: if the decoder is unknown or cv2 cannot be imported.
-    """
-    if decoder == 'pillow':
-        return None
-    if decoder != 'opencv':
-        raise DataError(f"decoder must be 'pillow' or 'opencv', not {decoder!r}")
-    try:
-        import cv2
-    except ImportError as error:
-        raise DataError(f"decoder 'opencv' cannot be used ({error}); install "
-                        "opencv-python-headless or choose the decoder 'pillow'") from error
-    return cv2
+    return image if image.mode == 'RGB' else image.convert('RGB')    # convert would copy
 
 
 def image_files(names):

@@ -5,6 +5,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from data.jpeg import Jpeg
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -130,11 +132,16 @@ class TrainTransform:
         return left, top, left + crop_width, top + crop_height
 
     def resized_crop(self, image, rng):
+        box = self.crop_box(*image.size, rng)
+        size, resampling = (self.image_size, self.image_size), self.resampling(rng)
+        if isinstance(image, Jpeg):
+            return image.resized_crop(box, size, resampling)
         # Not resize(box=...), whose filter also reads pixels outside of the crop.
-        image = image.crop(self.crop_box(*image.size, rng))
-        return image.resize((self.image_size, self.image_size), self.resampling(rng))
+        return image.crop(box).resize(size, resampling)
 
     def padded_crop(self, image, rng):
+        if isinstance(image, Jpeg):
+            image = image.decoded()
         size, padding = self.image_size, self.image_size // 8
         image = image.resize(shorter_side_at(size, *image.size), self.resampling(rng))
         # PIL fills the part of a box that is outside of the image with black.
@@ -145,18 +152,24 @@ class TrainTransform:
         return self.resamplings[rng.integers(len(self.resamplings))]
 
     def pixels(self, image, rng):
-        """Augment a PIL RGB image to uint8 [image_size, image_size, 3]."""
+        """Augment a PIL RGB image, or a Jpeg, to uint8 [image_size, image_size, 3]."""
         image = self.random_crop(image, rng)
-        if rng.random() < self.flip:
+        mirrored = rng.random() < self.flip
+        if not self.operations:
+            pixels = np.asarray(image)
+            return pixels[:, ::-1] if mirrored else pixels    # a view, copied into the batch
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)    # takes a millisecond for a mirrored view
+        if mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for operation in self.operations:
             image = operation(image, rng)
         return np.asarray(image)
 
     def __call__(self, image, rng):
-        """Transform a PIL RGB image to uint8 [3, image_size, image_size].
+        """Transform a PIL RGB image, or a Jpeg, to uint8 [3, image_size, image_size], a view.
 
         Mixing (Mixup, CutMix) comes before normalising; recipe.batch does both on whole batches.
         All random numbers come from rng, a numpy Generator.
         """
-        return np.ascontiguousarray(self.pixels(image, rng).transpose(2, 0, 1))    # [3, H, W]
+        return self.pixels(image, rng).transpose(2, 0, 1)    # [3, H, W]

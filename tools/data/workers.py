@@ -4,11 +4,13 @@ They replace the workers of paddle.io.DataLoader. With those, a worker that is s
 a network disk blocks the main process, which then handles no signal (`timeout` has no effect while
 the worker lives); files are left in /dev/shm; and the shutdown is a private function. Here the main
 process polls, and each worker publishes which image it is reading. The shared memory is anonymous:
-it takes no space in /dev/shm and is freed with the last process.
+it takes no space in /dev/shm and is freed with the last process. A pool takes at most an eighth of
+the memory that is free when it starts, so training and validation together take a quarter.
 """
 
 import gc
 import json
+import logging
 import mmap
 import os
 import select
@@ -19,9 +21,10 @@ from collections import deque
 import numpy as np
 
 from data.decode import ImageError
-from system.start import STOP_SIGNALS, follow_parent
+from system.start import STOP_SIGNALS, follow_parent, free_memory, processes_here
 
-BATCHES_AHEAD = 2     # batches that each worker reads ahead
+BATCHES_AHEAD = 2     # batches that each worker reads ahead, if there is memory
+SHARE_OF_MEMORY = 1 / 8    # of the free memory, for the batches of one pool
 POLL_SECONDS = 0.1    # longest time in wait()
 STATES = {'T': 'the process is stopped', 'D': 'it waits for a disk'}    # see proc_pid_stat(5)
 
@@ -61,12 +64,15 @@ def fill_batch(dataset, keys, images, labels, on_row):
 class Workers:
     """A pool of processes that fill batches. Batches are returned in the order of begin().
 
-    Batches are assigned round robin. At most `capacity` batches may be begun but not returned.
+    Batches are assigned round robin. At most `capacity` batches may be begun but not returned: as
+    many as the memory allows, up to BATCHES_AHEAD for each process. If it does not allow one for
+    each, fewer processes are started, at least one.
 
     Args:
         dataset: an ImageDataset; the processes are forked and read it in its present state.
         count: number of processes.
         batch_size: largest number of samples in a batch.
+        memory: bytes for the batches; None: a share of the free memory.
 
     Attributes:
         begun, done: number of batches begun, and of batches that wait() has returned.
@@ -75,17 +81,24 @@ class Workers:
         LoaderError: if the processes cannot be started or their memory not be allocated.
     """
 
-    def __init__(self, dataset, count, batch_size):
+    def __init__(self, dataset, count, batch_size, memory=None):
         self.dataset = dataset
-        self.capacity = count * BATCHES_AHEAD
+        side, dtype = dataset.transform.image_size, np.dtype(dataset.transform.dtype)
+        if memory is None:
+            memory = SHARE_OF_MEMORY * free_memory() / processes_here()
+        fitting = max(int(memory / (batch_size * 3 * side * side * dtype.itemsize)), 1)
+        self.capacity = min(count * BATCHES_AHEAD, fitting)
+        if self.capacity < count:
+            logging.getLogger(__name__).warning(
+                '%d instead of %d loader workers: their batches would take more than %d MiB of '
+                'memory', self.capacity, count, memory / 2 ** 20)
+            count = self.capacity
         self.begun = self.done = 0
         self.waited, self.waited_row = 0.0, None    # seconds waited for this row of batch `done`
         self.workers = []
-        side = dataset.transform.image_size
         try:
             # Batch n has slot n % capacity and worker n % count.
-            self.images = shared_array((self.capacity, batch_size, 3, side, side),
-                                       dataset.transform.dtype)
+            self.images = shared_array((self.capacity, batch_size, 3, side, side), dtype)
             self.labels = shared_array((self.capacity, batch_size), np.int64)
             self.keys = shared_array((self.capacity, batch_size, 3), np.int64)
             self.sizes = shared_array((self.capacity,), np.int64)

@@ -130,11 +130,11 @@ class AutoAugment:
     def plan(self, rng):
         """Draw the operations for an image: a list of apply_operation's further arguments."""
         plan = []
-        for index in rng.choice(len(self.choices), self.count):
+        for index in rng.integers(len(self.choices), size=self.count):
             for name, probability, magnitude in self.choices[index]:
                 if rng.random() < probability:
                     resampling = self.resamplings[rng.integers(len(self.resamplings))]
-                    plan.append((name, self.vary(magnitude, rng), int(rng.choice((-1, 1))),
+                    plan.append((name, self.vary(magnitude, rng), 2 * int(rng.integers(2)) - 1,
                                  self.canvas._replace(resampling=resampling)))
         return plan
 

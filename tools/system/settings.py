@@ -37,8 +37,8 @@ class ConfigError(ValueError):
     exit_code = 2
 
 
-def option(default, help, used, free=False, choices=None, low=None, high=None, above=None,
-           below=None, of='numbers'):
+def option(default, help, used, free=False, choices=None, former=None, low=None, high=None,
+           above=None, below=None, of='numbers'):
     """Declare a key; return a dataclasses.field.
 
     Args:
@@ -47,12 +47,13 @@ def option(default, help, used, free=False, choices=None, low=None, high=None, a
         used: where it is used: a module of tools/, or a function in one.
         free: whether a resumed run may have another value, because the result stays the same.
         choices: allowed values.
+        former: {former value: present value with the same meaning}.
         low, high, above, below: limits of numbers; `low` and `high` are inclusive.
         of: items of a tuple: 'numbers', as many as in the default; 'names', any number of
             strings; 'triples', any number of rows of three integers; 'pairs', any number of rows
             of two numbers.
     """
-    about = dict(help=help, used=used, free=free, choices=choices, of=of,
+    about = dict(help=help, used=used, free=free, choices=choices, former=former or {}, of=of,
                  limits=dict(low=low, high=high, above=above, below=below))
     if isinstance(default, tuple):
         return field(default_factory=lambda: default, metadata=about)
@@ -357,6 +358,8 @@ def _coerce(name, key, value, place):
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f'{place}: {name} must be {wanted}, '
                           f'not {_short(repr(value))}') from None
+    if key.metadata['former']:
+        result = key.metadata['former'].get(result, result)
     choices = key.metadata['choices']
     if choices and result not in choices:
         nearest = difflib.get_close_matches(str(result), choices, n=1)

@@ -19,6 +19,7 @@ ends it; training first finishes its step and saves a checkpoint.
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -160,9 +161,48 @@ def cpu_quota(cgroups=Path('/sys/fs/cgroup')):
 def threads():
     """Return the number of threads that this process computes on."""
     chosen = os.environ.get('OMP_NUM_THREADS') if _chosen_threads is None else _chosen_threads
-    processes_here = int(os.environ.get('PADDLE_LOCAL_SIZE')
-                         or os.environ.get('PADDLE_TRAINERS_NUM') or 1)
-    return int(chosen or max(1, available_cores() // processes_here))
+    return int(chosen or max(1, available_cores() // processes_here()))
+
+
+def processes_here():
+    """Return the number of processes of this job on this machine, at most."""
+    return int(os.environ.get('PADDLE_LOCAL_SIZE') or os.environ.get('PADDLE_TRAINERS_NUM') or 1)
+
+
+def free_memory(root='/'):
+    """Return the bytes that this process can still allocate; infinity if they are not known.
+
+    They are the machine's available memory, or what is left of a smaller limit of a container or a
+    batch system (control groups, version 2). Cached files count as free.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    def values(*names):
+        """The numbers of a file with lines of a name and a number."""
+        try:
+            lines = Path(root, *names).read_text(encoding='utf-8').splitlines()
+        except OSError:
+            return {}
+        pairs = [line.replace(':', ' ').split()[:2] for line in lines]
+        return {name: int(value) for name, value in filter(lambda p: len(p) == 2, pairs)
+                if value.isdigit()}
+
+    sizes = [1024 * values('proc/meminfo').get('MemAvailable', math.inf)]
+    try:
+        group = Path(root, 'proc/self/cgroup').read_text(encoding='utf-8').partition('0::/')[2]
+    except OSError:
+        group = ''
+    top = Path(root, 'sys/fs/cgroup')
+    own = top / group.strip()
+    for folder in (own, *(parent for parent in own.parents if top in (parent, *parent.parents))):
+        try:
+            limit = int((folder / 'memory.max').read_text())
+        except (OSError, ValueError):    # no limit: the word max
+            continue
+        used = values(folder, 'memory.stat')
+        sizes.append(max(limit - used.get('anon', 0) - used.get('shmem', 0), 0))
+    return min(sizes)
 
 
 def mkl_cpu_type(cpuinfo):

@@ -201,7 +201,7 @@ def images_a_step(identity):
 ROUNDING_ONLY = ('paddle', 'python', 'device', 'threads')
 
 
-def compare_runs(before, now, path, force, free_keys=(), defaults=None):
+def compare_runs(before, now, path, force, free_keys=(), defaults=None, former=None):
     """Compare a resumed run with the run that wrote the checkpoint.
 
     Args:
@@ -210,6 +210,7 @@ def compare_runs(before, now, path, force, free_keys=(), defaults=None):
         free_keys: keys that may differ because they do not change the result.
         defaults: {key: value} for keys that only one of the configurations has, because the
             program has removed or added them.
+        former: {key: {former value: present value with the same meaning}}.
 
     Returns:
         Notes for the log, one for each difference.
@@ -218,8 +219,11 @@ def compare_runs(before, now, path, force, free_keys=(), defaults=None):
         IncompatibleRun: for a difference that changes the result, without `force`.
     """
     now, defaults = json.loads(json.dumps((now, defaults or {})))    # tuples become lists
+    former = former or {}
     pairs = {name: (before.get(name), now[name]) for name in now if name != 'config'}
     old, new = ({**defaults, **flat_keys(run['config'])} for run in (before, now))
+    old.update({name: values[old[name]] for name, values in former.items()
+                if old.get(name) in values})
     pairs.update({name: (old.get(name), new.get(name)) for name in sorted({**old, **new})})
     differing = {name: f'{name} was {old} and is {new}'
                  for name, (old, new) in pairs.items() if old != new}
