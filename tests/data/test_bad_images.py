@@ -16,9 +16,12 @@ import paddle
 import pytest
 from conftest import ROOT
 from PIL import Image
+from support import plain
 from support.processes import children_of, gone, wait_until
+from support.runs import PROGRAM
 
 import build
+import zoo
 from config import load_config
 from data import DataError
 from data.decode import ImageError, decode_image, name_bad_images
@@ -88,7 +91,15 @@ def write_list(path, names):
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
+def small_network():
+    """The network of PROGRAM, in this process, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.MODELS, 'small', plain.NETWORKS['small'])
+        yield
+
+
+@pytest.fixture(scope='module')
+def data(small_network, tmp_path_factory):
     """30 good and 11 bad images of three classes, in one folder, and lists for both parts."""
     folder = tmp_path_factory.mktemp('data')
     images = folder / 'images'
@@ -111,7 +122,7 @@ DATA_PATH:
     TRAIN_DATASET_LABEL_PATH: {folder}/mixed.txt
     VAL_DATASET_PATH: {images}
     VAL_DATASET_LABEL_PATH: {folder}/replaced.txt
-MODEL: {{NUM_CLASSES: 3, IMAGE_SIZE: 32}}
+MODEL: {{NAME: small, NUM_CLASSES: 3, IMAGE_SIZE: 32}}
 TRAIN: {{TRAIN_BATCH_SIZE: 8, VAL_BATCH_SIZE: 8, TRAIN_NUM_WORKS: 2, VAL_NUM_WORKS: 2, LOG_EVERY: 2,
         VISUALDL: false, MAX_BAD_IMAGES: 0.5}}
 SCHEDULER: {{NUM_EPOCHS: 2, WARMUP_EPOCHS: 1, BASE_LR: 1e-3}}
@@ -131,17 +142,17 @@ def run(*arguments, code=0):
 
 def launch(folder, *arguments, code=0):
     """Run a command as two processes."""
-    return run('-m', 'paddle.distributed.launch', '--nproc_per_node', 2, '--log_level', 'ERROR',
-               '--log_dir', folder, *arguments, code=code)
+    return run('tools/launch.py', arguments[0], '--nproc', 2, '--logs', folder, '--',
+               *arguments[1:], code=code)
 
 
 def train(data, output, *overrides):
-    return ['tools/train.py', '-c', data / 'recipe.yaml', '-o', f'TRAIN.OUTPUT_DIR={output}',
+    return [PROGRAM, '-c', data / 'recipe.yaml', '-o', f'TRAIN.OUTPUT_DIR={output}',
             *overrides]
 
 
 def validate(data, *options):
-    return ['tools/val.py', '-c', data / 'recipe.yaml', '--weights', data / 'weights.pdparams',
+    return [PROGRAM, 'val', '-c', data / 'recipe.yaml', '--weights', data / 'weights.pdparams',
             *options, '-o', f'DATA_PATH.VAL_DATASET_LABEL_PATH={data}/mixed.txt']
 
 

@@ -40,7 +40,7 @@ LARGEST_REQUEST = 1 << 18      # bytes; sending a larger one fails
 
 Fresh = subprocess.Popen       # the class that starts fresh interpreters
 enabled = True
-_at_start = None               # read_at_start of the environment of install()
+_at_start = None               # read_at_start of the environment that this process started with
 
 
 class Forked(Fresh):
@@ -174,8 +174,8 @@ def run(request, streams):
 
 def set_up(request, streams):
     """Give this process the streams, environment, session and fresh state of a new one."""
-    global _start
-    _start = start_here
+    global _start, _at_start
+    _start, _at_start = start_here, read_at_start(request['env'])
     streams = [os.dup(descriptor) for descriptor in streams]    # not among 0, 1, 2 any more
     for standard, descriptor in enumerate(streams):
         os.dup2(descriptor, standard)

@@ -134,10 +134,11 @@ def without_roots_rights():
 
 
 def launch(count, folder, *arguments):
-    """Run a program as `count` processes with Paddle's launcher; return rank 0's stdout."""
+    """Run a program as `count` processes; return rank 0's stdout."""
+    program, *arguments = map(str, arguments)
     done = subprocess.run(
-        [sys.executable, '-m', 'paddle.distributed.launch', '--nproc_per_node', str(count),
-         '--log_level', 'ERROR', '--log_dir', str(folder / f'launch{count}'), *map(str, arguments)],
+        [sys.executable, 'tools/launch.py', program, '--nproc', str(count), '--logs',
+         str(folder / f'launch{count}'), '--', *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -2,7 +2,7 @@
 
 Also printed are path, label and best classes of each image from a predictions file.
 
-    python -m paddle.distributed.launch --nproc_per_node 2 tests/support/scores.py LIST...
+    python tools/launch.py tests/support/scores.py --nproc 2 -- LIST...
 
 Run by test_processes.py.
 """
