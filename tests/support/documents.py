@@ -60,7 +60,9 @@ ADAPTED = [
     (r'(draw/scene\.py)$', r'\1 --out data/drawn --train 4 --val 1'),
     (r'--minutes \d+', '--minutes 0.2'),
     (r'(tests/million\.py)', r'\1 --images 60000'),
-    (r'(tools/benchmark\.py.*)', r'\1 --rounds 1 --repeats 1'),
+    (r'(tools/benchmark\.py)', r'\1 --rounds 1 --repeats 1'),
+    (r'--rounds \d --repeats \d', '--rounds 1 --repeats 1'),
+    (r'--engines pytorch(?:,inference)?((?:.|\n)*) --pytorch PYTHON', r'--engines paddle\1'),
     (r'(--out output/experiment)$', rf'\1 -o {SHORT}'),
     (r'(tools/prepare\.py (?:imagenet|verify|cifar10).*)', r'\1 --unpublished'),
     (r'--out /?data/ILSVRC2012', '--out data/new'),    # images stand there for the other commands
