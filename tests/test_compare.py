@@ -114,6 +114,8 @@ def test_measured_speeds_enter_the_table(compared, capsys):
     for network in content['networks']:
         assert network['images_per_second'] > 0
         assert f'| {network["images_per_second"]:.0f} |' in text
+        assert (f'{network["network"]}: {network["images_per_second"]:.1f} images/s in training'
+                in text)
 
 
 @pytest.mark.parametrize('text, reason', [

@@ -288,12 +288,16 @@ def main(arguments):
     if options.measure:
         speeds = measure(list(dict.fromkeys(run.network for run in runs)), options)
         write(out / SPEEDS, json.dumps(speeds) + '\n')
+        for name, speed in speeds.items():
+            print(f'{name}: {speed:.1f} images/s in training')
     else:
         for number, run in enumerate(runs, 1):
             if not has_ended(records_of(out / run.folder)):
                 print(f'run {number} of {len(runs)}: {run.folder}', flush=True)
                 train(run, options, out, config.TRAIN.TIME_LIMIT_HOURS)
                 report(runs, options, out)
+    if not any(has_ended(records_of(out / run.folder)) for run in runs):
+        return
     report(runs, options, out)
     print((out / 'comparison.md').read_text(encoding='utf-8'), end='')
 
