@@ -261,7 +261,7 @@ def test_other_labels_numbers_of_classes_and_missing_files_are_refused(tmp_path)
         find_images(root)
     assert len(find_images(root, split='val').samples) == 4
     (tmp_path / 'photographs.zip').touch()
-    with pytest.raises(DataError, match='photographs.zip: is a file; data is a folder, or'):
+    with pytest.raises(DataError, match='photographs.zip: is a file; data is a folder, a'):
         find_images(tmp_path / 'photographs.zip')
 
 
