@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import build
-from config import REMOVED, load_config
+from config import FORMER_VALUES, REMOVED, load_config
 from data.decode import decode_image
 from data.transforms import EvalTransform
 from weights.files import read_weights
@@ -53,6 +53,7 @@ def test_the_log_belongs_to_the_shipped_configuration():
             for key, value in logged[section].items():
                 if key == 'RESUME':    # set by scripts/train.sh
                     continue
+                value = FORMER_VALUES.get(f'{section}.{key}', {}).get(str(value), value)
                 same = now[section].get(key, REMOVED.get(f'{section}.{key}')) == value
                 assert same, f'{path}: {key} has changed since the run'
     assert records[-1]['event'] == 'end' and records[-1]['elapsed'] < 600

@@ -37,6 +37,10 @@ from system.rendezvous import Interrupted, create_rendezvous, free_ports
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = 'config/lit_data.yaml'
 
+# Every process exchanges all gradients and updates all parameters. With less than two images of
+# 224 x 224 for each, that takes longer than what several processes save.
+LEAST_PIXELS = 2 * 224 ** 2
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError."""
@@ -177,7 +181,8 @@ def split_batch(count, arguments):
     """Let processes on a CPU share the batch of the configuration.
 
     Args:
-        count: number of processes; None: as many as cores, where the batch can be shared.
+        count: number of processes; None: as many as cores, where the batch can be shared and each
+            gets LEAST_PIXELS of a step.
         arguments: those of the program.
 
     Returns:
@@ -189,7 +194,9 @@ def split_batch(count, arguments):
         return count or 1, arguments
     if count is None:
         most = start.available_cores() // int(os.environ.get('OMP_NUM_THREADS') or 1)
-        count = next((n for n in range(most, 1, -1) if config.split_batch(n)), 1)
+        pixels = config.MODEL.IMAGE_SIZE ** 2
+        count = next((n for n in range(most, 1, -1)
+                      if (config.split_batch(n) or 0) * pixels >= LEAST_PIXELS), 1)
     return count, split if count > 1 else arguments
 
 

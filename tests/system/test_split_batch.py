@@ -17,13 +17,15 @@ MIXUP = 'MIXUP.MIXUP_ALPHA=0.8'
 
 
 @pytest.mark.parametrize('cores, given, overrides, count', [
-    (1, None, [], 1), (2, None, [], 2), (3, None, [], 2), (6, None, [], 4), (64, None, [], 16),
-    (64, None, [MIXUP], 8), (2, None, ['TRAIN.TRAIN_BATCH_SIZE=15'], 1),
-    (15, None, ['TRAIN.TRAIN_BATCH_SIZE=15'], 15), (2, 4, [], 4), (2, 3, [], 3), (2, 1, [], 1)])
+    (1, None, [], 1), (2, None, [], 2), (3, None, [], 2), (6, None, [], 4), (64, None, [], 8),
+    (16, None, [MIXUP, 'TRAIN.TRAIN_BATCH_SIZE=48'], 12),
+    (2, None, ['TRAIN.TRAIN_BATCH_SIZE=15'], 1),
+    (15, None, ['TRAIN.TRAIN_BATCH_SIZE=15'], 5), (2, None, ['MODEL.IMAGE_SIZE=48'], 1),
+    (2, 4, ['MODEL.IMAGE_SIZE=48'], 4), (2, 3, [], 3), (2, 1, [], 1)])
 def test_the_number_of_processes(monkeypatch, cores, given, overrides, count):
     monkeypatch.setattr(start, 'available_cores', lambda: cores)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    arguments = ['-c', 'config/lit_data.yaml', '-o', *overrides, 'TRAIN.LOG_EVERY=50']
+    arguments = ['-c', 'config/lit_data.yaml', '-o', 'MODEL.IMAGE_SIZE=224', *overrides]
     split = ['-o', 'TRAIN.SPLIT_BATCH=true', *arguments] if count > 1 else arguments
     assert launch.split_batch(given, arguments) == (count, split)
 
@@ -40,7 +42,8 @@ def test_threads_that_are_set_take_cores(monkeypatch):
     monkeypatch.setattr(start, 'available_cores', lambda: 4)
     for threads, count in (('2', 2), ('4', 1), ('8', 1), ('', 4)):
         monkeypatch.setenv('OMP_NUM_THREADS', threads)
-        assert launch.split_batch(None, ['-c', 'config/lit_data.yaml'])[0] == count
+        arguments = ['-c', 'config/lit_data.yaml', '-o', 'MODEL.IMAGE_SIZE=224']
+        assert launch.split_batch(None, arguments)[0] == count
 
 
 @pytest.mark.parametrize('files, cores', [
