@@ -33,7 +33,7 @@ from recipe.precision import Precision
 from recipe.teacher import ExportedTeacher
 from scheduler import Schedule, constant_rates, format_rate, learning_rate
 from system import distributed
-from training.fast import speed_up
+from training.fast import LEAST_PIXELS, speed_up
 from training.stepper import Groups, Stepper
 from weights.files import WeightsError
 from zoo import published
@@ -543,11 +543,13 @@ def stepper(config, batch_groups, fresh=True):
     loaded = load_start(config, built) if fresh else None
     frozen = freeze_parts(config, built)
     rate = schedule(config)
+    if batch_size(config) * config.MODEL.IMAGE_SIZE ** 2 >= LEAST_PIXELS:
+        speed_up(built)
     built_optimizer = optimizer(config, built, rate)
     computation = precision(config, built, built_optimizer)
     clip = functools.partial(clip_gradients, limit=train.CLIP_NORM)
     return Stepper(
-        speed_up(built), loss(config), hits, built_optimizer, rate, computation, clip, batch_groups,
+        built, loss(config), hits, built_optimizer, rate, computation, clip, batch_groups,
         ema(config, built), train.SEED, config.SCHEDULER.LAST_EPOCHS + 1, config.SCHEDULER.UPDATE,
         train.MAX_BAD_STEPS), loaded, frozen
 

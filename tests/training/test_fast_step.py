@@ -5,10 +5,12 @@ import paddle
 import pytest
 from paddle.nn import functional as F
 
+import build
 import common
 import t2t
 import zoo
 from training.fast import speed_up
+from training.stepper import Groups
 
 NETWORKS = {
     't2t_vit_7': dict(depth=2, frozen=True),
@@ -119,3 +121,12 @@ def test_evaluation_and_exports_run_the_plain_layers():
     assert set(record.attention) == {'blocks.0.attn', 'blocks.1.attn'}
     assert set(network.state_dict()) == state
     assert network.blocks[1](paddle.zeros([1, 5, 256])).shape == [1, 1, 256]
+
+
+@pytest.mark.parametrize('size, images, is_fast', [
+    (48, 16, False), (224, 3, False), (224, 4, True)])
+def test_steps_with_few_pixels_run_the_plain_layers(size, images, is_fast):
+    config = build.load_config('config/lit_data.yaml', [
+        f'MODEL.IMAGE_SIZE={size}', f'TRAIN.TRAIN_BATCH_SIZE={images}', 'TRAIN.PRE_TRAIN=false'])
+    stepper, *_ = build.stepper(config, Groups([images]))
+    assert ('forward' in vars(stepper.network.blocks[0])) == is_fast

@@ -4,7 +4,8 @@
 the same parameters; names, state dict and results (up to rounding) stay. The other forward is used
 only while gradients are recorded: evaluation, export and recordings of attention maps run the
 layers as they are written in common.py and t2t.py. On a GPU, where Paddle has fused kernels and
-mixed precision, nothing is changed.
+mixed precision, nothing is changed. Nor is anything with few pixels in a step, where starting more
+and smaller operations takes longer than they save.
 
 What is done, and why:
 
@@ -35,6 +36,8 @@ from paddle.nn import functional as F
 
 from common import Attention, Block, Mlp
 from t2t import T2T_ViT, Token_performer, Token_transformer
+
+LEAST_PIXELS = 4 * 224 ** 2    # of a process in a step
 
 
 def speed_up(network):
