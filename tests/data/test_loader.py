@@ -165,16 +165,21 @@ def test_workers_live_until_the_last_epoch(samples):
     assert workers() == []
 
 
-def test_the_next_epoch_is_read_before_it_begins(samples, tmp_path):
+@pytest.mark.parametrize('following, name', [(lambda epoch: epoch, '0'), (lambda epoch: 1, '1')])
+def test_the_next_epoch_is_read_before_it_begins(samples, tmp_path, following, name):
     """The same epoch again, as in validation, and the next one, as in training."""
-    for following, name in ((lambda epoch: epoch, '0'), (up_to(1), '1')):
-        loader = loader_of(samples, 2, following=following)
-        loader.dataset.read = lambda key, read=loader.dataset.read: (
-            (tmp_path / f'epoch {key[0]}').touch(), read(key))[1]
-        epoch_of(loader, 0)
-        (tmp_path / 'epoch 0').unlink()
-        assert wait_until((tmp_path / f'epoch {name}').exists)
-        assert_equal(epoch_of(loader, int(name)), epoch_of(loader_of(samples, 0), int(name)))
+    loader, log = loader_of(samples, 2, following=following), tmp_path / 'log'
+
+    def logged(key, read=loader.dataset.read):
+        with log.open('a') as file:
+            file.write(f'{key[0]}\n')
+        return read(key)
+
+    loader.dataset.read = logged
+    epoch_of(loader, 0)
+    seen = len(samples) if name == '0' else 0
+    assert wait_until(lambda: log.read_text().split().count(name) > seen)
+    assert_equal(epoch_of(loader, int(name)), epoch_of(loader_of(samples, 0), int(name)))
 
 
 def test_another_epoch_than_the_following_one(samples):
