@@ -260,7 +260,8 @@ def measure(rows, options, make_worker=make_worker):
 def make_exports(rows, options, make_worker=make_worker):
     """Write the exports that rows need, each in a process; a failure sets the `error` of rows.
 
-    What PyTorch needs are the weights as arrays."""
+    For PyTorch these are the weights as arrays.
+    """
     failed = {}
     for row in rows:
         path = row.request.get('export')

@@ -74,7 +74,8 @@ def parse(arguments):
                         help='an override that those of the program override')
     parser.add_argument('--split-batch', action='store_true',
                         help='on a CPU, processes share the batch of the configuration, and '
-                             'without --nproc there are as many as cores')
+                             'without --nproc there are as many as cores, each with at least two '
+                             'images of 224 x 224 pixels or as many smaller ones')
     parser.add_argument('--check', action='store_true', help='check the options, and end')
     end = arguments.index('--') if '--' in arguments else len(arguments)
     if arguments[:1] and not arguments[0].startswith('-'):

@@ -85,6 +85,12 @@ def test_folders_of_sketch_are_wordnet_ids(tmp_path, picture):
     assert found.classes is None
 
 
+def test_imagenet_r_has_the_form_of_a(adversarial):
+    one, other = open_('a', adversarial), open_('r', adversarial)
+    assert (one.classes, list(one.images.samples)) == (other.classes, list(other.images.samples))
+    assert (one.published, other.published) == (7500, 30000)
+
+
 def test_only_the_200_classes_of_a_compete(adversarial):
     found = open_('a', adversarial)
     labels = np.array([label for _, label in found.images.samples])

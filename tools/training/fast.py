@@ -13,13 +13,13 @@ What is done, and why:
   need, compute in place, and leave out the gradient of images, which nobody asks for.
 - The weight and bias of a LayerNorm are multiplied into the linear layer that follows. Centring the
   columns of that weight centres the gradient of the normalised tokens, so a LayerNorm's backward is
-  four passes over the tokens; Paddle's kernel takes ten times as long as one.
-- The gradient of a bias is a product with a vector of ones; Paddle's sum over rows takes ten times
-  as long.
+  four passes over the tokens, which are faster than Paddle's kernel.
+- The gradient of a bias is a product with a vector of ones, which is faster than Paddle's sum over
+  rows.
 - GELU's derivative is computed from erf and exp, whose kernels are faster than that of GELU's
   gradient.
 - Dropout takes 16 random bits for each number from NumPy's SFC64, whose seed Paddle's generator
-  draws. Paddle's own dropout takes ten times as long as a multiplication.
+  draws; Paddle's own random numbers take longer.
 - Keys and queries of a Performer are one tensor, whose features are computed together. The
   projection is multiplied into the product of keys and values, once for all tokens. The
   1 / sqrt(m) of the features cancels, except in epsilon.
