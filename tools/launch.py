@@ -37,9 +37,9 @@ from system.rendezvous import Interrupted, create_rendezvous, free_ports
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = 'config/lit_data.yaml'
 
-# Every process exchanges all gradients and updates all parameters. With less than two images of
+# Every process exchanges all gradients and updates all parameters. With less than half an image of
 # 224 x 224 for each, that takes longer than what several processes save.
-LEAST_PIXELS = 2 * 224 ** 2
+LEAST_PIXELS = 224 ** 2 // 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,8 +74,8 @@ def parse(arguments):
                         help='an override that those of the program override')
     parser.add_argument('--split-batch', action='store_true',
                         help='on a CPU, processes share the batch of the configuration, and '
-                             'without --nproc there are as many as cores, each with at least two '
-                             'images of 224 x 224 pixels or as many smaller ones')
+                             'without --nproc there are as many as cores, each with at least '
+                             f'{LEAST_PIXELS:,} pixels in a step (25 images of 32 x 32)')
     parser.add_argument('--check', action='store_true', help='check the options, and end')
     end = arguments.index('--') if '--' in arguments else len(arguments)
     if arguments[:1] and not arguments[0].startswith('-'):

@@ -37,7 +37,7 @@ from paddle.nn import functional as F
 from common import Attention, Block, Mlp
 from t2t import T2T_ViT, Token_performer, Token_transformer
 
-LEAST_PIXELS = 4 * 224 ** 2    # of a process in a step
+LEAST_PIXELS = 224 ** 2    # of a process in a step
 
 
 def speed_up(network):
