@@ -17,7 +17,7 @@ MIXUP = 'MIXUP.MIXUP_ALPHA=0.8'
 
 
 @pytest.mark.parametrize('cores, given, overrides, count', [
-    (1, None, [], 1), (2, None, [], 2), (3, None, [], 2), (6, None, [], 4), (64, None, [], 8),
+    (1, None, [], 1), (2, None, [], 2), (3, None, [], 2), (6, None, [], 4), (64, None, [], 16),
     (16, None, [MIXUP, 'TRAIN.TRAIN_BATCH_SIZE=48'], 12),
     (2, None, ['TRAIN.TRAIN_BATCH_SIZE=15'], 1),
     (15, None, ['TRAIN.TRAIN_BATCH_SIZE=15'], 5), (2, None, ['MODEL.IMAGE_SIZE=48'], 1),

@@ -18,7 +18,6 @@ from system import start
 
 # The beginning of the last line of a command that ended early.
 LAST_LINE = re.compile(r'(error|failed|stopped|interrupted)\b')
-SECONDS_TO_EXIT = 10    # with several processes: Paddle may wait for one that has ended
 
 
 class UsageError(ValueError):
@@ -83,9 +82,9 @@ def run(main, arguments=None):
         sys.stdout.flush()
     except OSError:    # else Python prints an error on exit
         discard_stdout()
-    if code and 'PADDLE_TRAINER_ID' in os.environ:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)    # ends the process
-        signal.alarm(SECONDS_TO_EXIT)
+    if 'PADDLE_TRAINER_ID' in os.environ:
+        # Paddle's own exit may wait for a process that has ended, or crash while its threads run.
+        os._exit(code)
     sys.exit(code)
 
 
