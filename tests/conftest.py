@@ -13,6 +13,7 @@ from system import start
 
 start.prepare()
 signal.signal(signal.SIGINT, signal.default_int_handler)    # Ctrl+C stops pytest
+signal.signal(signal.SIGHUP, signal.SIG_DFL)    # tests send it; nohup would have it ignored
 
 
 def pytest_configure():
