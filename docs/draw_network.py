@@ -15,16 +15,13 @@ from system import start  # noqa: E402
 
 start.prepare()    # before Paddle, which reads what it sets
 
-import matplotlib  # noqa: E402
-
-import zoo  # noqa: E402
-
-matplotlib.use('svg')
-from matplotlib import pyplot  # noqa: E402
 from matplotlib.patches import FancyBboxPatch, Rectangle  # noqa: E402
 
-INK, PALE = '#1f2933', '#52606d'
-SPLIT, EXCHANGE, BLOCK, GRID = '#0072b2', '#d55e00', '#009e73', '#8fa3b5'    # Okabe and Ito
+import zoo  # noqa: E402
+from figures import style  # noqa: E402
+
+INK, PALE, GRID = '#1f2933', '#52606d', '#8fa3b5'
+SPLIT, EXCHANGE, BLOCK = style.COLOURS[:3]
 
 
 def grid(axes, center, side, cells, title, detail):
@@ -53,14 +50,20 @@ def arrow(axes, tail, head):
 
 
 def main():
-    pyplot.rcParams.update({'font.size': 8.5, 'font.family': 'sans-serif', 'svg.fonttype': 'none',
-                            'svg.hashsalt': 't2t'})
+    with style.applied(**{'font.size': 8}):
+        figure = draw()
+    style.save(figure, str(FOLDER / 't2t_vit_7.svg'))
+
+
+def draw():
+    """Return the Figure."""
     network = zoo.create_model('t2t_vit_7')
     module = network.tokens_to_token
     sides, splits = module.grid_sizes, module.soft_splits
     channels = 3
-    figure, axes = pyplot.subplots(figsize=(10.9, 4.76))
-    axes.set(xlim=(0, 13.1), ylim=(0.5, 6.2), aspect='equal')
+    figure = style.figure(height=3.95)
+    axes = figure.subplots()
+    axes.set(xlim=(-0.2, 13.05), ylim=(0.5, 6.2), aspect='equal')
     axes.axis('off')
 
     axes.text(0.1, 5.95, 'Tokens-to-Token module: soft splits shrink the grid, attention between '
@@ -114,7 +117,7 @@ def main():
               ha='center', va='top', color=PALE)
     axes.plot([end, end, 0.85], [3.05, 2.75, 2.75], color=INK, linewidth=1.2)
     arrow(axes, (0.85, 2.75), (0.85, row + 0.6))
-    figure.savefig(FOLDER / 't2t_vit_7.svg', bbox_inches='tight', metadata={'Date': None})
+    return figure
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ TOOLS = ROOT / 'tools'
 LAYERS = (
     {'benchmark_protocol', 'common', 'config', 'scheduler', 'system'},
     {'t2t', 'data', 'weights'},
-    {'zoo', 'recipe', 'training', 'deploy', 'dataset'},
+    {'zoo', 'recipe', 'training', 'deploy', 'dataset', 'figures'},
     {'build'},
     {'train', 'val', 'predict', 'benchmark', 'benchmark_pytorch', 'benchmark_worker', 'check',
      'compare', 'convert', 'export', 'launch', 'prepare', 'serve', 'visualize'},
@@ -31,7 +31,7 @@ EXCEPTIONS = {
 HIDDEN = {
     'data': {'t2t', 'common', 'config'}, 'zoo': {'config', 'data'}, 'recipe': {'config', 'data'},
     't2t': {'config', 'system'}, 'weights': {'config'}, 'training': {'config', 'data'},
-    'dataset': {'config', 'weights', 't2t'},
+    'dataset': {'config', 'weights', 't2t'}, 'figures': {'config', 'data', 'weights'},
 }
 
 

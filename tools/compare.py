@@ -33,8 +33,8 @@ import paddle
 import build
 import config as configuration
 import zoo
+from figures import curves, style
 from system import command
-from training import curves
 from training.stepper import Groups
 from weights.writer import replacing
 from zoo.macs import count_macs, total_macs
@@ -205,11 +205,11 @@ def report(runs, options, out):
     write(out / 'comparison.md', as_markdown(content))
     # One run of each network, as many as the figure has colours.
     first = {run.network: run for run in reversed(ended)}
-    shown = [run for run in ended if run == first[run.network]][:curves.MAX_RUNS]
+    shown = [run for run in ended if run == first[run.network]][:style.MAX_LINES]
     if shown:
         figure = curves.draw({run.network: curves.read_log(out / run.folder / 'log.jsonl')
                               for run in shown}, kinds=('loss', 'validation'))
-        curves.save(figure, str(out / 'curves.svg'))
+        style.save(figure, str(out / 'curves.svg'))
 
 
 def write(path, text):

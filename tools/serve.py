@@ -44,8 +44,9 @@ from PIL import Image
 import build
 import config as configuration
 from data.decode import ImageError, decode_bytes, printable
-from deploy import engines, rollout
+from deploy import engines
 from deploy.batcher import Batcher, Full
+from figures import rollout
 from system import command, paddle_private
 from training.signals import StopRequest
 

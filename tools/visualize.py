@@ -19,9 +19,9 @@ import numpy as np
 import build
 import config as configuration
 from data.decode import ImageError, decode_image, image_files
-from deploy import channels, engines, rollout
+from deploy import engines
+from figures import channels, curves, rollout, style
 from system import command
-from training import curves
 
 
 def free_names(paths):
@@ -125,19 +125,14 @@ def draw_curves(options):
     A log is the log.jsonl of a run, or text with the lines of the Paddle repositories. A curve is
     labelled with its file and its last value; EMA weights are dashed, training is dotted.
     """
-    if not options.out.endswith(('.svg', '.png')):
-        raise command.UsageError(f'--out {options.out}: end it in .svg or .png')
-    if len(options.logs) > curves.MAX_RUNS:
-        raise command.UsageError(f'{len(options.logs)} logs: at most {curves.MAX_RUNS}')
+    style.check_place(options.out)
+    if len(options.logs) > style.MAX_LINES:
+        raise command.UsageError(f'{len(options.logs)} logs: at most {style.MAX_LINES}')
     paths = [path.parent if path.name in ('log.jsonl', 'train.log') else path
              for path in map(Path, options.logs)]
     figure = curves.draw({name: curves.read_log(path)
                           for name, path in zip(free_names(paths), options.logs)})
-    try:
-        curves.save(figure, options.out)
-    except OSError as error:
-        raise command.UsageError(f'--out {options.out}: cannot be written '
-                                 f'({error.strerror})') from error
+    style.save(figure, options.out)
     print(options.out)
 
 

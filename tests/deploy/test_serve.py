@@ -143,7 +143,7 @@ def test_attention_is_returned_as_numbers_and_as_a_heat_map(service):
     import build
     from config import load_config
     from data.decode import decode_image
-    from deploy.rollout import forward_with_attention
+    from figures.rollout import forward_with_attention
     config = load_config('config/lit_data.yaml')
     network, _ = build.trained_network(config, WEIGHTS)
     network.eval()

@@ -6,8 +6,6 @@
     predictions  a file with the predictions of single images; a check of the label order
     simplify     an equal network with fewer operations
     old_graph    graphs in the format of Paddle 2
-    rollout      attention rollout of the class token
-    channels     dead and saturated channels of feature maps
     batcher      batches from concurrent requests
     web          the HTTP server
     page.html    the web page of the server

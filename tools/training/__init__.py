@@ -6,7 +6,5 @@
     folder        a run on disk: lock, checkpoints, weights files, log
     checkpoint    state of a run that its next step depends on
     log           lines for people, JSON lines for programs, scalars for VisualDL
-    curves        draws loss and accuracy of runs over their epochs, from their logs
-    figures.mplstyle    style of the figures
     signals       stops a run on a signal or a time limit
 """

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 
 import visualize
-from training.curves import KINDS, LogError, draw, read_log, save
+from figures.curves import KINDS, LogError, draw, read_log
+from figures.style import save
 
 SVG = '{http://www.w3.org/2000/svg}'
 PADDLE = """

@@ -1,7 +1,7 @@
 """Draws loss and top-1 of runs over their epochs, from their logs.
 
     figure = draw({'plain': read_log('log/tiny_imagenet_20_plain.jsonl')})
-    save(figure, 'curves.svg')
+    style.save(figure, 'curves.svg')
 
 A log is a log.jsonl, or text in the format of the Paddle repositories of T2T-ViT (also that of
 train.log) or PiT.
@@ -11,12 +11,8 @@ import json
 import re
 from pathlib import Path
 
-import matplotlib
-import matplotlib.style
-from matplotlib.figure import Figure
+from figures import style
 
-STYLE = Path(__file__).with_name('figures.mplstyle')
-MAX_RUNS = 8    # colours of the style
 # kind of curve: (panel, suffix of the label, line style)
 KINDS = {
     'loss': (0, None, dict()),
@@ -110,13 +106,12 @@ def _read_text(lines):
 
 
 def draw(logs, kinds=tuple(KINDS)):
-    """Return a matplotlib Figure of {name: result of read_log}, at most MAX_RUNS; see KINDS."""
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(9, 4.4))
+    """Return a Figure of {name: result of read_log}, at most style.MAX_LINES; see KINDS."""
+    with style.applied():
+        figure = style.figure(4.4)
         panels = figure.subplots(1, 2)
-        colours = matplotlib.rcParams['axes.prop_cycle'].by_key()['color']
         handles = {}
-        for (name, log), colour in zip(logs.items(), colours):
+        for (name, log), colour in zip(logs.items(), style.COLOURS):
             for kind, (panel, suffix, look) in KINDS.items():
                 if kind not in kinds or not log[kind]:
                     continue
@@ -127,7 +122,7 @@ def draw(logs, kinds=tuple(KINDS)):
                     line.set_marker('o')
                 if suffix is not None:
                     label = f'{name}, {suffix}' if suffix else name
-                    handles[f'{label}: {100 * log[kind][-1][1]:.1f} %'.replace('$', r'\$')] = line
+                    handles[style.literal(f'{label}: {100 * log[kind][-1][1]:.1f} %')] = line
         for panel, title in zip(panels, ('training loss', 'top-1 in %')):
             panel.set(title=title, xlabel='epochs', xlim=(0, None))
             panel.xaxis.get_major_locator().set_params(integer=True)
@@ -137,8 +132,3 @@ def draw(logs, kinds=tuple(KINDS)):
                           ncols=2 if len(handles) > 1 else 1, frameon=False)
         return figure
 
-
-def save(figure, path):
-    """Write a figure; the path ends in .svg or .png."""
-    with matplotlib.style.context(STYLE):
-        figure.savefig(path, metadata={'Date': None} if path.endswith('.svg') else None)

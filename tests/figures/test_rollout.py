@@ -12,7 +12,7 @@ from PIL import Image
 import zoo
 from data.decode import decode_image
 from data.transforms import EvalTransform
-from deploy.rollout import attention_rollout, forward_with_attention, heat_map, overlay, seen_box
+from figures.rollout import attention_rollout, forward_with_attention, heat_map, overlay, seen_box
 
 IMAGES = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))
 

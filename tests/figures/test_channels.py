@@ -10,7 +10,7 @@ from PIL import Image
 
 import visualize
 import zoo
-from deploy.channels import FRAMES, GAP, grids, judge, mosaic
+from figures.channels import FRAMES, GAP, grids, judge, mosaic
 
 IMAGES = sorted((ROOT / 'lit_data' / 'val').rglob('*.JPEG'))[::40]
 TILE = 32 + 2 * GAP
