@@ -4,7 +4,7 @@ import contextlib
 import json
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -73,3 +73,22 @@ def test_an_ended_rank_raises_on_all_others(ranks):
     close(ranks[2])
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(raises_peer_error, ranks[:2], timeout=20))
+
+
+def test_no_rank_ends_before_all_others_do(ranks):
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(rank.end, True) for rank in ranks[:2]]
+        assert not any(wait(ends, 0.3).done)
+        ends.append(pool.submit(ranks[2].end, True))
+        assert len(wait(ends, 5).done) == 3
+
+
+@pytest.mark.parametrize('failed', [0, 1])
+def test_a_rank_that_ends_early_is_seen_by_those_that_wait_for_a_batch(ranks, failed):
+    with ThreadPoolExecutor(3) as pool:
+        end = pool.submit(ranks[failed].end, False)
+        for number in {0, 1, 2} - {failed}:
+            with pytest.raises(PeerError):
+                pool.submit(ranks[number].synchronise, False).result(5)
+            ranks[number].end(False)
+        end.result(5)

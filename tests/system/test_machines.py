@@ -100,7 +100,8 @@ def test_a_signal_to_one_machine_stops_all_of_them(machines):
     first, second = machines('first', '--restarts', '2'), machines('second', '--restarts', '2')
     first.wait_for(lambda: list((first.run / 'checkpoints').glob('*.ckpt')))
     second.process.send_signal(signal.SIGTERM)
-    assert [machine.process.wait(timeout=60) for machine in (first, second)] == [75, 75]
+    codes = [machine.process.wait(timeout=60) for machine in (first, second)]
+    assert codes == [75, 75], first.text() + second.text()
     assert 'starting again' not in first.text() + second.text()
 
 

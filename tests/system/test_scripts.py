@@ -41,7 +41,7 @@ if [[ $1 == -c ]]; then
     esac
 fi
 [[ $1 == --version || $* == '-m pip --version' ]] && { echo 'Python 3.11.0'; exit; }
-{ printf '%s' "$0"; printf ' <%s>' "$@"; printf '\n'; } >>"$JOURNAL"
+printf '%s%s\n' "$0" "$(printf ' <%s>' "$@")" >>"$JOURNAL"    # one write: processes run together
 case "$1 $2" in
     '-m venv') rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     '-m pip')

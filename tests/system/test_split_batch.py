@@ -20,7 +20,7 @@ MIXUP = 'MIXUP.MIXUP_ALPHA=0.8'
     (1, None, [], 1), (2, None, [], 2), (3, None, [], 2), (6, None, [], 4), (64, None, [], 16),
     (16, None, [MIXUP, 'TRAIN.TRAIN_BATCH_SIZE=48'], 12),
     (2, None, ['TRAIN.TRAIN_BATCH_SIZE=15'], 1),
-    (15, None, ['TRAIN.TRAIN_BATCH_SIZE=15'], 5), (2, None, ['MODEL.IMAGE_SIZE=48'], 1),
+    (15, None, ['TRAIN.TRAIN_BATCH_SIZE=15'], 15), (2, None, ['MODEL.IMAGE_SIZE=48'], 1),
     (2, 4, ['MODEL.IMAGE_SIZE=48'], 4), (2, 3, [], 3), (2, 1, [], 1)])
 def test_the_number_of_processes(monkeypatch, cores, given, overrides, count):
     monkeypatch.setattr(start, 'available_cores', lambda: cores)

@@ -124,7 +124,7 @@ def test_evaluation_and_exports_run_the_plain_layers():
 
 
 @pytest.mark.parametrize('size, images, is_fast', [
-    (48, 16, False), (224, 3, False), (224, 4, True)])
+    (48, 16, False), (48, 21, False), (48, 22, True), (224, 1, True)])
 def test_steps_with_few_pixels_run_the_plain_layers(size, images, is_fast):
     config = build.load_config('config/lit_data.yaml', [
         f'MODEL.IMAGE_SIZE={size}', f'TRAIN.TRAIN_BATCH_SIZE={images}', 'TRAIN.PRE_TRAIN=false'])

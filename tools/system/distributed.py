@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from system import paddle_private
+from system import command, paddle_private
 from system.lockstep import Lockstep, PeerError
 
 MAX_BYTES = 16 << 20    # of one broadcast: gloo ends a collective after 30 seconds
@@ -31,6 +31,7 @@ def init():
         store = paddle_private.global_store()
         if store is not None:
             _lockstep = Lockstep(rank(), world_size(), store)
+            command.before_exit(_lockstep.end)
 
 
 def rank():

@@ -6,15 +6,18 @@ they handle signals and can still write a checkpoint. Rank 0 listens, the others
 byte is sent each way.
 """
 
+import contextlib
 import hmac
 import json
 import os
 import secrets
 import socket
+import time
 
 FAILED, OK = b'1', b'0'
 TOKEN_BYTES = 16
 SECONDS_TO_AUTHENTICATE = 10
+SECONDS_TO_END = 10           # for other processes; one that has failed waits for one second
 
 
 class PeerError(RuntimeError):
@@ -79,6 +82,28 @@ class Lockstep:
         except OSError as error:
             raise PeerError(f'another process has ended ({error.strerror})') from error
         return answer == FAILED
+
+    def end(self, succeeded):
+        """Wait until all processes call this, so that none exits in another one's collective.
+
+        Args:
+            succeeded: whether this process has done all that the others wait for. If not, they
+                learn it at their next batch.
+        """
+        deadline = time.monotonic() + (SECONDS_TO_END if succeeded else 1)
+        if not (self.is_main and succeeded):    # rank 0 ends when all others have
+            self._close()
+        for peer in self.peers:
+            with contextlib.suppress(OSError):
+                peer.settimeout(max(deadline - time.monotonic(), 0.001))
+                while peer.recv(1):
+                    pass
+        self._close()
+
+    def _close(self):
+        for peer in self.peers:
+            with contextlib.suppress(OSError):    # the other process has ended
+                peer.shutdown(socket.SHUT_WR)
 
     def _read(self, peer):
         answer = peer.recv(1)
