@@ -31,7 +31,7 @@ from recipe.mixup import Mixup
 from recipe.optimizer import build_optimizer, clip_gradients
 from recipe.precision import Precision
 from recipe.teacher import ExportedTeacher
-from scheduler import Schedule, constant_rates, format_rate, learning_rate
+from scheduler import Schedule, constant_rates, format_rate, learning_rate, progress_of
 from system import distributed
 from training.fast import LEAST_PIXELS, speed_up
 from training.stepper import Groups, Stepper
@@ -436,6 +436,20 @@ def rate_function(config):
             (scale if keys.SCALE_END_LR else 1.0) * keys.END_LR,
             keys.NUM_EPOCHS - keys.COOLDOWN_EPOCHS, keys.DECAY, keys.DECAY_FROM)
     return rate
+
+
+def rate_of_batch(config, steps):
+    """Return the learning rate of a run as a function (epoch, batch of the epoch) -> rate.
+
+    Args:
+        steps: batches in an epoch.
+    """
+    keys, rate = config.SCHEDULER, rate_function(config)
+
+    def of_batch(epoch, batch=0):
+        first = batch - batch % config.TRAIN.ACCUMULATE    # of its optimizer step
+        return rate(progress_of(epoch, first, steps, keys.LAST_EPOCHS + 1, keys.UPDATE))
+    return of_batch
 
 
 def batch_size(config):

@@ -31,6 +31,17 @@ def constant_rates(progress, rows):
     return [rate for first, rate in rows if first <= progress][-1]
 
 
+def progress_of(epoch, step, steps, first_epoch=0, update='epoch'):
+    """The position in the schedule, in epochs, of a batch of a run.
+
+    Args:
+        step, steps: number of the batch in the epoch, from 0, and batches in an epoch.
+        first_epoch: epoch of the schedule in epoch 0 of the run.
+        update: 'step' or 'epoch': how often the learning rate changes.
+    """
+    return first_epoch + epoch + (step / steps if update == 'step' else 0)
+
+
 class Schedule(LRScheduler):
     """A rate function as a scheduler for Paddle's optimizers; `step(progress)` sets the rate.
 

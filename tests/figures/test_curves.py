@@ -1,19 +1,19 @@
 """Catches figures whose points differ from the logs."""
 
 import json
-import re
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 
 import pytest
 from conftest import ROOT
+from support import svg
+from support.svg import points_of
 
 import visualize
 from figures.curves import KINDS, LogError, draw, read_log
 from figures.style import save
 
-SVG = '{http://www.w3.org/2000/svg}'
+PUBLISHED = ROOT.parent / 'shared' / 'published'
 PADDLE = """
 Epoch [0/200], Step [100/1252], Loss: 6.8079,acc: 0.0026, read_time: 0.8813, lr: 0.0002
 Epoch [0/200], avg_Loss: 6.0730, avg_acc: 0.0277
@@ -45,20 +45,13 @@ def records(top1):
         yield dict(event='validation_ema', epoch=epoch, top1=value + 0.05)
 
 
-def points_of(root, name):
-    """Return the points of a curve in pixels, from the path of the figure."""
-    (group,) = [group for group in root.iter(f'{SVG}g') if group.get('id') == name]
-    return [tuple(map(float, point)) for point in
-            re.findall(r'[ML] (\S+) (\S+)', group.find(f'{SVG}path').get('d'))]
-
-
 def test_points_are_at_the_values_of_the_log(tmp_path):
     top1 = [0.1, 0.3, 0.25, 0.4]
     log = write(tmp_path / '<a>$.jsonl', ''.join(json.dumps(record) + '\n'
                                                  for record in records(top1)))
     figure = draw({'<a>$': read_log(log)})
     save(figure, str(tmp_path / 'a.svg'))
-    root = ElementTree.parse(tmp_path / 'a.svg').getroot()    # well-formed, the name escaped
+    root = svg.read(tmp_path / 'a.svg')    # well-formed, the name escaped
     curves = {kind: points_of(root, f'<a>$:{kind}') for kind in KINDS}
     for kind, figures in (('validation', top1), ('validation_ema', [a + 0.05 for a in top1]),
                           ('train', [a / 2 for a in top1]), ('loss', [a - 4 for a in top1])):
@@ -73,8 +66,7 @@ def test_points_are_at_the_values_of_the_log(tmp_path):
     height = curves['validation'][0][1] - curves['validation_ema'][0][1]
     assert height == pytest.approx((curves['validation'][0][1] - curves['validation'][3][1]) / 6,
                                    abs=0.05)
-    texts = [text.text for text in root.iter(f'{SVG}text')]
-    assert {'<a>$: 40.0 %', '<a>$, EMA: 45.0 %', '<a>$, training: 20.0 %'} <= set(texts)
+    assert {'<a>$: 40.0 %', '<a>$, EMA: 45.0 %', '<a>$, training: 20.0 %'} <= set(svg.texts(root))
     save(figure, str(tmp_path / 'again.svg'))
     assert (tmp_path / 'again.svg').read_bytes() == (tmp_path / 'a.svg').read_bytes()
 
@@ -86,6 +78,18 @@ def test_the_lines_of_the_paddle_repositories_are_read(tmp_path):
     assert read_log(write(tmp_path / 'b.log', PIT)) == {
         'loss': [(1, 6.8359), (2, 6.5)], 'train': [(1, 0.0035), (2, 0.01)],
         'validation': [(2, 0.0398)], 'validation_ema': []}
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason='the published logs are not here')
+def test_the_published_logs_are_read_to_their_ends():
+    """Epochs and last accuracies as their repositories state them."""
+    ends = {name: {kind: points[-1] for kind, points in
+                   read_log(PUBLISHED / f'{name}.log').items() if points}
+            for name in ('t2t_paddle_1', 't2t_paddle_2', 't2t_paddle_4', 'paddle_pit')}
+    assert ends['t2t_paddle_1'] == {'loss': (101, 1.4543), 'train': (101, 0.6564)}
+    assert ends['t2t_paddle_2']['train'] == (20, 0.669)
+    assert ends['t2t_paddle_4']['validation'] == (20, 0.7158)
+    assert ends['paddle_pit']['train'][0] == ends['paddle_pit']['validation'][0] == 310
 
 
 def test_epochs_of_restarted_runs(tmp_path):
@@ -121,12 +125,11 @@ def test_the_command_draws_the_figure_in_the_docs(tmp_path):
          'log/tiny_imagenet_20_official.jsonl', '--out', out],
         cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, f'{out}\n'), done.stderr
-    mine, docs = (ElementTree.parse(path).getroot() for path in (out, ROOT / 'docs/recipes.svg'))
+    mine, docs = map(svg.read, (out, ROOT / 'docs' / 'recipes.svg'))
     for kind in KINDS:
         name = f'tiny_imagenet_20_plain:{kind}'
         assert len(points_of(mine, name)) == len(points_of(docs, name)) == 12
-    figures = [{text.text for text in root.iter(f'{SVG}text')} for root in (mine, docs)]
-    assert 'tiny_imagenet_20_official, EMA: 22.6 %' in figures[0] & figures[1]
+    assert 'tiny_imagenet_20_official, EMA: 22.6 %' in {*svg.texts(mine)} & {*svg.texts(docs)}
 
 
 @pytest.mark.parametrize('out, said', [('a.jpg', 'end it in .svg or .png'),

@@ -142,19 +142,28 @@ class TrainTransform:
     def padded_crop(self, image, rng):
         if isinstance(image, Jpeg):
             image = image.decoded()
-        size, padding = self.image_size, self.image_size // 8
-        image = image.resize(shorter_side_at(size, *image.size), self.resampling(rng))
+        scaled = shorter_side_at(self.image_size, *image.size)
+        image = image.resize(scaled, self.resampling(rng))
         # PIL fills the part of a box that is outside of the image with black.
-        left, top = (int(rng.integers(-padding, side + padding - size + 1)) for side in image.size)
-        return image.crop((left, top, left + size, top + size))
+        return image.crop(self.padded_box(*scaled, rng))
+
+    def padded_box(self, width, height, rng):
+        """Draw the padded crop of a width x height image: (left, top, right, bottom) in pixels."""
+        size, padding = self.image_size, self.image_size // 8
+        left, top = (int(rng.integers(-padding, side + padding - size + 1))
+                     for side in (width, height))
+        return left, top, left + size, top + size
 
     def resampling(self, rng):
         return self.resamplings[rng.integers(len(self.resamplings))]
 
+    def is_flipped(self, rng):
+        return rng.random() < self.flip
+
     def pixels(self, image, rng):
         """Augment a PIL RGB image, or a Jpeg, to uint8 [image_size, image_size, 3]."""
         image = self.random_crop(image, rng)
-        mirrored = rng.random() < self.flip
+        mirrored = self.is_flipped(rng)
         if not self.operations:
             pixels = np.asarray(image)
             return pixels[:, ::-1] if mirrored else pixels    # a view, copied into the batch

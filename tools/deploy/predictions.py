@@ -1,9 +1,13 @@
-"""Predictions of single images: a file with one line for each, and a check of the label order."""
+"""Predictions of single images: a file with one line for each, and a check of the label order.
+
+    found = read('output/predictions.csv')    # a list of Prediction
+"""
 
 import csv
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -20,9 +24,19 @@ FEWEST_OF_LABEL = 4
 
 
 class PredictionsError(ValueError):
-    """A predictions file that cannot be written. The message names it and what to do."""
+    """A predictions file that cannot be read or written; the message says what to do."""
 
     exit_code = 2
+
+
+class Prediction(NamedTuple):
+    """A line of a predictions file; `error` says why an image has no classes."""
+
+    path: str              # relative to the folder of the images
+    labels: list           # all of its labels
+    top: list              # most probable classes, best first
+    probabilities: list    # of these
+    error: str = ''
 
 
 class Predictions:
@@ -103,6 +117,60 @@ def check_place(path):
     if os.path.isdir(path) or not os.access(folder, os.W_OK):
         raise PredictionsError(f'{path}: cannot be written; name a file in a folder that exists '
                                'and is writable')
+
+
+def read(path):
+    """Read a file that `Predictions.write` wrote; return a list of Prediction.
+
+    Raises:
+        PredictionsError: names the file and the line.
+    """
+    if not path.endswith(FORMATS):
+        raise PredictionsError(f'{path}: name a file that ends in {" or ".join(FORMATS)}')
+    found, number = [], 0
+    try:
+        with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
+            for number, line in enumerate(
+                    csv.DictReader(file) if path.endswith('.csv') else file, start=1):
+                found.append(_from_csv(line) if path.endswith('.csv') else _from_json(line))
+    except OSError as error:
+        raise PredictionsError(f'{path}: cannot be read ({error.strerror})') from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+        line = number + path.endswith('.csv')
+        raise PredictionsError(f'{path}:{line}: is no prediction ({error}); write the file with '
+                               'tools/val.py --predictions') from error
+    if not found:
+        raise PredictionsError(f'{path}: has no predictions; write the file with tools/val.py '
+                               '--predictions')
+    return found
+
+
+def _from_csv(row):
+    classes, probabilities = (
+        [kind(row[f'{name}_{place}']) for place in range(1, TOP + 1) if row.get(f'{name}_{place}')]
+        for name, kind in (('class', int), ('probability', float)))
+    labels = [int(label) for label in row['label'].split()]
+    return _checked(Prediction(row['path'], labels, classes, probabilities, row['error']))
+
+
+def _from_json(line):
+    entry = json.loads(line)
+    label = entry['label']
+    return _checked(Prediction(entry['path'], label if isinstance(label, list) else [label],
+                               entry.get('top', []), entry.get('probabilities', []),
+                               entry.get('error', '')))
+
+
+def _checked(found):
+    """Return a Prediction; raises ValueError or TypeError if it is none."""
+    path, labels, classes, probabilities, error = found
+    if not (isinstance(path, str) and isinstance(error, str) and bool(classes) != bool(error)
+            and len(classes) == len(probabilities) <= TOP):
+        raise ValueError('path, classes or probabilities are missing')
+    if not (all(type(each) is int and each >= 0 for each in [*labels, *classes])
+            and all(0 <= each <= 1 for each in probabilities)):
+        raise ValueError('a class or a probability is out of range')
+    return found
 
 
 def _csv_lines(file, top):

@@ -31,6 +31,9 @@ LINES = (
     (re.compile(r'\bEpoch\[(\d+)/\d+\], Validation Loss: [\d.]+, Validation Acc@1: ([\d.]+)'),
      ('validation',)),
 )
+# (epoch, step, steps, rate) and PiT's (epoch, rate)
+STEP = re.compile(r'Epoch \[(\d+)/\d+\], Step \[(\d+)/([1-9]\d*)\], .*\blr: (\d+\.\d+)')
+PIT_RATE = re.compile(r'\btraining epoch (\d+)\. LR=(\d+\.\d+)')
 
 
 class LogError(ValueError):
@@ -52,10 +55,7 @@ def read_log(path):
     Raises:
         LogError: for a file that is not a log, or has no complete epoch.
     """
-    try:
-        lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LogError(f'{path}: cannot be read: {error}') from error
+    lines = _lines(path)
     is_json = bool(lines) and lines[0].startswith('{')
     try:
         found = _read_json(lines) if is_json else _read_text(lines)
@@ -65,6 +65,58 @@ def read_log(path):
         raise LogError(f'{path}: has no complete epoch of a run: name a log.jsonl, or a text with '
                        'lines like `Epoch [0/300], avg_Loss: ...`')
     return found
+
+
+class Epochs:
+    """Counts the epochs of a text whose numbers may start again.
+
+    Attributes:
+        trained: epochs so far.
+    """
+
+    def __init__(self):
+        self.trained = self.offset = 0    # epochs before the last restart
+        self.first = None                 # first number in the text
+
+    def count(self, number):
+        """Count an epoch by its number in the text, from 1."""
+        self.first = self.first or number
+        if number <= self.first and self.offset + number < self.trained:
+            self.offset = self.trained + 1 - self.first
+        self.trained = self.offset + number
+
+
+def read_rates(path):
+    """Read the learning rates that a text log prints.
+
+    Epochs count on where a run was restarted by hand, as in read_log.
+
+    Returns:
+        list of (epoch, batch of the epoch, batches in an epoch, rate as printed), from 0.
+
+    Raises:
+        LogError: for a file that is not a log, or has no rates.
+    """
+    found, epochs = [], Epochs()
+    for line in _lines(path):
+        if match := STEP.search(line):
+            epoch, step, steps, rate = match.groups()
+            epochs.count(int(epoch) + 1)
+            found.append((epochs.trained - 1, int(step) - 1, int(steps), rate))
+        elif match := PIT_RATE.search(line):
+            epochs.count(int(match[1]))
+            found.append((epochs.trained - 1, 0, 1, match[2]))
+    if not found:
+        raise LogError(f'{path}: has no learning rates: name a text with lines like '
+                       '`Epoch [0/300], Step [100/1252], ... lr: 0.0002`')
+    return found
+
+
+def _lines(path):
+    try:
+        return Path(path).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LogError(f'{path}: cannot be read: {error}') from error
 
 
 def _read_json(lines):
@@ -84,8 +136,7 @@ def _read_json(lines):
 
 def _read_text(lines):
     found = {kind: [] for kind in KINDS}
-    trained = offset = 0    # epochs trained; epochs before the last restart
-    first = None            # first epoch number in the text
+    epochs = Epochs()
     for line in lines:
         for pattern, kinds in LINES:
             match = pattern.search(line)
@@ -93,15 +144,11 @@ def _read_text(lines):
                 continue
             epoch, *values = match.groups()
             if epoch:
-                number = int(epoch) + (0 if 'Epoch[' in line else 1)
-                first = first or number
-                if number <= first and offset + number < trained:
-                    offset = trained + 1 - first
-                trained = offset + number
+                epochs.count(int(epoch) + (0 if 'Epoch[' in line else 1))
             for kind, value in zip(kinds, values):
                 if value is not None:
-                    found[kind] = [point for point in found[kind] if point[0] < trained]
-                    found[kind].append((trained, float(value)))
+                    found[kind] = [point for point in found[kind] if point[0] < epochs.trained]
+                    found[kind].append((epochs.trained, float(value)))
     return found
 
 

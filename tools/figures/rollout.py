@@ -36,6 +36,29 @@ def forward_with_attention(network, images):
     return logits, attention_rollout(maps, getattr(network, 'num_prefix_tokens', 1)), record
 
 
+def class_attention(network, images):
+    """Compute the attention that the class token pays to the patches, in every block.
+
+    Args:
+        network: a network of the zoo, in evaluation mode.
+        images: float32 `[B, 3, S, S]`, array or tensor, normalised.
+
+    Returns:
+        list of arrays `[B, heads, side, side]`, first block first; networks that pool their tokens
+        have several sides.
+
+    Raises:
+        ValueError: if the network has no attention maps.
+    """
+    with paddle.no_grad(), network.recording() as record:
+        network(paddle.to_tensor(images))
+    rows = [attention.numpy()[:, :, 0, network.num_prefix_tokens:]    # (B, heads, patches)
+            for attention in record.attention.values() if attention.ndim == 4]
+    if not rows:
+        raise ValueError('the network has no attention maps')
+    return [row.reshape(*row.shape[:2], *2 * [math.isqrt(row.shape[-1])]) for row in rows]
+
+
 def attention_rollout(maps, num_prefix=1):
     """Attention rollout (Abnar and Zuidema, ACL 2020, arXiv 2005.00928, section 3).
 

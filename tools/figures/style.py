@@ -11,8 +11,10 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.style
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from PIL import Image
 
 STYLE = Path(__file__).with_name('style.mplstyle')
 COLOURS = matplotlib.rc_params_from_file(
@@ -21,6 +23,8 @@ MAX_LINES = len(COLOURS)
 WIDTH = 9             # inches; at the 800 pixels of a README page a letter of size 9 has 11 pixels
 SMALL = 9             # font size of captions
 LINE = 1.4 / 72       # height of a line of text, inches for each point of its size
+LONGEST_SIDE = 512    # of an image on a sheet, pixels
+HIGHEST = 1.5         # height / width of the space for an image
 FORMATS = ('.svg', '.png')
 
 
@@ -45,15 +49,19 @@ def sheet(rows):
 
     Args:
         rows: list of (label, tiles): the label stands left of a row, tiles are (image, caption), a
-            PIL image or uint8 `[H, W, 3]`, and a text of one or more lines above it.
+            PIL RGB image or uint8 `[H, W, 3]`, and a text of one or more lines above it. Images of
+            more than LONGEST_SIDE pixels are scaled down.
 
     Returns:
         A Figure.
     """
     columns = max(len(tiles) for _, tiles in rows)
     side = WIDTH / (columns + 0.3)
-    heights = [side + LINE * SMALL * max(caption.count('\n') + 1.5 for _, caption in tiles)
-               for _, tiles in rows]
+    rows = [(label, [(scaled_down(image), caption) for image, caption in tiles])
+            for label, tiles in rows]
+    heights = [max(side * min(image.shape[0] / image.shape[1], HIGHEST)
+                   + LINE * SMALL * (caption.count('\n') + 1.5)
+                   for image, caption in tiles) for _, tiles in rows]
     with applied(**{'axes.grid': False}):
         drawn = figure(sum(heights))
         grid = drawn.add_gridspec(len(rows), columns, height_ratios=heights)
@@ -61,12 +69,20 @@ def sheet(rows):
             for column, (image, caption) in enumerate(tiles):
                 axes = drawn.add_subplot(grid[row, column])
                 axes.imshow(image)
-                axes.set(xticks=[], yticks=[])
+                axes.set(xticks=[], yticks=[], anchor='N')
                 axes.spines[:].set_visible(False)
                 axes.set_title(literal(caption), fontsize=SMALL, pad=3)
                 if not column:
                     axes.set_ylabel(literal(label), fontsize=SMALL)
     return drawn
+
+
+def scaled_down(image):
+    """Return an image, PIL or uint8 `[H, W, 3]`, as an array of at most LONGEST_SIDE pixels."""
+    if max(np.shape(image)) > LONGEST_SIDE:
+        image = Image.fromarray(np.asarray(image))
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return np.asarray(image)
 
 
 def literal(text):

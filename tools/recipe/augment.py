@@ -56,8 +56,9 @@ MOVES = {
     'TranslateXRel': lambda amount, size: (1, 0, amount * 0.45 * size[0], 0, 1, 0),
     'TranslateYRel': lambda amount, size: (1, 0, 0, 0, 1, amount * 0.45 * size[1]),
 }
-OPERATIONS = (*TONES, *ENHANCEMENTS, *(f'{name}Increasing' for name in ENHANCEMENTS), *MOVES,
-              'Rotate')
+DIRECTED = (*(f'{name}Increasing' for name in ENHANCEMENTS), *MOVES, 'Rotate')
+OPERATIONS = (*TONES, *ENHANCEMENTS, *DIRECTED)
+WITHOUT_MAGNITUDE = ('AutoContrast', 'Equalize', 'Invert')
 
 
 class Canvas(NamedTuple):
@@ -149,6 +150,16 @@ class AutoAugment:
         for arguments in self.plan(rng):
             image = apply_operation(image, *arguments)
         return image
+
+    @staticmethod
+    def describe(plan):
+        """Return texts such as `Rotate -9.2` for a plan: operations and magnitudes."""
+        texts = []
+        for name, magnitude, sign, _ in plan:
+            magnitude *= sign if name in DIRECTED else 1
+            number = '' if name in WITHOUT_MAGNITUDE else f' {magnitude:.1f}'
+            texts.append(re.sub('Increasing|Original|Rel', '', name) + number)
+        return texts
 
 
 RAND_OPERATIONS = ('AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize',
@@ -264,13 +275,22 @@ class ColorJitter:
     def __init__(self, factor):
         self.factor = factor
 
+    def plan(self, rng):
+        """Draw the changes of an image: a list of (class in PIL.ImageEnhance, factor)."""
+        names = ('Brightness', 'Contrast', 'Color')
+        return [(names[index], rng.uniform(max(0, 1 - self.factor), 1 + self.factor))
+                for index in rng.permutation(len(names))]
+
     def __call__(self, image, rng):
         """Change a PIL RGB image with random numbers of a NumPy Generator."""
-        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        for index in rng.permutation(len(enhancers)):
-            factor = rng.uniform(max(0, 1 - self.factor), 1 + self.factor)
-            image = enhancers[index](image).enhance(factor)
+        for name, factor in self.plan(rng):
+            image = getattr(ImageEnhance, name)(image).enhance(factor)
         return image
+
+    @staticmethod
+    def describe(plan):
+        """Return texts such as `Contrast x 1.21` for a plan."""
+        return [f'{name} x {factor:.2f}' for name, factor in plan]
 
 
 class RandomErasing:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import paddle
 
-from scheduler import format_rate
+from scheduler import format_rate, progress_of
 from system import distributed
 from training.checkpoint import capture, restore
 from weights.container import CheckpointError
@@ -117,8 +117,7 @@ class Stepper:
 
     def progress(self, epoch, step):
         """Return the progress of the schedule, in epochs."""
-        done = step / len(self.groups) if self.rate_update == 'step' else 0
-        return self.first_epoch + epoch + done
+        return progress_of(epoch, step, len(self.groups), self.first_epoch, self.rate_update)
 
     def step(self, images, targets, epoch, step):
         """Compute the gradients of a batch; after the last batch of a group update the weights.
