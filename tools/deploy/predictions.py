@@ -127,16 +127,15 @@ def read(path):
     """
     if not path.endswith(FORMATS):
         raise PredictionsError(f'{path}: name a file that ends in {" or ".join(FORMATS)}')
-    found, number = [], 0
+    is_csv, found = path.endswith('.csv'), []
     try:
         with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
-            for number, line in enumerate(
-                    csv.DictReader(file) if path.endswith('.csv') else file, start=1):
-                found.append(_from_csv(line) if path.endswith('.csv') else _from_json(line))
+            for line in csv.DictReader(file) if is_csv else file:
+                found.append(_from_csv(line) if is_csv else _from_json(line))
     except OSError as error:
         raise PredictionsError(f'{path}: cannot be read ({error.strerror})') from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-        line = number + path.endswith('.csv')
+        line = len(found) + 1 + is_csv    # a CSV has a head
         raise PredictionsError(f'{path}:{line}: is no prediction ({error}); write the file with '
                                'tools/val.py --predictions') from error
     if not found:
