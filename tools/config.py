@@ -347,6 +347,10 @@ FORMER_VALUES = {name: key.metadata['former'] for name, key in KEYS.items()
                  if key.metadata['former']}
 FREE_KEYS = {name for name, key in KEYS.items() if key.metadata['free']} | {'DATA.SHARED_MEMORY'}
 
+# What commands use without -c: training and validation the drawn data, which the project ships;
+# commands that take anyone's images the weights that know photographs.
+DRAWINGS, PHOTOGRAPHS = 'config/lit_data.yaml', 'config/tiny_imagenet_50.yaml'
+
 PAGE = """# Configuration
 
 `-c FILE` names a YAML file, `-o SECTION.KEY=VALUE ...` overrides it, and `BASE: other.yaml` in a
@@ -361,10 +365,10 @@ function, where a key takes effect. `python tools/config.py` prints this page.
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser, default=DRAWINGS):
     """Add the options `-c/--config` and `-o/--override` to an argparse parser."""
-    parser.add_argument('-c', '--config', default='config/lit_data.yaml', metavar='FILE',
-                        help='configuration (default: config/lit_data.yaml)')
+    parser.add_argument('-c', '--config', default=default, metavar='FILE',
+                        help=f'configuration (default: {default})')
     parser.add_argument('-o', '--override', nargs='+', action='extend', default=[],
                         metavar='SECTION.KEY=VALUE', help='values over those of the file')
 
