@@ -1,21 +1,19 @@
 """Catches train.py, val.py and predict.py printing other lines, figures, files or exit codes."""
 
-import fcntl
 import json
 import os
-import pty
 import re
+import shlex
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 
 import numpy as np
 import paddle
 import pytest
 from conftest import ROOT
 from PIL import Image
+from support.terminal import run_in_terminal, screen
 
 import build
 import predict
@@ -144,6 +142,12 @@ def test_the_same_seed_trains_the_same_weights_with_any_number_of_workers(traine
             np.testing.assert_array_equal(first[name].numpy(), second[name].numpy(), name)
 
 
+def test_the_command_that_training_names_last_runs(trained):
+    process, _ = trained
+    python, *command = shlex.split(re.search('next: (.*)', process.stdout)[1])
+    assert python == 'python' and run(*command).stdout.startswith('class_id is: ')
+
+
 def test_an_earlier_run_is_moved_aside_and_its_weights_are_loaded(trained, data, tmp_path):
     _, folder = trained
     shutil.copytree(folder, tmp_path / 'run')
@@ -190,25 +194,10 @@ def test_too_many_steps_that_are_not_finite_end_the_run(data, tmp_path):
 
 
 def test_a_terminal_shows_a_progress_bar_and_whole_lines(data, tmp_path):
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, 'tools/val.py', '-c', data / 'recipe.yaml', '--weights',
-         data / 'run' / 'last.pdparams'], stdout=follower, stderr=follower, cwd=ROOT)
-    os.close(follower)
-    shown = b''
-    while True:
-        try:
-            part = os.read(leader, 4096)
-        except OSError:    # the terminal is closed once the process has ended
-            break
-        if not part:
-            break
-        shown += part
-    os.close(leader)
-    assert process.wait() == 0
-    assert b'validation:' in shown and b'\r' in shown
-    assert FINAL_LINE.search(shown.decode())
+    code, shown = run_in_terminal([sys.executable, 'tools/val.py', '-c', data / 'recipe.yaml',
+                                   '--weights', data / 'run' / 'last.pdparams'])
+    assert code == 0 and '\rvalidation:' in shown
+    assert FINAL_LINE.fullmatch(screen(shown)[-2])
 
 
 # ---- validation

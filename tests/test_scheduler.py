@@ -154,8 +154,9 @@ def test_the_rate_scales_with_the_images_per_step(tmp_path, monkeypatch, batch, 
     assert max(actual) == actual[5] == pytest.approx(wanted, rel=1e-12)
     assert actual[0] == pytest.approx(1e-3 * wanted, rel=1e-12)    # both ends scale too
     assert min(actual[5:]) > 1e-2 * wanted
-    line = build.describe_rate(load_config(path))
-    assert line.startswith(f'highest learning rate {format_rate(wanted)}')
+    line = build.describe_schedule(load_config(path))
+    assert line.startswith('adamw, 5-epoch warm-up, cosine decay, '
+                           f'highest learning rate {format_rate(wanted)}')
     assert (f'for {lr_batch} images a step, of which there are {batch * processes}' in line
             ) == bool(lr_batch)
 

@@ -489,11 +489,17 @@ def rate_scale(config):
     return images_a_step(config) / reference if reference else 1
 
 
-def describe_rate(config):
-    """Return a log line with the highest rate and how it is scaled."""
+def describe_schedule(config):
+    """Return optimizer, shape and highest value of the learning rate, and how it is scaled."""
     keys = config.SCHEDULER
     highest = max(rate for _, rate in keys.RATES) if keys.RATES else keys.BASE_LR
-    line = f'highest learning rate {format_rate(rate_scale(config) * highest)}'
+    shape = 'constant rate'
+    if keys.RATES:
+        shape = f'{len(keys.RATES)} constant rates'
+    elif keys.USE_WARMUP:
+        shape = f'{keys.WARMUP_EPOCHS:g}-epoch warm-up, {keys.DECAY} decay'
+    line = (f'{config.TRAIN.OPTIMIZER}, {shape}, highest learning rate '
+            f'{format_rate(rate_scale(config) * highest)}')
     if keys.LR_BATCH:
         line += (f': {format_rate(highest)} for {keys.LR_BATCH} images a step, of which '
                  f'there are {images_a_step(config)}')

@@ -162,7 +162,14 @@ class Train:
         10, 'steps in a row with a gradient that is not finite, each of them skipped, before the '
         'run stops', low=1, used='build.stepper', free=True)
     VISUALDL: bool = option(
-        True, 'write scalars for VisualDL into OUTPUT_DIR/visualdl', used='train', free=True)
+        True, 'write curves and pictures for VisualDL into OUTPUT_DIR/visualdl', used='train',
+        free=True)
+    VISUALDL_IMAGES: int = option(
+        8, 'images of each validation that VisualDL shows with their predictions; 0: none',
+        low=0, high=100, used='train', free=True)
+    VISUALDL_HISTOGRAMS: bool = option(
+        False, 'show histograms of all weights in VisualDL, one at each validation', used='train',
+        free=True)
 
 
 @dataclass

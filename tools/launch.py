@@ -30,7 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from system import command
+from system import command, terminal
 from system.job import Job, Process, variables
 from system.rendezvous import Interrupted, create_rendezvous, free_ports
 
@@ -245,7 +245,8 @@ def supervise(options, arguments, signals):
             suffix = f'.{assignment.attempt}' if assignment.attempt else ''
             processes.append(
                 Process(rank, program, {}) if alone else
-                Process(rank, program, variables(assignment, number, count, gpus),
+                Process(rank, program, {**variables(assignment, number, count, gpus),
+                                        terminal.VARIABLE: terminal.path()},
                         logs / f'workerlog.{number}{suffix}'))
         local = Job(processes, signals).watch(rendezvous)
         outcome, restart = rendezvous.finish(local)
@@ -260,7 +261,7 @@ def supervise(options, arguments, signals):
 def say(line):
     """Print a line to stderr, if that is open."""
     with contextlib.suppress(OSError, ValueError, AttributeError):    # closed
-        print(line, file=sys.stderr, flush=True)
+        print(f'{terminal.CLEAR if terminal.path() else ""}{line}', file=sys.stderr, flush=True)
 
 
 def main(arguments):

@@ -9,10 +9,15 @@ saves a checkpoint and exits with 75. With TRAIN.RESUME=auto the same command re
 and log are then the same as without the interruption.
 """
 
+import contextlib
 import dataclasses
 import functools
+import math
+import os
 import platform
+import shlex
 import time
+from pathlib import Path
 
 from system import start
 
@@ -24,17 +29,20 @@ import paddle
 import build
 import config as configuration
 from data import DataError
-from data.decode import name_bad_images
+from data.decode import ImageError, name_bad_images
 from data.sources import label_warnings
+from figures.predictions import ImageGrid
 from scheduler import format_rate
 from system import command, distributed
+from system.progress import duration
 from training.checkpoint import check_state, compare_runs, flat_keys, images_a_step
 from training.folder import RunFolder
-from training.log import progress
+from training.log import Bar
 from training.meter import Clock, Meter
 from training.signals import Stopped, StopRequest
 from training.stepper import NotFinite
 from val import evaluate
+from zoo.macs import count_macs, total_macs
 
 STARTED = time.monotonic()    # for TRAIN.TIME_LIMIT_HOURS
 STEPS_BETWEEN_STOP_CHECKS = 10    # with several processes: all must stop at the same step
@@ -51,6 +59,7 @@ class Progress:
     epoch: int = 0
     step: int = 0               # batches of this epoch so far
     best: float = -1.0          # highest validation top-1
+    best_epoch: int = 0         # number of epochs trained when it was reached; 0: unknown
     best_ema: float = -1.0      # highest validation top-1 of the EMA weights
     bad_images: dict = dataclasses.field(default_factory=dict)    # of the whole run: {path: error}
 
@@ -76,6 +85,7 @@ class Training:
         self.prepare, self.class_names = build.batch_transform(config), build.class_names(config)
         self.position, self.meter, self.clock = Progress(), Meter(), Clock()
         self.log_position, self.saved_at = None, time.monotonic()
+        self.validation_seconds = 0.0    # of the last one, to estimate the time left
         wanted = config.TRAIN.RESUME
         checkpoint, notes = self.folder.resume(
             wanted if wanted in ('auto', 'false') else configuration.project_path(wanted),
@@ -129,21 +139,22 @@ class Training:
         stepper.begin_epoch(position.epoch, position.step)
         clock.restart()
         batches = distributed.in_step(self.train_loader, self.save_unfinished)
-        for images, labels in progress(batches, f'epoch {position.epoch}', self.steps,
-                                       position.step):
-            clock.has_read()
-            images, targets = self.prepare(images, labels, position.epoch, position.step)
-            meter.add(self.step(images, targets))
-            position.step += 1
-            clock.has_trained(len(labels))
-            if stepper.in_group:    # log and save only after an optimizer step
-                continue
-            if position.step == self.steps or self.has_passed(self.config.TRAIN.LOG_EVERY):
-                replaced = report_bad_images(self.train_loader, position.bad_images, self.config,
-                                             self.folder)
-                self.log_step()
-            if position.step < self.steps:
-                self.save_or_stop_if_due()
+        with Bar(batches, self.describe_step, desc=f'Epoch [{position.epoch}/{self.epochs}]',
+                 total=self.steps, initial=position.step) as batches:
+            for images, labels in batches:
+                clock.has_read()
+                images, targets = self.prepare(images, labels, position.epoch, position.step)
+                meter.add(self.step(images, targets))
+                position.step += 1
+                clock.has_trained(len(labels))
+                if stepper.in_group:    # log and save only after an optimizer step
+                    continue
+                if position.step == self.steps or self.has_passed(self.config.TRAIN.LOG_EVERY):
+                    replaced = report_bad_images(self.train_loader, position.bad_images,
+                                                 self.config, self.folder)
+                    self.log_step()
+                if position.step < self.steps:
+                    self.save_or_stop_if_due()
         self.log_epoch(replaced)
 
     def step(self, images, targets):
@@ -166,12 +177,16 @@ class Training:
         self.folder.write_weights('last', self.stepper.weights(), metadata)
         if averages:
             self.folder.write_weights('last_ema', averages, metadata)
-        if (epoch + 1) % config.TRAIN.VAL_EVERY == 0 or epoch == self.epochs - 1:
+        if self.is_validated(epoch):
             scores = self.validate('ImageNet', 'best', metadata)
             if averages:
                 with self.stepper.averaged():
                     self.validate('EMA', 'best_ema', metadata)
         return scores
+
+    def is_validated(self, epoch):
+        """Return whether an epoch ends with a validation."""
+        return (epoch + 1) % self.config.TRAIN.VAL_EVERY == 0 or epoch == self.epochs - 1
 
     def validate(self, kind, best, metadata):
         """Validate the current weights of the network; save them if they are the best so far.
@@ -180,18 +195,48 @@ class Training:
             kind: first word of the log line: ImageNet, or EMA for averaged weights.
             best: field of Progress, and name of the file, for the best of this kind.
         """
-        scores = evaluate(self.stepper.single, self.eval_loader)
+        train, images = self.config.TRAIN, self.eval_loader.dataset
+        grid = ImageGrid(len(images), train.VISUALDL_IMAGES * train.VISUALDL)
+        scores = evaluate(self.stepper.single, self.eval_loader, predictions=grid)
+        self.validation_seconds = scores['seconds'] * (2 if self.stepper.averages() else 1)
         self.folder.say(f'{kind} val acc is:{scores["top1"]:.4f}')
         event = 'validation' if kind == 'ImageNet' else 'validation_ema'
         epoch = self.position.epoch
-        self.folder.record(event, (epoch + 1) * self.steps, epoch=epoch, **scores)
+        step = (epoch + 1) * self.steps
+        self.folder.record(event, step, epoch=epoch, **scores)
+        if distributed.is_main() and train.VISUALDL:
+            with contextlib.suppress(ImageError):    # a file that is gone since it was read
+                self.folder.log.picture(f'{event}/predictions', step,
+                                        grid.draw(images.open, self.class_names))
+            if train.VISUALDL_HISTOGRAMS and kind == 'ImageNet':
+                self.folder.log.histograms(step, self.stepper.weights())
         if scores['top1'] > getattr(self.position, best):
             setattr(self.position, best, scores['top1'])
+            if kind == 'ImageNet':
+                self.position.best_epoch = epoch + 1
             self.folder.write_weights(best, self.stepper.weights(), dict(
                 metadata, top1=scores['top1'], top5=scores['top5']))
         return scores
 
     # ---- log
+
+    def describe_step(self, steps_per_second):
+        """Return texts about the epoch so far and the time left, for its progress bar.
+
+        Args:
+            steps_per_second: None before the second step.
+        """
+        loss, accuracy = self.meter.estimate()
+        texts = [] if math.isnan(loss) else [f'loss {loss:.3f}', f'top-1 {accuracy:.3f}']
+        if steps_per_second:
+            epochs = range(self.position.epoch, self.epochs)
+            seconds = ((len(epochs) * self.steps - self.position.step) / steps_per_second
+                       + self.validation_seconds * sum(map(self.is_validated, epochs)))
+            left = (self.steps - self.position.step) / steps_per_second
+            texts.insert(0, f'{duration(left)} left, run {duration(seconds)}')
+            images = steps_per_second * build.batch_size(self.config) * distributed.world_size()
+            texts.append(f'{images:.1f} images/s')
+        return [*texts, f'lr {self.stepper.rate:.2g}']
 
     def has_passed(self, number):
         """Return whether the last optimizer step reached a multiple of `number`, in batches."""
@@ -227,10 +272,19 @@ class Training:
             TrainingError: if every step was skipped.
         """
         self.folder.record('end', self.steps_done, best=self.position.best, **scores)
-        self.folder.say(f'best val acc: {self.position.best:.4f}, weights in '
-                        f'{self.config.TRAIN.OUTPUT_DIR}/')
+        position = self.position
+        folder = Path(configuration.project_path(self.config.TRAIN.OUTPUT_DIR))
+        after = f' after {position.best_epoch} of {self.epochs} epochs' * (position.best_epoch > 0)
+        self.folder.say(f'best val acc: {position.best:.4f}{after}, weights in '
+                        f'{shown(folder / "best.pdparams")}')
         if self.stepper.averages():
-            self.folder.say(f'best EMA val acc: {self.position.best_ema:.4f}')
+            self.folder.say(f'best EMA val acc: {position.best_ema:.4f}')
+        example = self.eval_loader.dataset.samples[0][0]
+        following = [configuration.ROOT / 'tools' / 'predict.py', '-c', folder / 'config.yaml',
+                     '--weights', folder / 'best.pdparams',
+                     *([example] if os.path.isfile(example) and example.isprintable() else [])]
+        self.folder.say(f'trained in {duration(self.folder.log.elapsed())}; next: python '
+                        f'{shlex.join(map(shown, following))}')
         self.folder.say(f'ImageNet final val acc is:{scores["top1"]:.4f}')
         self.folder.close()
         if not self.stepper.has_stepped:
@@ -241,25 +295,29 @@ class Training:
     def describe(self):
         """Log what will be trained."""
         config, loaded, frozen = self.config, self.loaded, self.frozen
+        train, data, say = config.TRAIN, config.DATA_PATH, self.folder.say
         tensors, count, trainable = self.stepper.sizes()
-        groups = (f', {config.TRAIN.ACCUMULATE} steps\' gradients accumulated'
-                  if config.TRAIN.ACCUMULATE > 1 else '')
-        self.folder.say(
-            f'{config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, {count:,} parameters '
-            f'({trainable:,} trainable); {len(self.train_loader.dataset):,} training and '
-            f'{len(self.eval_loader.dataset):,} validation images; '
-            f'{distributed.world_size()} process(es) of {build.batch_size(config)} '
-            f'images a step{groups}, {start.threads()} thread(s) each')
+        macs = total_macs(count_macs(self.stepper.single, config.MODEL.IMAGE_SIZE))['total']
+        say(f'model: {config.MODEL.NAME} at {config.MODEL.IMAGE_SIZE} pixels, {count:,} parameters '
+            f'({trainable:,} trainable), {macs / 1e9:.3g} G MACs an image')
         if loaded:
-            self.folder.say(str(loaded))
+            say(str(loaded))
         if frozen:
-            self.folder.say(f'frozen: {", ".join(config.MODEL.FREEZE)} '
-                            f'({len(frozen)} of {tensors} tensors)')
-        self.folder.say(build.describe_rate(config))
+            say(f'frozen: {", ".join(config.MODEL.FREEZE)} ({len(frozen)} of {tensors} tensors)')
+        say(f'data: {len(self.train_loader.dataset):,} training images of '
+            f'{data.TRAIN_DATASET_PATH}, {len(self.eval_loader.dataset):,} validation images of '
+            f'{data.VAL_DATASET_PATH}')
+        groups = (f', gradients of {train.ACCUMULATE} steps accumulated'
+                  if train.ACCUMULATE > 1 else '')
+        say(f'device: {paddle.device.get_device()}, {distributed.world_size()} process(es) of '
+            f'{build.batch_size(config)} images a step, {start.threads()} thread(s) each{groups}')
+        say(f'schedule: {self.epochs} epochs of {self.steps} steps, '
+            f'{build.describe_schedule(config)}')
         for line in label_warnings(self.train_loader.dataset.samples.labels,
                                    self.eval_loader.dataset.samples.labels):
-            self.folder.say(f'warning: {line}')
-        self.folder.record('start', 0, config=dataclasses.asdict(config), frozen=frozen,
+            say(f'warning: {line}')
+        self.folder.record('start', 0, parameters=count, macs=macs,
+                           config=dataclasses.asdict(config), frozen=frozen,
                            weights=loaded and dataclasses.asdict(loaded), **environment())
 
     def explain(self, error):
@@ -370,6 +428,12 @@ class Training:
         raise Stopped(f'{reason}: saved in epoch {self.position.epoch}, '
                       f'step {self.position.step} of {self.steps}; the same command with '
                       'TRAIN.RESUME=auto goes on')
+
+
+def shown(path):
+    """Return a path for people: relative to the current folder if it is in it."""
+    inside = os.path.isabs(path) and Path.cwd() in Path(path).parents
+    return os.path.relpath(path) if inside else str(path)
 
 
 def report_bad_images(loader, known, config, log):

@@ -41,7 +41,7 @@ from deploy import engines
 from deploy.fast import fast_network, graph_pays
 from deploy.predictions import Predictions, check_place
 from system import command, distributed
-from training.log import progress, say
+from training.log import Bar, say
 from weights.files import WeightsError
 from zoo import published
 
@@ -85,7 +85,7 @@ def evaluate(network, loader, log_every=0, skip_bad=False, classes=None, answers
     read_started = started
     with paddle.no_grad():
         for step, (images, labels) in enumerate(
-                progress(distributed.in_step(loader), 'validation', len(loader)), start=1):
+                Bar(distributed.in_step(loader), desc='validation', total=len(loader)), start=1):
             read_time += time.perf_counter() - read_started
             logits = distributed.gather_rows(network(images))[:left]     # (B of all, classes)
             labels = distributed.gather_rows(labels)[:left]              # (B of all)

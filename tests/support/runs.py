@@ -69,7 +69,8 @@ def figures(folder):
     """Return the content of both logs without times and folder names."""
     timed = ('elapsed', 'seconds', 'images_per_second', 'read_time', 'train_time', 'config')
     records = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
-    lines = re.sub(r'(read|train)_time: \S+|weights in .*', '', (folder / 'train.log').read_text())
+    lines = re.sub(r'(read|train)_time: \S+|weights in .*|trained in .*', '',
+                   (folder / 'train.log').read_text())
     return lines, [{k: v for k, v in record.items() if k not in timed} for record in records]
 
 
@@ -94,7 +95,7 @@ def kill_often(start, kills, seed, signal_all):
     for _ in range(kills):
         process = subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE, text=True,
                                    stderr=subprocess.DEVNULL, start_new_session=True)
-        wait_for(process, r'going on from|thread\(s\) each')
+        wait_for(process, r'going on from|schedule: ')
         time.sleep(draw.uniform(0, 1.5))
         if signal_all:
             os.killpg(process.pid, signal.SIGKILL)

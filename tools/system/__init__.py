@@ -8,6 +8,7 @@
     job               starts and watches the processes of one machine
     rendezvous        the launchers of several machines: ranks, failures, restarts
     pool              tasks in several processes
+    terminal          where progress bars are drawn, also for processes of a launcher
     progress          a bar on a terminal, lines elsewhere
     paddle_private    functions of Paddle that are not public
 """

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from system import terminal
 from system.command import LAST_LINE
 from system.start import LAUNCHER, exit_code
 
@@ -161,6 +162,9 @@ class Job:
         self.forwarded = 0           # number of signals that were forwarded
         self.failed = []             # in the order in which they ended
         self.first_output = None     # open file, copied to stdout
+        self.begun = b''             # a line of it whose end is not yet written
+        # The first process may draw a bar, which lines have to replace.
+        self.before_lines = terminal.CLEAR.encode() if terminal.path() else b''
         if processes[0].output:
             self.first_output = open(processes[0].output, 'rb')
             self.first_output.seek(processes[0].offset)
@@ -191,6 +195,7 @@ class Job:
                     process.popen.send_signal(number)
                 number, stop_at = signal.SIGKILL, now + SECONDS_TO_END
         self.copy_output()
+        self.print(self.begun)
         return self.outcome()
 
     def running(self):
@@ -205,13 +210,19 @@ class Job:
                 process.popen.send_signal(number)
 
     def copy_output(self):
-        """Copy new output of the first process to stdout."""
+        """Copy new lines of the first process to stdout."""
         while self.first_output and (text := self.first_output.read(1 << 16)):
-            try:
-                while text:
-                    text = text[os.write(1, text):]
-            except OSError:    # stdout has no reader; the processes continue
-                self.first_output = None
+            lines, newline, self.begun = (self.begun + text).rpartition(b'\n')
+            self.print(lines + newline)
+
+    def print(self, text):
+        """Write bytes to stdout, in place of a progress bar."""
+        text = text and self.before_lines + text
+        try:
+            while text:
+                text = text[os.write(1, text):]
+        except OSError:    # stdout has no reader; the processes continue
+            self.first_output = None
 
     def outcome(self):
         """Return the Outcome of processes that have all ended."""

@@ -5,6 +5,6 @@
     meter         sums, means and times
     folder        a run on disk: lock, checkpoints, weights files, log
     checkpoint    state of a run that its next step depends on
-    log           lines for people, JSON lines for programs, scalars for VisualDL
+    log           lines for people, JSON lines for programs, curves and pictures for VisualDL
     signals       stops a run on a signal or a time limit
 """

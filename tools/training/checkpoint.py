@@ -154,9 +154,11 @@ def _split_key(key, automatic_names):
 
 # Fields of the state of a checkpoint, and of its parts, with their types.
 STATE = dict(position=dict, identity=dict, steps=int, log=dict, loss_scale=dict)
-POSITION = dict(epoch=int, step=int, best=float, best_ema=float, loss_sum=float, correct=float,
-                seen=float, skipped_steps=int, bad_images=dict)
-LOG = dict(text=int, records=int, elapsed=float)
+POSITION = dict(epoch=int, step=int, best=float, best_epoch=int, best_ema=float, loss_sum=float,
+                correct=float, seen=float, skipped_steps=int, bad_images=dict)
+LOG = dict(text=int, records=int, visualdl=int, elapsed=float)
+# Fields that earlier versions did not write, with the value for unknown.
+ADDED = dict(position=dict(best_epoch=0), log=dict(visualdl=0))
 IDENTITY = dict(config=dict, training_images=str, validation_images=str, processes=int, paddle=str,
                 python=str, device=str, threads=int)
 
@@ -180,6 +182,8 @@ def check_state(state, path):
         raise CheckpointError(f'{path}: has unexpected content ({what})')
 
     check(state, STATE, '')
+    for name, fields in ADDED.items():
+        state[name] = {**fields, **state[name]}
     for name, fields in (('position', POSITION), ('log', LOG), ('identity', IDENTITY)):
         check(state[name], fields, f'{name}.')
     config, position = state['identity']['config'], state['position']

@@ -113,7 +113,7 @@ class RunFolder:
 
         Args:
             write_config: called with the path of config.yaml; writes that file.
-            visualdl: whether to write scalars for VisualDL.
+            visualdl: whether to write for VisualDL.
             position: position of the log, from the checkpoint that a run resumes from; None: a
                 new run; an earlier one is moved aside.
         """

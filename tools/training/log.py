@@ -1,4 +1,4 @@
-"""Log of a run: lines for people, JSON lines for programs, scalars for VisualDL.
+"""Log of a run: lines for people, JSON lines for programs, curves and pictures for VisualDL.
 
 Only rank 0 prints. A terminal shows the lines above a progress bar; pipes and files get plain
 lines.
@@ -7,14 +7,25 @@ lines.
 import contextlib
 import json
 import os
+import re
 import struct
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from system import command, distributed
+from system import command, distributed, terminal
+
+SHORTEST_BAR = 4    # columns of a progress bar with a note
+BINS = 40           # of a histogram
+GROUP = re.compile(r'^(\w+(\.\d+)?)\.')    # in the name of a weight: blocks.0, head
+# The values of each event that VisualDL shows as curves.
+VALIDATION = ('top1', 'top5', 'loss', 'images_per_second')
+CURVES = dict(step=('loss', 'acc', 'lr', 'images_per_second', 'read_time', 'train_time'),
+              epoch=('loss', 'acc', 'skipped_steps', 'bad_images'),
+              validation=VALIDATION, validation_ema=VALIDATION)
 
 
 def say(line):
@@ -24,16 +35,37 @@ def say(line):
         sys.stdout.flush()
 
 
-def progress(iterable, description, total=None, done=0):
-    """Wrap an iterable in a progress bar, if stderr is a terminal.
+class Bar(tqdm):
+    """A progress bar on the terminal of rank 0, if there is one (see system.terminal).
 
     Args:
-        total: length of the whole, for iterables without a length.
-        done: number of items done before.
+        note: called when the bar is drawn, with the rate in items per second, None at first;
+            returns a list of texts to show behind the bar, the last of which are left out where
+            the terminal is too narrow.
+        **options: of tqdm.
     """
-    silent = not (sys.stderr.isatty() and distributed.is_main())
-    return tqdm(iterable, desc=description, total=total, initial=done, disable=silent,
-                leave=False, dynamic_ncols=True)
+
+    monitor_interval = 0    # no thread, which would draw while the network computes
+
+    def __init__(self, iterable=None, note=None, **options):
+        self.note = note
+        if note:
+            options['bar_format'] = '{desc} |{bar}| {note}'
+        stream = terminal.drawing() if distributed.is_main() else None
+        super().__init__(iterable, file=stream, disable=stream is None, leave=False,
+                         dynamic_ncols=True, **options)
+
+    @property
+    def format_dict(self):
+        """The values for bar_format, as tqdm documents it."""
+        values = super().format_dict
+        if self.note:
+            texts = self.note(values['rate'])
+            room = (values['ncols'] or 80) - len(f'{self.desc} || ') - SHORTEST_BAR
+            while len(', '.join(texts)) > room and texts:
+                texts = texts[:-1]
+            values['note'] = ', '.join(texts)
+        return values
 
 
 class RunLog:
@@ -43,23 +75,26 @@ class RunLog:
 
     Args:
         folder: folder of the run; must exist.
-        visualdl: whether to write scalars for VisualDL.
+        visualdl: whether to write for VisualDL.
         position: result of `position()` from which a resumed run continues; later content is
             removed, because it will be written again.
     """
 
     def __init__(self, folder, visualdl=True, position=None):
-        position = position or dict(text=0, records=0, elapsed=0.0)
+        position = position or dict(text=0, records=0, visualdl=0, elapsed=0.0)
         self.started = time.monotonic() - position['elapsed']
-        self.text = self.records = self.scalars = None
+        self.text = self.records = self.visualdl = None
         if not distributed.is_main():
             return
         folder = Path(folder)
         self.text = RobustFile(folder / 'train.log', position['text'], self.warn)
         self.records = RobustFile(folder / 'log.jsonl', position['records'], self.warn)
         if visualdl:
-            name = f'vdlrecords.{time.time():010.0f}.log'    # VisualDL reads no other names
-            self.scalars = RobustFile(folder / 'visualdl' / name, 0, self.warn)
+            self.visualdl = RobustFile(*visualdl_file(folder / 'visualdl', position['visualdl']),
+                                       self.warn)
+            if self.visualdl.size == 0:    # the name of the run, instead of its full path
+                self.show(0, {'name': dict(meta_data=dict(
+                    display_name='/'.join(folder.absolute().parts[-2:])))})
 
     def say(self, line):
         """Print a line and write it to train.log."""
@@ -77,7 +112,7 @@ class RunLog:
             pass
 
     def record(self, event, step, **values):
-        """Add one line to log.jsonl, and the numbers among `values` to VisualDL.
+        """Add one line to log.jsonl, and the curves of the event to VisualDL.
 
         Args:
             event: 'start', 'step', 'epoch', 'validation', 'validation_ema' or 'end'.
@@ -88,10 +123,39 @@ class RunLog:
             return
         entry = dict(event=event, step=step, elapsed=round(self.elapsed(), 3), **values)
         self.records.write(f'{json.dumps(entry)}\n'.encode())
-        if self.scalars:
-            self.scalars.write(b''.join(
-                _scalar(f'{event}/{name}', value, step) for name, value in values.items()
-                if isinstance(value, (int, float)) and not isinstance(value, bool)))
+        if event in CURVES:
+            self.show(step, {f'{event}/{name}': dict(value=float(values[name]))
+                             for name in CURVES[event]})
+
+    def picture(self, tag, step, encoded):
+        """Show an image in VisualDL; `encoded` is the content of its file, or None."""
+        if encoded:
+            self.show(step, {tag: dict(image=dict(encoded_image_string=encoded))})
+
+    def histograms(self, step, state):
+        """Show histograms of the finite values of a state dict in VisualDL, grouped by layer."""
+        found = {}
+        for name, values in state.items():
+            values = np.asarray(values)
+            heights, edges = np.histogram(values[np.isfinite(values)], BINS)
+            found[GROUP.sub(r'\1/', name)] = dict(
+                histogram=dict(hist=heights.tolist(), bin_edges=edges.tolist()))
+        self.show(step, found)
+
+    def show(self, step, values):
+        """Add {tag: fields of VisualDL's Record.Value} to VisualDL.
+
+        VisualDL's own writer uses a thread, which ends when the disk is full; later writes would
+        then wait forever.
+        """
+        if not self.visualdl:
+            return
+        from visualdl.proto.record_pb2 import Record  # slow to import
+
+        for tag, fields in values.items():
+            data = Record(values=[dict(id=step, tag=tag, timestamp=round(time.time() * 1000),
+                                       **fields)]).SerializeToString()
+            self.visualdl.write(struct.pack('<Q', len(data)) + data)    # its length first
 
     def elapsed(self):
         """Return the seconds of the run so far, including those before it was resumed."""
@@ -101,11 +165,12 @@ class RunLog:
         """Return file sizes and elapsed time, for a checkpoint; None except on rank 0."""
         if not self.text:
             return None
-        return dict(text=self.text.size, records=self.records.size, elapsed=self.elapsed())
+        return dict(text=self.text.size, records=self.records.size, elapsed=self.elapsed(),
+                    visualdl=self.visualdl.size if self.visualdl else 0)
 
     def close(self):
         """Close the files."""
-        for file in (self.text, self.records, self.scalars):
+        for file in (self.text, self.records, self.visualdl):
             if file:
                 file.close()
 
@@ -179,15 +244,9 @@ class RobustFile:
         self.pending = content + self.pending
 
 
-def _scalar(tag, value, step):
-    """Return a record of VisualDL: its length in eight bytes, then a protocol buffer.
-
-    VisualDL's own writer uses a thread, which ends when the disk is full; later writes would then
-    wait forever.
-    """
-    from visualdl.proto.record_pb2 import Record  # slow to import
-
-    record = Record(values=[Record.Value(
-        id=step, tag=tag, timestamp=round(time.time() * 1000), value=float(value))])
-    data = record.SerializeToString()
-    return struct.pack('<Q', len(data)) + data
+def visualdl_file(folder, position):
+    """Return path and size of the file to continue: VisualDL reads only the newest of a folder."""
+    earlier = sorted(folder.glob('vdlrecords.*.log')) if position else []
+    if earlier:
+        return earlier[-1], position
+    return folder / f'vdlrecords.{time.time():010.0f}.log', 0    # it reads no other names

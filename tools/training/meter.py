@@ -17,11 +17,19 @@ class Meter:
 
     def __init__(self, loss_sum=0.0, correct=0.0, seen=0.0):
         self.loss_sum, self.correct, self.seen = loss_sum, correct, seen
-        self.pending = []    # batches not yet in the sums
+        self.pending = []    # batches not yet in the sums,
+        self.flat = []       # and those of them that have been read from the device
 
     def add(self, batches):
-        """Add Batches of this process; their tensors stay on the device until `state()`."""
+        """Add Batches of this process; their tensors stay on the device until they are needed."""
         self.pending += batches
+
+    def read(self):
+        """Return loss sum, correct and images of each batch not yet in the sums, in one list."""
+        self.flat += [float(value) for loss, correct, images in self.pending
+                      for value in (float(loss) * images, float(correct), images)]
+        self.pending = []
+        return self.flat
 
     def state(self):
         """Return the sums over all processes, for a checkpoint. All processes must call this.
@@ -33,15 +41,13 @@ class Meter:
         Returns:
             dict: loss_sum, correct, seen.
         """
-        if self.pending:
-            flat = [float(value) for loss, correct, images in self.pending
-                    for value in (float(loss) * images, float(correct), images)]
-            totals = iter(distributed.all_reduce_sum(flat))
+        if self.read():
+            totals = iter(distributed.all_reduce_sum(self.flat))
             for loss_sum, correct, seen in zip(totals, totals, totals):
                 self.loss_sum += loss_sum
                 self.correct += correct
                 self.seen += seen
-            self.pending = []
+            self.flat = []
         return dict(loss_sum=self.loss_sum, correct=self.correct, seen=self.seen)
 
     def means(self):
@@ -52,6 +58,15 @@ class Meter:
         sums = self.state()
         seen = sums['seen'] or math.nan
         return sums['loss_sum'] / seen, sums['correct'] / seen
+
+    def estimate(self):
+        """Return `means()` without the batches of other processes since `state()`.
+
+        A single process can call this at any time.
+        """
+        flat = self.read()
+        seen = self.seen + sum(flat[2::3]) or math.nan
+        return (self.loss_sum + sum(flat[::3])) / seen, (self.correct + sum(flat[1::3])) / seen
 
 
 class Clock:
