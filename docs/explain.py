@@ -172,12 +172,11 @@ def errors(queries, keys, counts):
 
     For at most 256 of the queries, evenly spaced.
     """
-    rng = np.random.default_rng(0)
     queries = queries[::-(-len(queries) // 256)]
     exact = softmax(queries @ keys.T)
-    return np.array([[distance(feature_attention(
-        queries, keys, random_rows(count, queries.shape[1], rng)), exact)
-        for count in counts] for _ in range(DRAWS)])
+    return np.array([[distance(feature_attention(queries, keys, random_rows(
+        count, queries.shape[1], np.random.default_rng([draw, count]))), exact)
+        for count in counts] for draw in range(DRAWS)])
 
 
 # ---- the forward pass
@@ -320,7 +319,7 @@ def draw_stages(photo, stages, walk):
     for number, (stage, grid, reach, color) in enumerate(
             zip(stages, walk.stages, walk.sensitivity, (BLUE, ORANGE, GREEN)), 1):
         middle, (left, _) = stage.side // 2, square_of(stage)
-        picture(upper[number], colours(grid), f'{stage.side} x {stage.side} tokens',
+        picture(upper[number], colours(grid), f'split {number}: {stage.side} x {stage.side} tokens',
                 f'{len(grid)} values, as colours')
         outline(upper[number], middle, middle, 1, 'white', 4)
         outline(upper[number], middle, middle, 1, color)
@@ -432,7 +431,7 @@ def draw_sizes(found):
             axes[panel].barh(labels, column, left=before, color=color, label=part, height=0.65)
             before += column
         for row, total in enumerate(before):
-            axes[panel].text(total, row, f' {total:.1f}', va='center')
+            axes[panel].text(total + before.max() / 80, row, f'{total:.1f}', va='center')
         axes[panel].set_title(name)
         axes[panel].set_xlim(0, before.max() * 1.15)
         axes[panel].grid(axis='y', visible=False)
