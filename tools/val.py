@@ -66,7 +66,8 @@ def evaluate(network, loader, log_every=0, skip_bad=False, classes=None, answers
         classes: ids of the classes that compete; None for all.
         answers: int64 `[N, L]`, all labels of each image of the data set, padded with -1: any of
             them is correct. None: the label of the loader is.
-        predictions: a deploy.predictions.Predictions that gets every batch, or None.
+        predictions: an object like deploy.predictions.Predictions, whose `add` gets every batch
+            and whose `errors` the messages of unreadable images; or None.
 
     Returns:
         dict: top1, top5 (0 to 1) and loss (of the loader's labels), means over the images that

@@ -73,7 +73,7 @@ def test_a_terminal_shows_a_bar_and_keeps_the_lines(piped, recipe):
     for epoch in range(2):
         drawn = bars(written, rf'Epoch \[{epoch}/2\]')
         assert len(drawn) >= 6
-        assert re.fullmatch(r'\d s left, run \d+ s, loss \d\.\d{3}, top-1 [01]\.\d{3}, '
+        assert re.fullmatch(r'\d+ s left, run \d+ s, loss \d\.\d{3}, top-1 [01]\.\d{3}, '
                             r'\d+\.\d images/s, lr \S+', drawn[-1][1])
         assert all(len(bar + text) <= 120 for bar, text in drawn)
     # The bar below a line of the log has the same means.
@@ -97,7 +97,7 @@ def test_the_first_of_two_processes_draws_on_the_terminal_of_the_launcher(recipe
     assert (logs / 'workerlog.0').read_text() == log(recipe, 'two')
     assert (logs / 'workerlog.1').read_text() == ''
     drawn = bars(written)
-    assert drawn and any(re.fullmatch(r'\d s left, run \d+ s, loss \S+', text) for _, text in drawn)
+    assert any(re.fullmatch(r'\d+ s left, run \d+ s, loss \S+', text) for _, text in drawn)
     assert all(len(bar + text) <= 60 for bar, text in drawn), 'wider than the terminal'
 
 

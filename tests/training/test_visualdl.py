@@ -89,6 +89,14 @@ def test_the_frames_of_the_pictures_tell_right_from_wrong(run):
         assert right / IMAGES == pytest.approx(top1)
 
 
+def test_a_run_is_listed_by_the_names_of_its_folders(run):
+    from visualdl import LogReader
+    from visualdl.server.lib import get_logs
+
+    folder, _ = run
+    assert get_logs(LogReader(str(folder)), 'scalar')['runs'] == [f'{folder.parent.name}/run']
+
+
 def test_a_grid_chooses_images_of_the_whole_set_in_any_batches():
     import paddle
 
