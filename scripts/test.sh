@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests: sets up Python, Paddle and pytest if they are missing, then runs ruff (if installed) and
-# pytest, in two processes (if pytest-xdist is installed). Arguments go to pytest:
+# pytest, in three processes (if pytest-xdist is installed). Arguments go to pytest:
 # bash scripts/test.sh tests/system/test_scripts.py -k gpu
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
@@ -8,8 +8,8 @@ set_up tests
 
 options=(-q)
 if imports "$python" xdist; then
-    options+=(-n 2 --dist worksteal)
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}    # both processes on all cores would be slower
+    options+=(-n 3 --dist worksteal)    # on two cores: tests also wait for what they started
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}    # several processes on all cores would be slower
 fi
 # A style error fails the run, but the tests still run.
 lint=0

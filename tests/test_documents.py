@@ -64,6 +64,22 @@ def test_what_is_not_run_or_changed_is_there():
     assert [text for text in COMMANDS if '...' in text or 'KEY=VALUE' in text] == []
 
 
+def test_the_readme_is_the_same_in_both_languages():
+    """Its commands and their output, its links, and the figures of its tables."""
+    def facts(page):
+        text = documents.read(page)
+        block = [re.sub(r'\s+# .*', '', line)
+                 for line in re.findall(r'^    .*', text, re.MULTILINE)]
+        links = re.findall(r'\]\(([^)]*)\)', text)
+        figures = [re.findall(r'\d+(?:[.,]\d+)*', row)
+                   for row in re.findall(r'^\|.*', text, re.MULTILINE)]
+        return block, sorted(link for link in links if 'README' not in link), figures
+
+    english, chinese = facts('README.md'), facts('README_cn.md')
+    assert all(map(len, english))
+    assert chinese == english
+
+
 @pytest.mark.parametrize('page', documents.PAGES + COMMENTED)
 def test_the_files_that_a_page_names_are_there(page):
     text = documents.read(page)
