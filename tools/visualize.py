@@ -207,7 +207,7 @@ def draw_schedule(options):
         steps = steps_of(config, options.steps)
         rate = build.rate_of_batch(config, steps)
         runs[name] = schedule.curve(rate, config.SCHEDULER.NUM_EPOCHS, steps)
-        print(f'{name}: {build.describe_rate(config)}')
+        print(f'{name}: {build.describe_schedule(config)}')
         for log, printed in logs.items():
             same = schedule.agreement(functools.partial(build.rate_of_batch, config), printed)
             print(f'{name}: {same:,} of {len(printed):,} rates of {log}')
