@@ -6,7 +6,7 @@
 #
 # CONFIG            a YAML file, also as -c FILE (default: config/lit_data.yaml)
 # --gpus 0,1,2,3    one process per GPU
-# --nproc N         N processes, on a CPU too
+# --nproc N         N processes, on a CPU too (default on a CPU: one a core, which share each batch)
 # Other arguments go to tools/val.py; see its --help. Paths are relative to the repository's root.
 # PYTHON=/path/to/python selects the interpreter.
 #
@@ -16,5 +16,6 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 show_help "$@"
-set_up program tools/launch.py tools/val.py --check "$@"
-exec "$python" tools/launch.py tools/val.py "$@"
+launch=(tools/launch.py tools/val.py --split-batch)
+set_up program "${launch[@]}" --check "$@"
+exec "$python" "${launch[@]}" "$@"

@@ -170,9 +170,8 @@ def validate(config, given, options):
     if test_set.published and images != test_set.published:
         say(f'warning: {test_set.title} has {test_set.published} images: the scores of {images} '
             'are not comparable with published ones')
-    # Several processes would share the cores that the graph's engine wants for itself.
     if (options.engine is None and not engines.is_export(weights)
-            and distributed.world_size() == 1 and graph_pays(images, config.MODEL.IMAGE_SIZE)):
+            and graph_pays(images / distributed.world_size(), config.MODEL.IMAGE_SIZE)):
         network = fast_network(network, build.description(config, metadata), say)
     predictions = Predictions()
     scores = evaluate(network, loader, 10, options.skip_bad, test_set.classes, answers,
@@ -308,6 +307,8 @@ def main(arguments):
                                  'name one of the published weights')
     config = build.load_config(options.config, options.override)
     distributed.init()
+    if paddle.device.get_device() == 'cpu':
+        start.claim_cores()
     if options.weights == published.ALL:
         return validate_published(config, options)
     validate(config, options.weights, options)

@@ -1,4 +1,4 @@
-"""A network as a graph for Paddle Inference within one process, checked against the network."""
+"""A network as a graph for Paddle Inference while it is validated, checked against the network."""
 
 import tempfile
 import time
@@ -7,10 +7,11 @@ import paddle
 
 from deploy import engines, exports, old_graph
 from deploy.simplify import simplified
+from system import distributed
 
 # Making a graph takes about as long as the network itself takes for this number of pixels.
 FEWEST_PIXELS = 100 * 224 ** 2
-CHECKED_IMAGES = 16
+CHECKED_IMAGES = 16    # by all processes together
 
 
 def graph_pays(images, image_size):
@@ -28,24 +29,36 @@ def fast_network(network, description, say):
     """
     started = time.perf_counter()
     network.eval()
+    problem = ''
     try:
         with tempfile.TemporaryDirectory(prefix='t2t_vit-') as folder:
             exports.write_graph(exports.Deployed(simplified(network)), description, folder)
             engine = engines.load_engine(folder)    # its files are not needed any longer
     except Exception as error:    # Paddle raises exceptions of any class
-        say(f'the network computes layer by layer, as it cannot be a graph: '
-            f'{old_graph.reason_of(error)}')
+        problem = old_graph.reason_of(error)
+    problem = problem_of_any(problem)
+    if problem:
+        say(f'the network computes layer by layer, as it cannot be a graph: {problem}')
         return network
     say(f'made a graph of the network for {engine.backend} in '
         f'{time.perf_counter() - started:.1f} s (--engine paddle computes without it)')
     return FastNetwork(network, engine, say)
 
 
+def problem_of_any(problem):
+    """Return the problem, a text, of the first process that has one; '' if none has.
+
+    So either the graph computes on every process, or the network does.
+    """
+    distributed.wait_for_all()    # a slow process may take longer than gloo waits
+    return next(filter(None, distributed.gather_objects(problem)), '')
+
+
 class FastNetwork:
     """Computes the logits of a network by its graph, if both agree on the first images.
 
-    The first call computes up to CHECKED_IMAGES with both; unless they agree as an export must
-    (exports.disagreement), the network computes everything.
+    The first call, in which every process takes part, computes up to CHECKED_IMAGES with both;
+    unless they agree as an export must (exports.disagreement), the network computes everything.
     """
 
     training = False
@@ -56,7 +69,7 @@ class FastNetwork:
 
     def __call__(self, images):
         if not self._checked:
-            self._check(images[:CHECKED_IMAGES])
+            self._check(images[:-(-CHECKED_IMAGES // distributed.world_size())])
         return self._engine(images)
 
     def eval(self):
@@ -65,7 +78,7 @@ class FastNetwork:
     def _check(self, images):
         self._checked = True
         wanted, found = self._network(images).numpy(), self._engine(images).numpy()
-        problem = exports.disagreement(wanted, found)
+        problem = problem_of_any(exports.disagreement(wanted, found))
         if problem:
             self._say(f'the network computes layer by layer, as its graph {problem}')
             self._engine = self._network

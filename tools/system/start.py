@@ -164,6 +164,22 @@ def threads():
     return int(chosen or max(1, available_cores() // processes_here()))
 
 
+def claim_cores():
+    """Bind this process to cores of its own, as many as threads, if its job has several here.
+
+    OpenVINO binds its threads to the first cores that it may use, which would be the same ones in
+    all processes. Processes that are started later, such as loader workers, inherit the binding.
+    """
+    global _chosen_threads
+    if processes_here() == 1 or not hasattr(os, 'sched_setaffinity'):    # macOS, Windows
+        return
+    count, number = threads(), int(os.environ.get('PADDLE_LOCAL_RANK') or 0)
+    own = sorted(os.sched_getaffinity(0))[number * count:(number + 1) * count]
+    if len(own) == count:
+        _chosen_threads = str(count)    # which no longer follows from the available cores
+        os.sched_setaffinity(0, own)
+
+
 def processes_here():
     """Return the number of processes of this job on this machine, at most."""
     return int(os.environ.get('PADDLE_LOCAL_SIZE') or os.environ.get('PADDLE_TRAINERS_NUM') or 1)
