@@ -6,7 +6,8 @@
 #
 # CONFIG            a YAML file, also as -c FILE (default: config/lit_data.yaml)
 # --gpus 0,1,2,3    one process per GPU
-# --nproc N         N processes, on a CPU too (default on a CPU: one a core, which share each batch)
+# --nproc N         N processes (default: 1; on a CPU as many as cores, which share the batch of the
+#                   configuration, unless its images are few and small)
 # Other arguments go to tools/val.py; see its --help. Paths are relative to the repository's root.
 # PYTHON=/path/to/python selects the interpreter.
 #

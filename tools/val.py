@@ -13,9 +13,9 @@ published figure is printed beside the measured one. published:all validates all
 classes as the configuration, each with the evaluation that its figure was published with. It writes
 a line into --results for each; the same command goes on behind them.
 
-On a CPU, one process computes many images by a graph of the network for Paddle Inference, if its
-logits on the first images are those of the network. Several processes, and one with
-`--engine paddle`, compute by the network itself.
+On a CPU, many images are computed by a graph of the network for Paddle Inference, if its logits on
+the first images are those of the network; `--engine paddle` computes by the network itself.
+scripts/val.sh starts a process for each core, which is faster than one process on all of them.
 """
 
 import json

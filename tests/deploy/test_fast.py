@@ -1,14 +1,18 @@
 """Catches a graph that computes in place of a network without being checked, or other scores."""
 
+import csv
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
 
 import build
 import val
-from config import load_config
+from config import ROOT, load_config
 from deploy import fast
+from system import start
 
 
 @pytest.fixture(scope='module')
@@ -42,6 +46,39 @@ def test_the_graph_gives_the_scores_of_the_network_and_leaves_no_files(monkeypat
     assert scores[0] == scores[1]
     assert by_graph[-1] == plain[-1]
     assert os.listdir(tmp_path) == []
+
+
+def test_each_process_computes_its_part_by_a_graph_on_cores_of_its_own(tmp_path):
+    done = subprocess.run(
+        [sys.executable, 'tools/launch.py', 'tests/support/graph_ranks.py', '--nproc', '2',
+         '--logs', tmp_path, '--', '-o', 'TRAIN.VAL_NUM_WORKS=0', 'TRAIN.SPLIT_BATCH=true',
+         '--predictions', tmp_path / 'graph.csv'], cwd=ROOT, text=True, capture_output=True,
+        timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert 'the graph computes: on the first 8 images' in done.stdout
+    cores = [(tmp_path / f'workerlog.{number}').read_text().splitlines()[-1]
+             for number in range(2)]
+    assert all(line.startswith('cores: [') for line in cores)
+    if start.available_cores() > 1:
+        assert cores[0] != cores[1]
+    val.main(['--engine', 'paddle', '-o', 'TRAIN.VAL_NUM_WORKS=0', '--predictions',
+              str(tmp_path / 'network.csv')])
+    graph, network = (list(csv.DictReader((tmp_path / name).read_text().splitlines()))
+                      for name in ('graph.csv', 'network.csv'))
+    assert len(graph) == len(network) == 128
+    for mine, theirs in zip(graph, network):
+        assert (mine['path'], mine['class_1']) == (theirs['path'], theirs['class_1'])
+        assert float(mine['probability_1']) == pytest.approx(float(theirs['probability_1']),
+                                                             abs=1e-5)
+
+
+def test_a_graph_that_fails_in_one_process_computes_in_none(shipped, graph, monkeypatch):
+    network, config, _ = shipped
+    monkeypatch.setattr(fast.distributed, 'gather_objects', lambda problem: [problem, 'is wrong'])
+    said, (images, _) = [], next(iter(build.eval_loader(config)))
+    fast_network = fast.FastNetwork(network.eval(), graph, said.append)
+    assert (fast_network(images).numpy() == network(images).numpy()).all()
+    assert said == ['the network computes layer by layer, as its graph is wrong']
 
 
 def test_a_graph_pays_for_many_or_large_images_on_a_cpu(monkeypatch):

@@ -59,3 +59,19 @@ def test_a_transpose_is_copied_at_once():
     import paddle
     turned = paddle.arange(6).reshape([2, 3]).transpose([1, 0])
     assert turned.is_contiguous() and turned.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize('number, own', [(0, {3, 5}), (1, {6, 9}), (2, None)])
+def test_each_process_claims_cores_of_its_own(monkeypatch, number, own):
+    claimed, cores = [], {9, 3, 5, 6}
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: claimed[-1] if claimed else cores)
+    monkeypatch.setattr(os, 'sched_setaffinity', lambda pid, mask: claimed.append(mask))
+    monkeypatch.setattr(start, 'cpu_quota', lambda: None)
+    monkeypatch.setattr(start, '_chosen_threads', '')
+    start.claim_cores()
+    assert not claimed    # one process
+    monkeypatch.setenv('PADDLE_LOCAL_SIZE', '2')
+    monkeypatch.setenv('PADDLE_LOCAL_RANK', str(number))
+    start.claim_cores()
+    assert [set(mask) for mask in claimed] == ([own] if own else [])
+    assert start.threads() == 2
