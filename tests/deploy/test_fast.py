@@ -20,6 +20,7 @@ def shipped():
     """The shipped network, its configuration, and the description of its graph."""
     config = load_config('config/lit_data.yaml', ['TRAIN.VAL_NUM_WORKS=0'])
     network, metadata = build.trained_network(config, build.weights_path(config))
+    network.eval()
     return network, config, build.description(config, metadata)
 
 
@@ -76,7 +77,7 @@ def test_a_graph_that_fails_in_one_process_computes_in_none(shipped, graph, monk
     network, config, _ = shipped
     monkeypatch.setattr(fast.distributed, 'gather_objects', lambda problem: [problem, 'is wrong'])
     said, (images, _) = [], next(iter(build.eval_loader(config)))
-    fast_network = fast.FastNetwork(network.eval(), graph, said.append)
+    fast_network = fast.FastNetwork(network, graph, said.append)
     assert (fast_network(images).numpy() == network(images).numpy()).all()
     assert said == ['the network computes layer by layer, as its graph is wrong']
 
@@ -97,7 +98,7 @@ def test_a_graph_with_other_logits_is_not_used(shipped, graph):
         return graph(images[:, ::-1])    # blue, green, red
 
     images, _ = next(iter(build.eval_loader(config)))
-    fast_network = fast.FastNetwork(network.eval(), other, said.append)
+    fast_network = fast.FastNetwork(network, other, said.append)
     for _ in range(2):
         assert (fast_network(images).numpy() == network(images).numpy()).all()
     assert 'layer by layer, as its graph differs' in said[0]
@@ -110,7 +111,7 @@ def test_the_network_computes_the_first_images_only(shipped, graph):
 
     def layer_by_layer(images):
         asked.append(len(images))
-        return network.eval()(images)
+        return network(images)
 
     images, _ = next(iter(build.eval_loader(config)))
     fast_network = fast.FastNetwork(layer_by_layer, graph, said.append)
