@@ -27,10 +27,8 @@ def command(folder, *more):
             '--out', str(folder / 'out'), '--nproc', '1', *more]
 
 
-@pytest.fixture(scope='module')
-def compared(tmp_path_factory):
-    """A comparison that was stopped in its second run and then repeated; (folder, first's log)."""
-    folder = tmp_path_factory.mktemp('compare')
+def compared(folder):
+    """Stop a comparison in its second run and repeat it; return its folder, and the first's log."""
     write_recipe(folder, 't2t_vit_mini')
     log = folder / 'out' / FOLDERS[1] / 'log.jsonl'
     stopped = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.PIPE,
@@ -52,8 +50,15 @@ def compared(tmp_path_factory):
     return folder / 'out', first
 
 
-def test_a_stopped_comparison_goes_on_without_repeating_runs(compared):
-    out, first = compared
+def test_a_stopped_comparison_goes_on_and_has_the_figures_of_its_runs(tmp_path, capsys):
+    out, first = compared(tmp_path)
+    nothing_was_repeated(out, first)
+    figures_are_those_of_the_runs(out)
+    tables_have_the_figures_and_curves_the_networks(out)
+    measured_speeds_enter_the_table(out, capsys)
+
+
+def nothing_was_repeated(out, first):
     assert (out / FOLDERS[0] / 'log.jsonl').read_bytes() == first
     for name in FOLDERS:
         _, metadata = read_weights(out / name / 'last.pdparams')
@@ -62,8 +67,7 @@ def test_a_stopped_comparison_goes_on_without_repeating_runs(compared):
     assert len((out / FOLDERS[1] / 'processor_time').read_text().split()) == 2
 
 
-def test_the_figures_are_those_of_the_runs(compared):
-    out, _ = compared
+def figures_are_those_of_the_runs(out):
     content = json.loads((out / 'comparison.json').read_text())
     assert [f'{run["network"]}_seed{run["seed"]}_epochs{run["epochs"]}'
             for run in content['runs']] == list(FOLDERS)
@@ -81,8 +85,7 @@ def test_the_figures_are_those_of_the_runs(compared):
         assert network['parameters'] == sum(int(np.prod(p.shape)) for p in built.parameters())
 
 
-def test_the_tables_have_the_figures_and_the_curves_the_networks(compared):
-    out, _ = compared
+def tables_have_the_figures_and_curves_the_networks(out):
     text = (out / 'comparison.md').read_text()
     runs = json.loads((out / 'comparison.json').read_text())['runs']
     for run in runs:
@@ -91,6 +94,19 @@ def test_the_tables_have_the_figures_and_the_curves_the_networks(compared):
     # The one epoch of vit_mini is a point.
     assert {'vit_mini:validation', 't2t_vit_mini:validation', 't2t_vit_mini:loss'} <= names
     assert 't2t_vit_mini:validation_ema' not in names
+
+
+def measured_speeds_enter_the_table(out, capsys):
+    before = (out / 'comparison.json').read_text()
+    compare.main(command(out.parent, '--measure')[2:])
+    content, before = json.loads((out / 'comparison.json').read_text()), json.loads(before)
+    assert content['runs'] == before['runs']
+    text = capsys.readouterr().out
+    for network in content['networks']:
+        assert network['images_per_second'] > 0
+        assert f'| {network["images_per_second"]:.0f} |' in text
+        assert (f'{network["network"]}: {network["images_per_second"]:.1f} images/s in training'
+                in text)
 
 
 def test_means_are_those_of_runs_with_equal_epochs():
@@ -102,20 +118,6 @@ def test_means_are_those_of_runs_with_equal_epochs():
     assert rows[2] == '| a | 2.00 M | 3 M | - | 2 | 3 | 30.40 ± 0.50 | 50.00 ± 0.00 |'
     assert rows[3] == '| a | 2.00 M | 3 M | - | 4 | 1 | 40.00 | 50.00 |'
     assert 'standard error of up to 0.98 points' in rows[-1]    # (0.4 * 0.6 / 2500) ** 0.5
-
-
-def test_measured_speeds_enter_the_table(compared, capsys):
-    out, _ = compared
-    before = (out / 'comparison.json').read_text()
-    compare.main(command(out.parent, '--measure')[2:])
-    content, before = json.loads((out / 'comparison.json').read_text()), json.loads(before)
-    assert content['runs'] == before['runs']
-    text = capsys.readouterr().out
-    for network in content['networks']:
-        assert network['images_per_second'] > 0
-        assert f'| {network["images_per_second"]:.0f} |' in text
-        assert (f'{network["network"]}: {network["images_per_second"]:.1f} images/s in training'
-                in text)
 
 
 @pytest.mark.parametrize('text, reason', [
