@@ -324,7 +324,8 @@ def test_weights_that_know_few_classes_name_them_where_they_are_unsure(tmp_path,
     def predicted(known, *options):
         write_weights(tmp_path / 'few.pdparams', state, dict(
             trained_on='few, 2 classes', known_classes=known))
-        assert predict.main([image, '--weights', str(tmp_path / 'few.pdparams'), *options]) == 0
+        assert predict.main([image, '-c', 'config/lit_data.yaml', '--weights',
+                             str(tmp_path / 'few.pdparams'), *options]) == 0
         return capsys.readouterr().out
 
     lines = predicted([1, 923]).splitlines()

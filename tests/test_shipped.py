@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import ROOT
+from scipy.stats import binomtest
 
 import build
 from config import FORMER_VALUES, REMOVED, load_config
@@ -18,6 +19,7 @@ from data.transforms import EvalTransform
 from weights.files import read_weights
 
 WEIGHTS = ROOT / 'output' / 't2t_vit_7_lit_data.pdparams'
+PHOTOGRAPHS = ROOT / 'output' / 't2t_vit_7_tiny_imagenet_50'
 RESOLVED = ROOT / 'output' / 't2t_vit_7_lit_data.yaml'
 FINAL = re.compile(r'ImageNet final val acc is:(\d\.\d{4})')
 
@@ -59,7 +61,7 @@ def test_the_log_belongs_to_the_shipped_configuration():
     assert records[-1]['event'] == 'end' and records[-1]['elapsed'] < 600
 
 
-@pytest.mark.parametrize('name', ['lit_data', 'tiny_imagenet'])
+@pytest.mark.parametrize('name', ['lit_data', 'tiny_imagenet', 'tiny_imagenet_50_32px'])
 def test_the_loss_falls_in_the_shipped_logs(name):
     records = [json.loads(line)
                for line in (ROOT / 'log' / f'{name}.jsonl').read_text().splitlines()]
@@ -67,6 +69,21 @@ def test_the_loss_falls_in_the_shipped_logs(name):
     assert len(losses) == records[0]['config']['SCHEDULER']['NUM_EPOCHS']
     assert losses[-1] < losses[len(losses) // 2] < losses[0]
     assert FINAL.search((ROOT / 'log' / f'{name}.log').read_text())
+
+
+def test_the_card_of_the_weights_for_photographs_has_the_figures_of_their_log():
+    records = [json.loads(line) for line in
+               (ROOT / 'log' / 'tiny_imagenet_50.jsonl').read_text().splitlines()]
+    best = max((record for record in records if record['event'].startswith('validation')),
+               key=lambda record: record['top1'])
+    state, metadata = read_weights(PHOTOGRAPHS.with_suffix('.safetensors'))
+    assert metadata['top1'] == best['top1'] and metadata['epoch'] == best['epoch']
+    assert len(metadata['known_classes']) == 50
+    assert all(array.dtype == np.float16 for array in state.values())
+    card, images = PHOTOGRAPHS.with_suffix('.md').read_text(), best['images']
+    low, high = binomtest(round(best['top1'] * images), images).proportion_ci(method='wilson')
+    assert (f'**{100 * best["top1"]:.2f} % top-1** (95 % interval {100 * low:.1f} to '
+            f'{100 * high:.1f}, Wilson), {100 * best["top5"]:.2f} % top-5') in card
 
 
 @pytest.mark.fresh_interpreter

@@ -354,8 +354,8 @@ FORMER_VALUES = {name: key.metadata['former'] for name, key in KEYS.items()
                  if key.metadata['former']}
 FREE_KEYS = {name for name, key in KEYS.items() if key.metadata['free']} | {'DATA.SHARED_MEMORY'}
 
-# What commands use without -c: training and validation the drawn data, which the project ships;
-# commands that take anyone's images the weights that know photographs.
+# What commands use without -c: training and validation the drawn data, which comes with the
+# project; commands that take anyone's images the weights that know photographs.
 DRAWINGS, PHOTOGRAPHS = 'config/lit_data.yaml', 'config/tiny_imagenet_50.yaml'
 
 PAGE = """# Configuration

@@ -61,10 +61,10 @@ def class_label(label, names):
 
 def main(arguments):
     parser = command.parser(__doc__)
-    configuration.add_arguments(parser)
+    configuration.add_arguments(parser, configuration.PHOTOGRAPHS)
     parser.add_argument('images', nargs='*', metavar='IMAGE',
-                        default=[os.path.relpath(build.EXAMPLE_IMAGE)],
-                        help='file, folder or glob (default: an image of lit_data)')
+                        help='file, folder or glob (default: a drawn plate, classified by '
+                             f'{configuration.DRAWINGS}, whose weights know drawings)')
     engines.add_arguments(parser)
     parser.add_argument('--top-k', type=int, default=5, metavar='K',
                         help='number of classes to print (default: 5)')
@@ -72,8 +72,12 @@ def main(arguments):
     options = parser.parse_args(arguments)
     if options.top_k < 1:
         raise command.UsageError(f'--top-k {options.top_k}: show at least 1 class')
+    drawing = (not options.images and not options.weights
+               and options.config == configuration.PHOTOGRAPHS)
+    if drawing:
+        options.config = configuration.DRAWINGS
     config = build.load_config(options.config, options.override)
-    paths = image_files(options.images)
+    paths = image_files(options.images or [os.path.relpath(build.EXAMPLE_IMAGE)])
     if not paths:
         raise command.UsageError(f'{" ".join(options.images)}: no images found')
     weights = build.weights_path(config, options.weights)
@@ -105,6 +109,9 @@ def main(arguments):
     if doubtful and not options.json:
         listed = '; '.join(class_label(label, names) for label in known)
         print(textwrap.fill(f'These weights know {len(known)} classes: {listed}', 100))
+    if drawing and not options.json:
+        print(f'a drawing, classified by the weights of {configuration.DRAWINGS};')
+        print(f'without -c, your images are classified by those of {configuration.PHOTOGRAPHS}')
     return 1 if failed else 0
 
 

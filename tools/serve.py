@@ -390,7 +390,7 @@ def form_files(body, content_type, most):
 
 def parse_options(arguments):
     parser = command.parser(__doc__)
-    configuration.add_arguments(parser)
+    configuration.add_arguments(parser, configuration.PHOTOGRAPHS)
     engines.add_arguments(parser)
 
     def number(name, default, help, kind=int, low=1, high=None):

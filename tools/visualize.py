@@ -335,7 +335,7 @@ def main(arguments):
     for name, run, text in (('attention', draw_attention, 'where the class token looks'),
                             ('tokens', draw_tokens, 'feature maps of layers and blocks')):
         sub = command.sub_command(commands, name, run, text)
-        configuration.add_arguments(sub)
+        configuration.add_arguments(sub, configuration.PHOTOGRAPHS)
         add_images(sub, EXAMPLES[:1])
         sub.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
         sub.add_argument('--out', default=f'output/{name}', metavar='FOLDER',

@@ -74,8 +74,9 @@ def predicted(tmp_path_factory):
             ('photo.webp', photo, {})):
         image.save(folder / name, **options)
     paths = [*IMAGES, *sorted(folder.iterdir())]
-    done = subprocess.run([sys.executable, 'tools/predict.py', '--json', *map(str, paths)],
-                          capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, 'tools/predict.py', '-c', 'config/lit_data.yaml', '--json',
+         *map(str, paths)], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return [(Path(line.pop('image')), line) for line in lines]

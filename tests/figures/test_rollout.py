@@ -122,7 +122,8 @@ def test_heat_colours_have_increasing_lightness():
 # ---- tools/visualize.py attention
 
 def visualize(*arguments, code=0):
-    done = subprocess.run([sys.executable, 'tools/visualize.py', 'attention', *map(str, arguments)],
+    done = subprocess.run([sys.executable, 'tools/visualize.py', 'attention', '-c',
+                           'config/lit_data.yaml', *map(str, arguments)],
                           capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == code, done.stdout + done.stderr
     return done

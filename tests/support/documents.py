@@ -55,6 +55,7 @@ ADAPTED = [
     (r'(scripts/train\.sh config/t2t_vit_7(_\w+)?\.yaml)', rf'\1 -o {SHORT} {FEW_IMAGES}'),
     (r'(scripts/train\.sh)$', rf'\1 -o {SHORT} {FEW_IMAGES}'),
     (r'(scripts/train\.sh config/finetune\.yaml)', rf'\1 -o {SHORT}'),
+    (r'(-c config/tiny_imagenet_50_32px\.yaml -o)', rf'\1 {SHORT}'),
     (r'(scripts/test\.sh)$', r'\1 tests/test_scheduler.py'),
     (r'(tests/documents\.py)$', r'\1 docs/configuration.md'),
     (r'(draw/scene\.py)$', r'\1 --out data/drawn --train 4 --val 1'),

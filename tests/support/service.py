@@ -20,7 +20,8 @@ class Service:
     def __init__(self, *arguments):
         self.output = tempfile.TemporaryFile('w+')
         self.process = subprocess.Popen(
-            [sys.executable, 'tools/serve.py', '--port', '0', *map(str, arguments)],
+            [sys.executable, 'tools/serve.py', '--port', '0', '-c', 'config/lit_data.yaml',
+             *map(str, arguments)],
             stdout=self.output, stderr=subprocess.STDOUT, cwd=ROOT)
 
     def log(self):
