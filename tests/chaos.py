@@ -239,6 +239,7 @@ class Started:
         for pid in self.family():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
 

@@ -23,6 +23,7 @@ def test_five_hundred_changed_files_and_requests_are_read_or_refused(capsys):
         assert read or cases < 30, f'{name}: not one file was whole enough to be read'
 
 
+@pytest.mark.fresh_interpreter    # chaos.py finds processes by their environment in /proc
 def test_a_run_keeps_its_promises_under_faults(tmp_path, capsys):
     world = chaos.World(tmp_path)
     for fault in ('signal', 'newest_checkpoint'):

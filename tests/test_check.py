@@ -3,6 +3,7 @@
 Nothing here was run on a GPU.
 """
 
+import json
 import re
 import subprocess
 
@@ -47,22 +48,24 @@ def test_what_a_cpu_can_compute_is_ok(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('one, two, code, wanted', [
-    ('0.9922', '0.9922', 0, ('ok', 'top-1 0.9922: one process 3.5 images/s, two 3.5 images/s')),
-    ('0.9922', '0.9844', 0, ('failed', 'top-1 0.9844 and 0.9922, must be 0.9922; likely')),
-    ('0.9844', '0.9844', 0, ('failed', 'top-1 0.9844, must be 0.9922; likely cause: processes')),
-    ('0.9922', '0.9922', 1, ('failed', "one process: exit code 1: ['no gloo']"))])
+    ('1.0 0.0444', '1.0 0.0445', 0,
+     ('ok', 'top-1 1.0000, loss 0.0444: one process 3.5 images/s, two 3.5 images/s')),
+    ('1.0 0.0444', '1.0 0.0544', 0,
+     ('failed', 'two: top-1 1.0000 and loss 0.0544, must be 1.0000 and 0.0444; likely')),
+    ('0.9922 0.0444', '0.9922 0.0444', 0,
+     ('failed', 'one process: top-1 0.9922 and loss 0.0444, must be 1.0000 and 0.0444; likely')),
+    ('1.0 0.0444', '1.0 0.0444', 1, ('failed', "one process: exit code 1: ['no gloo']"))])
 def test_evaluation_compares_processes(tmp_path, monkeypatch, one, two, code, wanted):
     """What they print is made up here; tests/documents.py runs the whole command."""
     def answer(arguments, **_):
-        top1 = two if 'tools/launch.py' in arguments else one
-        return subprocess.CompletedProcess(
-            arguments, code, f'top-1: {top1}, top-5: 1.0, loss: 0.1, 128 images, 3.5 images/s\n',
-            'warning\nno gloo\n')
+        top1, loss = (two if 'tools/launch.py' in arguments else one).split()
+        said = f'top-1: {top1}, top-5: 1.0, loss: {loss}, 128 images, 3.5 images/s\n'
+        return subprocess.CompletedProcess(arguments, code, said, 'warning\nno gloo\n')
     monkeypatch.setattr(check.subprocess, 'run', answer)
     outcome, text, _ = check.run_check('evaluation', tmp_path)
     assert outcome == wanted[0] and text.startswith(wanted[1])
-    assert check.SHIPPED_TOP1 == float(
-        (ROOT / 'log' / 'lit_data.log').read_text().split()[-1].rpartition(':')[2])
+    *_, end = map(json.loads, (ROOT / 'log' / 'lit_data.jsonl').read_text().splitlines())
+    assert (check.SHIPPED_TOP1, check.SHIPPED_LOSS) == (end['top1'], round(end['loss'], 4))
 
 
 def round_operands(monkeypatch, dtype):

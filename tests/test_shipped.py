@@ -53,7 +53,7 @@ def test_the_log_belongs_to_the_shipped_configuration():
         now = json.loads(json.dumps(dataclasses.asdict(load_config(path))))
         for section in ('DATA_PATH', 'MODEL', 'TRAIN', 'DATA', 'SCHEDULER'):
             for key, value in logged[section].items():
-                if key == 'RESUME':    # set by scripts/train.sh
+                if key in ('RESUME', 'SPLIT_BATCH'):    # set by scripts/train.sh
                     continue
                 value = FORMER_VALUES.get(f'{section}.{key}', {}).get(str(value), value)
                 same = now[section].get(key, REMOVED.get(f'{section}.{key}')) == value

@@ -17,8 +17,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 from support import plain
-from support.processes import children_of, gone, wait_until
-from support.runs import PROGRAM
+from support.processes import children_of, gone, running, wait_until
+from support.runs import PROGRAM, wait_for
 
 import build
 import zoo
@@ -373,11 +373,9 @@ def kill_a_worker(run, rank):
 
 def test_a_killed_worker_ends_the_run(data, tmp_path):
     command = train(data, tmp_path / 'run', 'SCHEDULER.NUM_EPOCHS=10000')
-    with subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        while 'Epoch [0/' not in process.stdout.readline():
-            pass
+    with running([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                 text=True) as process:
+        wait_for(process, r'Epoch \[0/')
         killed = kill_a_worker(process, process.pid)
         last = process.stderr.read().strip().splitlines()[-1]
     assert process.returncode == 1
@@ -387,11 +385,11 @@ def test_a_killed_worker_ends_the_run(data, tmp_path):
 
 
 def test_a_worker_killed_in_one_of_two_processes_ends_both(data, tmp_path):
-    with open(tmp_path / 'stderr', 'w') as stderr, subprocess.Popen(
+    with open(tmp_path / 'stderr', 'w') as stderr, running(
             [sys.executable, 'tools/launch.py',
-             *map(str, train(data, tmp_path / 'run', 'SCHEDULER.NUM_EPOCHS=10000')),
-             '--nproc', '2', '--logs', str(tmp_path / 'log')],
-            stdout=subprocess.DEVNULL, stderr=stderr, cwd=ROOT) as process:
+             *train(data, tmp_path / 'run', 'SCHEDULER.NUM_EPOCHS=10000'),
+             '--nproc', '2', '--logs', tmp_path / 'log'],
+            stdout=subprocess.DEVNULL, stderr=stderr) as process:
         log = tmp_path / 'run' / 'train.log'
         assert wait_until(lambda: log.exists() and 'Epoch [0/' in log.read_text(), 60)
         ranks = children_of(process.pid)

@@ -27,16 +27,6 @@ from data.workers import Workers
 from dataset import EpochBatchSampler, ImageDataset
 from system import command, start
 
-pytestmark = pytest.mark.usefixtures('no_hang')
-
-
-@pytest.fixture
-def no_hang():
-    """End the test run with a traceback where a loader hangs."""
-    faulthandler.dump_traceback_later(60, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
-
 
 def workers():
     return children_of(os.getpid())
@@ -498,7 +488,8 @@ def test_without_workers_an_error_names_the_image(loader):
         list(loader(raise_error, num_workers=0))
 
 
-def test_the_error_is_one_line_and_exit_code_1(loader, capsys):
+def test_the_error_is_one_line_and_exit_code_1(loader, capsys, monkeypatch):
+    monkeypatch.setattr(command, 'leave', sys.exit)
     with pytest.raises(SystemExit) as caught:
         command.run(lambda _: list(loader(raise_error)), [])
     said = capsys.readouterr().err
@@ -535,3 +526,13 @@ def test_a_failed_fork_is_a_loader_error(samples, monkeypatch):
     monkeypatch.setattr(os, 'fork', no_fork)
     with pytest.raises(LoaderError, match='2 loader workers cannot be started .*unavailable'):
         list(loader_of(samples, 2))
+
+
+def test_no_error_of_the_reading_thread_makes_it_wait_for_ever(samples, monkeypatch):
+    loader = loader_of(samples, 2)
+    batches = iter(loader)
+    next(batches)
+    monkeypatch.setattr(Workers, 'wait', lambda *_: 1 // 0)
+    with pytest.raises(LoaderError, match='failed: ZeroDivisionError'):
+        list(batches)
+    assert workers() == []

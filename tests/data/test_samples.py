@@ -117,8 +117,10 @@ class TestIndex:
             os.read(gate, 1)    # until all have looked for the index
             return {'labels': np.arange(1000)}
 
+        children = []
         for _ in range(processes):
-            if os.fork() == 0:
+            children.append(os.fork())
+            if children[-1] == 0:
                 try:
                     found = index.cached('test', ['a'], make, lambda found: True)
                     maps = [line.split() for line in open('/proc/self/maps') if str(path) in line]
@@ -126,8 +128,8 @@ class TestIndex:
                 finally:
                     os._exit(0)
         os.write(opened, bytes(processes))
-        for _ in range(processes):
-            os.wait()
+        for child in children:
+            os.waitpid(child, 0)
         os.close(writer)
         with os.fdopen(reader) as lines:
             assert lines.read() == f'1000 {path.stat().st_ino}\n' * processes

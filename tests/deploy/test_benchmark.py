@@ -315,7 +315,8 @@ def test_a_missing_engine_is_reported_in_its_rows(tiny_run):
     (['--engines', 'pytorch'], 'name the interpreter that has torch'),
     (['--json', 'no/such/folder/speed.json'], 'its folder does not exist'),
     (['--weights', 'nowhere.pdparams', '--parts', 'model'], 'nowhere.pdparams')])
-def test_wrong_input_is_refused_before_anything_is_measured(arguments, words, capsys):
+def test_wrong_input_is_refused_before_anything_is_measured(arguments, words, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark.command, 'leave', sys.exit)
     with pytest.raises(SystemExit) as caught:
         benchmark.command.run(benchmark.main, arguments)
     assert caught.value.code == 2

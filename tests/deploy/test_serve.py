@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from support.processes import wait_until
 from support.service import Service
 
 from deploy.batcher import Batcher, Full
@@ -121,7 +122,7 @@ def test_200_concurrent_requests_are_all_answered(service, predicted):
     def ask(index):
         path, expected = predicted[index % len(predicted)]
         data = path.read_bytes()
-        gate.wait()
+        gate.wait(60)
         return service.predict(data), expected
 
     with ThreadPoolExecutor(200) as pool:
@@ -509,8 +510,7 @@ def test_a_full_queue_and_a_late_answer_are_503_with_retry_after():
     app, _ = application(ExportLike(go), queue=1, answer_timeout=0.5)
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(call, app)
-        while not app.batcher.taken:
-            time.sleep(0.01)
+        assert wait_until(lambda: app.batcher.taken)
         status, headers, answer = call(app)
         assert (status, headers['Retry-After']) == (503, '1') and 'full' in answer['error']
         status, headers, answer = late.result(30)

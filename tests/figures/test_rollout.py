@@ -8,6 +8,7 @@ import paddle
 import pytest
 from conftest import ROOT
 from PIL import Image
+from support import svg
 
 import zoo
 from data.decode import decode_image
@@ -127,6 +128,17 @@ def visualize(*arguments, code=0):
                           capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+def test_svg_files_hold_the_picture_pixel_by_pixel(tmp_path):
+    for form in ('png', 'svg'):
+        visualize(IMAGES[0], '--out', tmp_path, '--format', form)
+    picture = Image.open(tmp_path / f'{IMAGES[0].stem}.attention.png')
+    root = svg.read(tmp_path / f'{IMAGES[0].stem}.attention.svg')
+    (embedded,) = svg.images(root)
+    np.testing.assert_array_equal(embedded, np.asarray(picture))
+    assert [float(root.get(side).rstrip('pt')) * 100 / 72 for side in ('width', 'height')] == (
+        pytest.approx(picture.size))
 
 
 def test_the_command_writes_a_picture_for_each_image(tmp_path):

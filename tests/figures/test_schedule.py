@@ -64,8 +64,8 @@ def test_rates_of_a_real_run_that_changed_in_every_step(tmp_path, capsys):
     visualize.main(['schedule', str(ROOT / 'config/lit_data.yaml'), '--log',
                     str(ROOT / 'log/lit_data.log'), '--out', str(out)])
     said = capsys.readouterr().out
-    assert 'lit_data: 72 of 72 rates of lit_data\n' in said
-    assert {'lit_data', 'lit_data: 72 rates'} <= set(svg.texts(svg.read(out)))
+    assert 'lit_data: 36 of 36 rates of lit_data\n' in said
+    assert {'lit_data', 'lit_data: 36 rates'} <= set(svg.texts(svg.read(out)))
 
 
 def test_the_batches_of_an_epoch_are_given_where_data_are_missing(tmp_path, capsys):
@@ -73,7 +73,7 @@ def test_the_batches_of_an_epoch_are_given_where_data_are_missing(tmp_path, caps
                '-o', 'DATA_PATH.TRAIN_DATASET_PATH=/missing']
     visualize.main(command)
     assert 'drawn with 100 steps an epoch, or name them with --steps' in capsys.readouterr().err
-    visualize.main([*command, '--steps', '170'])
+    visualize.main([*command, '--steps', '43'])
     assert capsys.readouterr().err == ''
 
 

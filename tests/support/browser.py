@@ -1,38 +1,46 @@
 """Chromium for tests of the page; BROWSER is its path, or None if it is not installed."""
 
+import fcntl
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import time
 
 BROWSER = next(filter(None, map(shutil.which, (
     'chromium', 'chromium-browser', 'google-chrome', 'chrome-headless-shell'))), None)
+SECONDS_TO_ANSWER = 40
 
 
 class Browser:
-    """Headless Chromium, controlled by the DevTools protocol through two pipes."""
+    """Headless Chromium, controlled by the DevTools protocol through two pipes.
+
+    Raises:
+        TimeoutError: by every method, if the browser does not answer.
+    """
 
     def __init__(self, folder):
-        to_browser, self._out = os.pipe()
-        self._in, from_browser = os.pipe()
-
-        def connect():    # the protocol uses descriptors 3 and 4
-            low, high = os.dup(to_browser), os.dup(from_browser)
-            os.dup2(low, 3)
-            os.dup2(high, 4)
-
+        to_browser, self._out = _pipe()
+        self._in, from_browser = _pipe()
+        # The protocol uses descriptors 3 and 4.
         self.process = subprocess.Popen(
-            [BROWSER, '--headless', '--remote-debugging-pipe', '--no-sandbox', '--disable-gpu',
+            ['bash', '-c', f'exec "$@" 3<&{to_browser} 4>&{from_browser}', 'bash', BROWSER,
+             '--headless', '--remote-debugging-pipe', '--no-sandbox', '--disable-gpu',
              '--disable-dev-shm-usage', '--no-first-run', '--disable-background-networking',
              f'--user-data-dir={folder}'],
-            close_fds=False, preexec_fn=connect, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL)
+            pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True)
         os.close(to_browser)
         os.close(from_browser)
-        self._reader = os.fdopen(self._in, 'rb')
+        self._received = b''
         self.count, self.session, self.events = 0, None, []
-        target = self.call('Target.createTarget', url='about:blank')['targetId']
+        try:
+            target = self.call('Target.createTarget', url='about:blank')['targetId']
+        except BaseException:
+            self.close()
+            raise
         self.session = self.call('Target.attachToTarget', targetId=target,
                                  flatten=True)['sessionId']
 
@@ -43,17 +51,23 @@ class Browser:
         if self.session:
             message['sessionId'] = self.session
         os.write(self._out, json.dumps(message).encode() + b'\0')
+        end = time.monotonic() + SECONDS_TO_ANSWER
         while True:
-            data = b''
-            while not data.endswith(b'\0'):
-                byte = self._reader.read(1)
-                assert byte, 'the browser has died'
-                data += byte
-            answer = json.loads(data[:-1])
+            answer = self._receive(end)
             if answer.get('id') == self.count:
                 assert 'error' not in answer, answer
                 return answer['result']
             self.events.append(answer)
+
+    def _receive(self, end):
+        while b'\0' not in self._received:
+            if not select.select([self._in], [], [], max(end - time.monotonic(), 0))[0]:
+                raise TimeoutError('the browser does not answer')
+            part = os.read(self._in, 1 << 16)
+            assert part, 'the browser has died'
+            self._received += part
+        message, _, self._received = self._received.partition(b'\0')
+        return json.loads(message)
 
     def value(self, expression):
         """The value of a JavaScript expression in the page."""
@@ -78,7 +92,16 @@ class Browser:
         self.call('DOM.setFileInputFiles', nodeId=field, files=[str(path)])
 
     def close(self):
-        self.process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL)    # with the browser's own processes
         self.process.wait()
-        self._reader.close()
+        os.close(self._in)
         os.close(self._out)
+
+
+def _pipe():
+    """A pipe whose descriptors are neither 3 nor 4."""
+    ends = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return high

@@ -1,9 +1,26 @@
-"""Inspection of other processes, through /proc (Linux)."""
+"""Other processes: started for a block, and looked at through /proc (Linux)."""
 
+import contextlib
+import subprocess
 import time
 from pathlib import Path
 
+from conftest import ROOT
+
 from support import fork
+
+
+@contextlib.contextmanager
+def running(command, **options):
+    """subprocess.Popen(command) in the project's folder, killed at the end of the block.
+
+    Popen's own `with` would wait for it, for ever if the test has failed before it stopped it.
+    """
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()    # does nothing if it has ended
 
 
 def children_of(pid):

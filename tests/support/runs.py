@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -107,12 +108,14 @@ def kill_often(start, kills, seed, signal_all):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def wait_for(process, pattern):
-    """Read the output of a process until a line matches."""
-    for line in process.stdout:
-        if re.search(pattern, line):
-            return
-    raise AssertionError(f'the output has no line {pattern}')
+def wait_for(process, pattern, seconds=120):
+    """Read the output of a process until a line matches; kill it if that takes too long."""
+    end = threading.Timer(seconds, process.kill)    # which closes its output
+    end.start()
+    try:
+        assert any(re.search(pattern, line) for line in process.stdout), f'no line has {pattern}'
+    finally:
+        end.cancel()
 
 
 def newest(folder):

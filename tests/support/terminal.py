@@ -4,22 +4,27 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import termios
+import time
 
 from conftest import ROOT
 
 
-def run_in_terminal(command, columns=120, **variables):
+def run_in_terminal(command, columns=120, seconds=200, **variables):
     """Run a command whose stdout and stderr are a terminal; return (exit code, what it wrote)."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
     process = subprocess.Popen(command, stdout=follower, stderr=follower, cwd=ROOT,
                                env={**os.environ, 'TERM': 'xterm', **variables})
     os.close(follower)
-    written = b''
+    written, end = b'', time.monotonic() + seconds
     while True:
+        if not select.select([leader], [], [], max(end - time.monotonic(), 0))[0]:
+            process.kill()
+            raise TimeoutError(f'still running after {seconds} s: {written.decode()}')
         try:
             part = os.read(leader, 1 << 16)
         except OSError:    # the last process has closed the terminal

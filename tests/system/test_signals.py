@@ -58,7 +58,7 @@ def test_sighup_stays_ignored_under_nohup():
                'signal.raise_signal(signal.SIGHUP); print("continued")')
     done = subprocess.run(
         [sys.executable, '-c', program], cwd=ROOT / 'tools', capture_output=True, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        timeout=60, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert (done.returncode, done.stdout) == (0, 'continued\n')
 
 
@@ -83,7 +83,8 @@ def test_a_job_ends_in_the_words_of_its_exit_code(tmp_path, code, word):
     program.write_text('import os, sys\nsys.exit(int(os.environ["PADDLE_TRAINER_ID"]) * '
                        f'{code})\n')
     done = subprocess.run([sys.executable, 'tools/launch.py', program, '--nproc', '2', '--logs',
-                           tmp_path / 'logs', '--'], cwd=ROOT, capture_output=True, text=True)
+                           tmp_path / 'logs', '--'], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60)
     assert done.returncode == code
     assert done.stderr.splitlines()[-1].startswith(f'{word}: rank 1 (pid ')
 
@@ -101,6 +102,16 @@ def main(arguments):
 
 command.run(main)
 '''
+
+
+@pytest.mark.parametrize('code', [0, 1, 2, 75])
+def test_a_command_does_not_wait_for_what_paddle_does_at_its_exit(code):
+    program = ('import atexit, time; from system import command, start; start.prepare(); '
+               'atexit.register(time.sleep, 600); '
+               f'command.run(lambda _: print("x" * 200_000) or {code})')
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT / 'tools', text=True,
+                          capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (code, 'x' * 200_000 + '\n', '')
 
 
 @pytest.mark.parametrize('redirect, code', [('>&-', 0), ('>&- 2>&- <&-', 0), ('| true', 1),

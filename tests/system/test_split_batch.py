@@ -14,6 +14,7 @@ from system import distributed, start
 from training.checkpoint import IncompatibleRun, compare_runs
 
 MIXUP = 'MIXUP.MIXUP_ALPHA=0.8'
+SIXTEEN = ['TRAIN.TRAIN_BATCH_SIZE=16', 'MODEL.IMAGE_SIZE=224']    # pixels enough to be shared
 
 
 @pytest.mark.parametrize('cores, given, overrides, count', [
@@ -25,7 +26,7 @@ MIXUP = 'MIXUP.MIXUP_ALPHA=0.8'
 def test_the_number_of_processes(monkeypatch, cores, given, overrides, count):
     monkeypatch.setattr(start, 'available_cores', lambda: cores)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    arguments = ['-c', 'config/lit_data.yaml', '-o', 'MODEL.IMAGE_SIZE=224', *overrides]
+    arguments = ['-c', 'config/lit_data.yaml', '-o', *SIXTEEN, *overrides]
     split = ['-o', 'TRAIN.SPLIT_BATCH=true', *arguments] if count > 1 else arguments
     assert launch.split_batch(given, arguments) == (count, split)
 
@@ -42,7 +43,7 @@ def test_threads_that_are_set_take_cores(monkeypatch):
     monkeypatch.setattr(start, 'available_cores', lambda: 4)
     for threads, count in (('2', 2), ('4', 1), ('8', 1), ('', 4)):
         monkeypatch.setenv('OMP_NUM_THREADS', threads)
-        arguments = ['-c', 'config/lit_data.yaml', '-o', 'MODEL.IMAGE_SIZE=224']
+        arguments = ['-c', 'config/lit_data.yaml', '-o', *SIXTEEN]
         assert launch.split_batch(None, arguments)[0] == count
 
 

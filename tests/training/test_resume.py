@@ -113,7 +113,7 @@ def test_weights_and_ema_weights_are_validated_and_saved(recipe, uninterrupted):
         done = subprocess.run(
             [sys.executable, PROGRAM, 'val', '-c', str(recipe), '--weights',
              str(uninterrupted / f'last{suffix}.pdparams')],
-            cwd=ROOT, capture_output=True, text=True)
+            cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert f'top-1: {scores[-1]:.4f}' in done.stdout, done.stderr
     assert (arrays['ema/head.weight'] != arrays['network/head.weight']).any()
 

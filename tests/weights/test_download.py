@@ -7,7 +7,6 @@ certificate of its own, on this machine.
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ import threading
 import pytest
 from conftest import ROOT
 from support.offers import CERTIFICATE, Offers, proxy
+from support.processes import wait_until
 
 from weights import download
 from weights.download import DownloadError, fetch
@@ -87,9 +87,8 @@ def test_a_killed_download_leaves_no_file_and_goes_on(offers, get, tmp_path):
                                 tmp_path / 'cache' / 'a.bin'], cwd=ROOT)
     assert offers.stalled.wait(60)
     part = tmp_path / 'cache' / 'a.bin.part'
-    while not (part.exists() and part.stat().st_size):
-        pass
-    process.send_signal(signal.SIGKILL)
+    assert wait_until(lambda: part.exists() and part.stat().st_size)
+    process.kill()
     process.wait()
     assert absent(tmp_path)
     kept = part.stat().st_size

@@ -163,8 +163,9 @@ class _Stream(IterableDataset):
                 report, images, labels = ready
                 yield json.dumps(report), images, labels
                 self._begin(1)    # Paddle has copied the batch, so its memory is free
-        except LoaderError as error:
-            yield json.dumps({'error': str(error)}), EMPTY, EMPTY
+        except Exception as error:
+            said = str(error) if isinstance(error, LoaderError) else f'a loader failed: {error!r}'
+            yield json.dumps({'error': said}), EMPTY, EMPTY
 
     def _begin(self, count):
         for keys in itertools.islice(self.keys, count):

@@ -86,15 +86,23 @@ def run(main, arguments=None):
         discard_stdout()
     for end in _endings:
         end(code in (0, 75))
-    if _endings or code and 'PADDLE_TRAINER_ID' in os.environ:
-        # Paddle's own exit may wait for a process that has ended, or crash while its threads run.
-        os._exit(code)
-    sys.exit(code)
+    leave(code)
 
 
 def before_exit(end):
-    """Let run() call `end(succeeded)` last; it then ends the process without Paddle's exit."""
+    """Let run() call `end(succeeded)` last."""
     _endings.append(end)
+
+
+def leave(code):
+    """End this process, without Paddle's exit if it has imported Paddle.
+
+    That exit may crash, or wait for ever, while a thread of a loader runs, and for another process
+    that has ended. Nothing else is left to do at the exit: files are closed where they are written.
+    """
+    if 'paddle' in sys.modules:
+        os._exit(code)
+    sys.exit(code)
 
 
 def discard_stdout():
