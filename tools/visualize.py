@@ -130,15 +130,15 @@ def draw_attention(options):
     for path, image in decoded(paths, failed):
         try:
             if options.blocks is not None:
-                target = folder / f'{names[path]}.blocks.png'
+                target = folder / f'{names[path]}.blocks.{options.format}'
                 style.save(block_sheet(network, transform, image, options.blocks, options.heads),
                            str(target))
                 print(target)
                 continue
             for shown, picture in rollout_pictures(network, transform, image,
                                                    options.feature_maps):
-                target = folder / f'{names[path]}.{shown}.png'
-                picture.save(target)
+                target = folder / f'{names[path]}.{shown}.{options.format}'
+                style.save_picture(picture, str(target))
                 print(target)
         except ValueError as error:
             raise command.UsageError(f'{config.MODEL.NAME}: {error}') from error
@@ -160,8 +160,8 @@ def draw_tokens(options):
             maps.setdefault(layer, []).append(grid)                # (1, C, side, side)
     for layer, grids in maps.items():
         judged = channels.judge(np.concatenate(grids))
-        target = folder / f'{layer}.png'
-        channels.mosaic(grids[0][0], judged).save(target)
+        target = folder / f'{layer}.{options.format}'
+        style.save_picture(channels.mosaic(grids[0][0], judged), str(target))
         print(f'{target}: {judged} over {len(grids)} image(s)')
     return 1 if failed else 0
 
@@ -339,7 +339,9 @@ def main(arguments):
         add_images(sub, EXAMPLES[:1])
         sub.add_argument('--weights', metavar='FILE', help='weights; default: MODEL_PATH')
         sub.add_argument('--out', default=f'output/{name}', metavar='FOLDER',
-                         help=f'folder for the PNG files (default: output/{name})')
+                         help=f'folder for the files (default: output/{name})')
+        sub.add_argument('--format', choices=('png', 'svg'), default='png',
+                         help='of the files (default: png)')
         if name == 'attention':
             sub.add_argument('--feature-maps', action='store_true',
                              help='also draw the steps of the Tokens-to-Token module')

@@ -25,6 +25,7 @@ SMALL = 9             # font size of captions
 LINE = 1.4 / 72       # height of a line of text, inches for each point of its size
 LONGEST_SIDE = 512    # of an image on a sheet, pixels
 HIGHEST = 1.5         # height / width of the space for an image
+PIXELS = 100          # of a picture in an inch of an SVG
 FORMATS = ('.svg', '.png')
 
 
@@ -97,6 +98,24 @@ def check_place(path):
     if os.path.isdir(path) or not os.access(Path(path).parent, os.W_OK):
         raise FigureError(f'--out {path}: cannot be written; name a file in a folder that exists '
                           'and is writable')
+
+
+def save_picture(picture, path):
+    """Write a PIL image as .png, or as .svg that holds it pixel by pixel.
+
+    Raises:
+        FigureError: if it cannot be written.
+    """
+    try:
+        if not path.endswith('.svg'):
+            return picture.save(path)
+    except OSError as error:
+        raise FigureError(f'{path}: cannot be written ({error.strerror})') from error
+    whole = Figure(figsize=[side / PIXELS for side in picture.size])
+    axes = whole.add_axes((0, 0, 1, 1))
+    axes.imshow(picture, aspect='auto')
+    axes.set_axis_off()
+    return save(whole, path)
 
 
 def save(figure, path):
