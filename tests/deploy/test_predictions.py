@@ -91,7 +91,7 @@ def test_labels_in_another_order_are_named(tmp_path, capsys):
 
     said = validate(capsys, labels=[moved(line) for line in LINES], folder=tmp_path)
     line, = (line for line in said if line.startswith('warning: '))
-    assert 'list.txt are in another order' in line and 'which 99% of its images' in line
+    assert 'list.txt are in another order' in line and 'which 100% of its images' in line
     assert said[-1] == 'ImageNet final val acc is:0.0000'
 
 
