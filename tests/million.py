@@ -54,7 +54,8 @@ def write_folders(folder, images=IMAGES):
 def write_shard_files(folder, images=IMAGES):
     """Write the images of the list as files of one byte into tar shards; drop their index."""
     lines = map(str.split, imagenet_lines(images))
-    write_shards(((name, int(label), b'?') for name, label in lines), folder, most_bytes=20 << 20)
+    write_shards(((name, int(label), lambda: b'?') for name, label in lines), folder,
+                 most_bytes=20 << 20)
     os.remove(f'{folder}/{BESIDE}')
 
 

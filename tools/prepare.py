@@ -14,6 +14,7 @@ start.prepare_signals()    # before the slow imports
 
 # isort: split
 import argparse
+import functools
 import os
 import shlex
 import shutil
@@ -371,7 +372,8 @@ def shards_command(options):
     """Pack the lists of a prepared data set into tar shards, DIR/shards/train and DIR/shards/val.
 
     With --name, the lists NAME_train.txt and NAME_val.txt. Training images are shuffled first, so
-    that shards can be read from beginning to end. A split that is packed is left as it is.
+    that shards can be read from beginning to end. A split that is packed is left as it is, and one
+    whose packing was interrupted goes on after its last whole shard.
     """
     prefix = f'{options.name}_' if options.name else ''
     lists = {split: os.path.join(options.folder, f'{prefix}{split}.txt')
@@ -404,11 +406,12 @@ def pack(folder, lists, prefix=''):
 
 
 def _contents(samples, order, split):
-    """Yield (name, label, content) of samples, with progress."""
+    """Yield (name, label, function that reads the file) of samples, with progress."""
     with Progress(f'packing {split}', len(order), 'images') as progress:
         for index in order:
             path, label = samples[int(index)]
-            yield os.path.relpath(path, samples.root), label, read_image_file(path)
+            yield (os.path.relpath(path, samples.root), label,
+                   functools.partial(read_image_file, path))
             progress.add(1)
 
 

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 from support.pictures import picture
+from support.processes import wait_until
 
 import build
 from config import load_config
@@ -29,6 +32,25 @@ def encoded(number, kind='JPEG'):
 
 IMAGES = [(f'n{number % 4:02}/{"a" * (number % 2 * 120)}{number}.x.JPEG', number % 4,
            encoded(number)) for number in range(20)]
+
+
+SLOW_WRITER = '''
+import sys, time
+from pathlib import Path
+from data.shards import write_shards
+root, folder, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+write_shards(((str(file.relative_to(root)), 1, lambda file=file: (
+    time.sleep(seconds), file.read_bytes())[1]) for file in sorted(root.rglob('*.JPEG'))),
+    folder, most_bytes=30_000)
+'''
+
+
+def samples_of(images, read=None):
+    """Samples for write_shards; the names of those that are read are appended to `read`."""
+    def reader(name, content):
+        return lambda: (read is not None and read.append(name), content)[1]
+
+    return ((name, label, reader(name, content)) for name, label, content in images)
 
 
 def write_tar(path, *members):
@@ -61,7 +83,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def root(tmp_path):
     """A folder of several shards."""
-    count, paths = write_shards(IMAGES, tmp_path / 'set', most_bytes=20_000)
+    count, paths = write_shards(samples_of(IMAGES), tmp_path / 'set', most_bytes=20_000)
     assert count == 20 and len(paths) > 2 and max(map(os.path.getsize, paths)) < 24_000
     return tmp_path / 'set'
 
@@ -96,7 +118,7 @@ class TestFormat:
             np.testing.assert_array_equal(written[name], array, strict=True)
 
     def test_the_same_bytes_again_and_members_as_tarfile_sees_them(self, root, tmp_path):
-        write_shards(IMAGES, tmp_path / 'again', most_bytes=20_000)
+        write_shards(samples_of(IMAGES), tmp_path / 'again', most_bytes=20_000)
         for path in root.iterdir():
             assert path.read_bytes() == (tmp_path / 'again' / path.name).read_bytes()
         with tarfile.open(root / 'shard-000000.tar') as archive:
@@ -258,20 +280,55 @@ class TestDamage:
 class TestWriter:
     def test_what_is_half_written_has_another_name(self, tmp_path):
         def broken():
-            yield from IMAGES[:15]
+            yield from samples_of(IMAGES[:15])
             raise OSError(28, 'No space left on device')
 
         with pytest.raises(OSError, match='No space'):
             write_shards(broken(), tmp_path / 'set', most_bytes=20_000)
         assert not (tmp_path / 'set').exists() and (tmp_path / 'set.partial').exists()
-        write_shards(IMAGES, tmp_path / 'set')
+        read = []
+        write_shards(samples_of(IMAGES, read), tmp_path / 'set', most_bytes=20_000)
         assert os.listdir(tmp_path) == ['set'] and len(contents(tmp_path / 'set')) == 20
+        assert len(set(read)) < 12, 'the images of whole shards are not read again'
+        write_shards(samples_of(IMAGES), tmp_path / 'at once', most_bytes=20_000)
+        for path in (tmp_path / 'at once').iterdir():
+            assert path.read_bytes() == (tmp_path / 'set' / path.name).read_bytes(), path.name
+
+    @pytest.mark.parametrize('change', [
+        lambda images: images[1:], lambda images: images[:1],
+        lambda images: [(images[0][0], 9, images[0][2]), *images[1:]]])
+    def test_what_was_begun_with_other_images_is_refused(self, root, tmp_path, change):
+        os.rename(root, tmp_path / 'new.partial')
+        os.remove(tmp_path / 'new.partial' / 'shards.index')
+        with pytest.raises(DataError, match=r'0.tar: was begun with other images; remove /.*/new\.'
+                                            'partial$'):
+            write_shards(samples_of(change(IMAGES)), tmp_path / 'new', most_bytes=20_000)
+        (tmp_path / 'new.partial' / 'shard-000000.tar').write_bytes(b'no archive' * 70)
+        with pytest.raises(DataError, match='is no whole shard .*; remove it'):
+            write_shards(samples_of(IMAGES), tmp_path / 'new', most_bytes=20_000)
+
+    def test_a_killed_writer_goes_on(self, tmp_path):
+        """Killed three times, after more and more shards."""
+        for seconds, folder in ((0, 'at once'), (0.01, 'set')):
+            command = [sys.executable, '-c', SLOW_WRITER, ROOT / 'lit_data/val', tmp_path / folder,
+                       str(seconds)]
+            for shard in (1, 4, 6) if seconds else ():
+                process = subprocess.Popen(command, cwd=ROOT / 'tools')
+                path = tmp_path / 'set.partial' / f'shard-{shard:06}.tar'
+                assert wait_until(path.exists, 60) and process.poll() is None
+                process.kill()
+                process.wait()
+            subprocess.run(command, cwd=ROOT / 'tools', check=True, timeout=60)
+        written = {path.name: path.read_bytes() for path in (tmp_path / 'set').iterdir()}
+        assert len(written) > 7 and written == {
+            path.name: path.read_bytes() for path in (tmp_path / 'at once').iterdir()}
 
     def test_wrong_use(self, root, tmp_path):
         with pytest.raises(DataError, match='set: is not empty'):
-            write_shards(IMAGES, root)
+            write_shards(samples_of(IMAGES), root)
         with pytest.raises(DataError, match='another image has the key a_b'):
-            write_shards([('a.b.jpg', 1, b'?'), ('a_b.png', 1, b'?')], tmp_path / 'twice')
+            write_shards(samples_of([('a.b.jpg', 1, b'?'), ('a_b.png', 1, b'?')]),
+                         tmp_path / 'twice')
         with pytest.raises(DataError, match='no images'):
             write_shards([], tmp_path / 'none')
 
@@ -281,7 +338,7 @@ def loader(tmp_path_factory):
     """A function of a split and of options that makes a loader of lit_data's shards."""
     root = tmp_path_factory.mktemp('lit_data') / 'val'
     lines = [line.split() for line in open(ROOT / 'lit_data' / 'val.txt')]
-    write_shards(((name, int(label), (ROOT / 'lit_data' / 'val' / name).read_bytes())
+    write_shards(((name, int(label), (ROOT / 'lit_data' / 'val' / name).read_bytes)
                   for name, label in lines), root, most_bytes=30_000)
     assert len(list(root.glob('*.tar'))) > 5
 

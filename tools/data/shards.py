@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tarfile
 import time
 from array import array
@@ -247,11 +246,12 @@ def write_shards(samples, folder, prefix='shard', most_bytes=SHARD_BYTES):
     """Write images into shards PREFIX-000000.tar, ... and their index.
 
     The same samples give the same bytes. The folder gets its name when all is written; until then
-    it is FOLDER.partial, which is written anew after an interruption.
+    it is FOLDER.partial, where the same call goes on after an interruption: the shards that are in
+    it are whole, and their images are not read again.
 
     Args:
-        samples: an iterable of (name, label, content): a relative path, a class id, the bytes of
-            the image file.
+        samples: an iterable of (name, label, read): a relative path, a class id, and a function
+            that returns the bytes of the image file.
         folder: to be made; must be missing or empty.
         most_bytes: a shard is closed before it becomes larger, unless by a single image.
 
@@ -259,37 +259,31 @@ def write_shards(samples, folder, prefix='shard', most_bytes=SHARD_BYTES):
         (number of images, [paths of the shards]).
 
     Raises:
-        DataError: if the folder is not empty, two images have one name, or there is none.
+        DataError: if the folder is not empty, two images have one name, there is none, or
+            FOLDER.partial has shards of other images.
         OSError: for a full disk, or a folder that can't be written to.
     """
     folder = os.path.abspath(folder)
     partial = f'{folder}.partial'
     if os.path.isdir(folder) and os.listdir(folder):
         raise DataError(f'{folder}: is not empty; remove it or name another folder')
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
-    names, sizes, found, keys = [], [], {name: array('q') for name in PLACE}, set()
-    waiting = iter(samples)
-    ahead = next(waiting, None)
+    os.makedirs(partial, exist_ok=True)
+    for unfinished in glob.glob(f'{glob.escape(partial)}/.*.tmp'):    # see replacing()
+        os.remove(unfinished)
+    names, sizes, found = [], [], {name: array('q') for name in PLACE}
+    waiting = _Waiting(samples)
 
     def pairs():
-        nonlocal ahead
-        while ahead is not None:
+        while waiting.ahead:
             names.append(f'{prefix}-{len(names):06}.tar')
-            with replacing(os.path.join(partial, names[-1])) as temporary, \
-                    tarfile.open(temporary, 'w', format=tarfile.PAX_FORMAT) as archive:
-                while ahead is not None and (not archive.offset or archive.offset + len(ahead[2])
-                                             + 5 * HEADER <= most_bytes):
-                    name, label, content = ahead
-                    key, extension = _member_names(name, keys)
-                    _add(archive, f'{key}.cls', str(label).encode())
-                    _add(archive, f'{key}{extension}', content)
-                    start = archive.offset - -(-len(content) // 512) * 512
-                    for kind, value in zip(PLACE, (len(names) - 1, start, len(content))):
-                        found[kind].append(value)
-                    yield f'{names[-1]}/{key}{extension}', label
-                    ahead = next(waiting, None)
-            sizes.append(os.path.getsize(os.path.join(partial, names[-1])))
+            path = os.path.join(partial, names[-1])
+            for member, label, start, size in (
+                    _written(path, waiting) if os.path.exists(path) else
+                    _write(path, waiting, most_bytes)):
+                for kind, value in zip(PLACE, (len(names) - 1, start, size)):
+                    found[kind].append(value)
+                yield f'{names[-1]}/{member}', label
+            sizes.append(os.path.getsize(path))
 
     made = Samples(partial, pairs())
     if not len(made):
@@ -297,6 +291,58 @@ def write_shards(samples, folder, prefix='shard', most_bytes=SHARD_BYTES):
     store(os.path.join(partial, BESIDE), {**_index(made, names, found), 'sizes': np.array(sizes)})
     os.rename(partial, folder)
     return len(made), [os.path.join(folder, name) for name in names]
+
+
+class _Waiting:
+    """Samples that are not in a shard yet.
+
+    Attributes:
+        ahead: (key, extension, label, read) of the next one, None at the end.
+    """
+
+    def __init__(self, samples):
+        self.samples, self.keys, self.ahead = iter(samples), set(), None
+        self.advance()
+
+    def advance(self):
+        self.ahead = None
+        for name, label, read in self.samples:
+            self.ahead = (*_member_names(name, self.keys), label, read)
+            break
+
+
+def _write(path, waiting, most_bytes):
+    """Write a shard; yield (name of the image's member, label, offset, size) for each sample."""
+    with replacing(path) as temporary, \
+            tarfile.open(temporary, 'w', format=tarfile.PAX_FORMAT) as archive:
+        while waiting.ahead:
+            key, extension, label, read = waiting.ahead
+            content = read()
+            if archive.offset and archive.offset + len(content) + 5 * HEADER > most_bytes:
+                break    # it is read again for the next shard
+            _add(archive, f'{key}.cls', str(label).encode())
+            _add(archive, f'{key}{extension}', content)
+            start = archive.offset - -(-len(content) // 512) * 512
+            yield f'{key}{extension}', label, start, len(content)
+            waiting.advance()
+
+
+def _written(path, waiting):
+    """Yield what _write() has yielded when it wrote this shard."""
+    try:
+        with tarfile.open(path, 'r:') as archive:
+            members = iter(archive)
+            for member in members:
+                key, extension, label, _ = waiting.ahead or ('', '', None, None)
+                image = next(members, member)
+                if (member.name, image.name) != (f'{key}.cls', f'{key}{extension}') or (
+                        archive.extractfile(member).read() != str(label).encode()):
+                    raise DataError(f'{path}: was begun with other images; remove '
+                                    f'{os.path.dirname(path)}')
+                yield image.name, label, image.offset_data, image.size
+                waiting.advance()
+    except tarfile.TarError as error:
+        raise DataError(f'{path}: is no whole shard ({error}); remove it') from error
 
 
 def _member_names(name, keys):
