@@ -23,7 +23,7 @@ import build
 from benchmark_protocol import peak_host_memory, serve, timed
 from deploy import engines, exports
 from deploy.simplify import simplified
-from system import distributed
+from system import command, distributed
 from t2t import T2T_ViT, Token_performer
 from zoo.names import in_pytorch_layout
 
@@ -232,3 +232,4 @@ RUNNERS = dict(export=run_export, engine=run_engine, limit=run_limit, training=r
 if __name__ == '__main__':
     distributed.init()
     serve(RUNNERS, peak_memory, threads=start.threads())
+    command.leave(0)

@@ -17,7 +17,7 @@ import numpy as np
 import zoo
 from config import load_config
 from support import plain
-from system import distributed
+from system import command, distributed
 from train import Training
 from training.meter import Meter
 
@@ -38,3 +38,4 @@ Training(load_config(recipe, [
     f'TRAIN.OUTPUT_DIR={folder}/run', 'TRAIN.TRAIN_BATCH_SIZE=4',
     'SCHEDULER.NUM_EPOCHS=1'])).run()
 np.save(f'{folder}/{distributed.rank()}.npy', counted)
+command.run(lambda _: 0)    # ends as the project's commands do
