@@ -48,24 +48,27 @@ def test_what_a_cpu_can_compute_is_ok(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('one, two, code, wanted', [
-    ('1.0 0.0444', '1.0 0.0445', 0,
+    ('1.0 0.0444 128', '1.0 0.0445 128', 0,
      ('ok', 'top-1 1.0000, loss 0.0444: one process 3.5 images/s, two 3.5 images/s')),
-    ('1.0 0.0444', '1.0 0.0544', 0,
-     ('failed', 'two: top-1 1.0000 and loss 0.0544, must be 1.0000 and 0.0444; likely')),
-    ('0.9922 0.0444', '0.9922 0.0444', 0,
-     ('failed', 'one process: top-1 0.9922 and loss 0.0444, must be 1.0000 and 0.0444; likely')),
-    ('1.0 0.0444', '1.0 0.0444', 1, ('failed', "one process: exit code 1: ['no gloo']"))])
+    ('1.0 0.0444 128', '1.0 0.0544 128', 0,
+     ('failed', 'two: top-1 1.0000 and loss 0.0544 on 128 images, must be 1.0000 and 0.0444 on ')),
+    ('1.0 0.0444 128', '1.0 0.0444 129', 0,
+     ('failed', 'two: top-1 1.0000 and loss 0.0444 on 129 images, must be 1.0000 and 0.0444 on ')),
+    ('0.9922 0.0444 128', '0.9922 0.0444 128', 0,
+     ('failed', 'one process: top-1 0.9922 and loss 0.0444 on 128 images, must be 1.0000 and ')),
+    ('1.0 0.0444 128', '1.0 0.0444 128', 1, ('failed', "one process: exit code 1: ['no gloo']"))])
 def test_evaluation_compares_processes(tmp_path, monkeypatch, one, two, code, wanted):
     """What they print is made up here; tests/documents.py runs the whole command."""
     def answer(arguments, **_):
-        top1, loss = (two if 'tools/launch.py' in arguments else one).split()
-        said = f'top-1: {top1}, top-5: 1.0, loss: {loss}, 128 images, 3.5 images/s\n'
+        top1, loss, images = (two if 'tools/launch.py' in arguments else one).split()
+        said = f'top-1: {top1}, top-5: 1.0, loss: {loss}, {images} images, 3.5 images/s\n'
         return subprocess.CompletedProcess(arguments, code, said, 'warning\nno gloo\n')
     monkeypatch.setattr(check.subprocess, 'run', answer)
     outcome, text, _ = check.run_check('evaluation', tmp_path)
     assert outcome == wanted[0] and text.startswith(wanted[1])
     *_, end = map(json.loads, (ROOT / 'log' / 'lit_data.jsonl').read_text().splitlines())
-    assert (check.SHIPPED_TOP1, check.SHIPPED_LOSS) == (end['top1'], round(end['loss'], 4))
+    assert (check.SHIPPED_TOP1, check.SHIPPED_LOSS, check.SHIPPED_IMAGES) == (
+        end['top1'], round(end['loss'], 4), end['images'])
 
 
 def round_operands(monkeypatch, dtype):

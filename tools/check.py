@@ -42,9 +42,8 @@ from weights.container import read_checkpoint, write_checkpoint
 from zoo import golden
 
 SHIPPED = ROOT / 'output' / 't2t_vit_7_lit_data.yaml'    # configuration of the shipped weights
-# Of these weights on lit_data/val, with which log/lit_data.jsonl ends. The loss changes with every
-# image that is left out or counted twice.
-SHIPPED_TOP1, SHIPPED_LOSS = 1.0, 0.0444
+# Of these weights on lit_data/val, with which log/lit_data.jsonl ends.
+SHIPPED_TOP1, SHIPPED_LOSS, SHIPPED_IMAGES = 1.0, 0.0444, 128
 SECONDS = 1.0            # that each throughput is measured for
 SECONDS_OF_A_COMMAND = 120
 # Largest difference of logits, and relative difference of gradients; GPUs add in other orders.
@@ -219,14 +218,16 @@ def check_evaluation(folder):
             [sys.executable, *(launcher if where else ['tools/val.py']), '-c', str(SHIPPED), '-o',
              'TRAIN.VAL_NUM_WORKS=0'],
             cwd=ROOT, capture_output=True, text=True, timeout=SECONDS_OF_A_COMMAND)
-        found = re.search(r'top-1: (\S+), .*loss: (\S+), .* (\S+) images/s', done.stdout)
+        found = re.search(r'top-1: (\S+), .*loss: (\S+), (\d+) images, (\S+) images/s', done.stdout)
         if done.returncode or not found:
             raise Failed(f'{name}: exit code {done.returncode}: '
                          f'{(done.stderr or done.stdout).strip().splitlines()[-1:]}')
-        top1, loss, speed = map(float, found.groups())
-        if round(top1 - SHIPPED_TOP1, 4) or abs(loss - SHIPPED_LOSS) > 1e-3:
-            raise Failed(f'{name}: top-1 {top1:.4f} and loss {loss:.4f}, must be '
-                         f'{SHIPPED_TOP1:.4f} and {SHIPPED_LOSS:.4f}')
+        top1, loss, images, speed = map(float, found.groups())
+        if (round(top1 - SHIPPED_TOP1, 4) or abs(loss - SHIPPED_LOSS) > 1e-3
+                or images != SHIPPED_IMAGES):
+            raise Failed(
+                f'{name}: top-1 {top1:.4f} and loss {loss:.4f} on {images:.0f} images, must be '
+                f'{SHIPPED_TOP1:.4f} and {SHIPPED_LOSS:.4f} on {SHIPPED_IMAGES}')
         texts.append(f'{name} {speed:.1f} images/s')
     return f'top-1 {SHIPPED_TOP1:.4f}, loss {SHIPPED_LOSS:.4f}: {", ".join(texts)}'
 
