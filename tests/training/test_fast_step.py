@@ -3,6 +3,7 @@
 import numpy as np
 import paddle
 import pytest
+from conftest import ROOT
 from paddle.nn import functional as F
 
 import build
@@ -83,6 +84,41 @@ def test_gradients_are_those_of_the_plain_layers(double, name):
                                        atol=1e-6 * np.abs(expected[key]).max())
 
 
+def test_softmax_of_scores_that_exp_cannot_take(double):
+    """exp(800) is infinite in float64, and so would be all sums of one row."""
+    network, plain = double('t2t_vit_7', depth=2), double('t2t_vit_7', depth=2)
+    for one in (network, plain):
+        weight = one.blocks[0].attn.qkv.weight
+        weight.set_value(weight * 40)
+    speed_up(network)
+    seen = []
+    matmul = paddle.matmul
+
+    def watched(x, y, *args, **kwargs):
+        product = matmul(x, y, *args, **kwargs)
+        if product.ndim == 4 and product.shape[-1] == product.shape[-2]:
+            seen.append(float(product.abs().max()))
+        return product
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paddle, 'matmul', watched)
+        actual = gradients(network, images())
+    assert max(seen) > 800
+    for key, gradient in gradients(plain, images()).items():
+        np.testing.assert_allclose(actual[key], gradient, rtol=0, err_msg=key,
+                                   atol=1e-6 * np.abs(gradient).max())
+
+
+def test_tensors_that_may_be_views_are_computed_by_the_plain_layers():
+    network = zoo.create_model('t2t_vit_7', img_size=32, depth=1)
+    paddle.set_flags({'FLAGS_use_stride_kernel': True})
+    try:
+        speed_up(network)
+    finally:
+        paddle.set_flags({'FLAGS_use_stride_kernel': False})
+    assert not any('forward' in vars(layer) for layer in network.sublayers())
+
+
 def test_dropout_keeps_the_rate_and_the_expectation_and_follows_the_seed():
     layer = speed_up(paddle.nn.Dropout(0.1))
     x = paddle.ones([64, 1001])
@@ -130,3 +166,28 @@ def test_steps_with_few_pixels_run_the_plain_layers(size, images, is_fast):
         f'MODEL.IMAGE_SIZE={size}', f'TRAIN.TRAIN_BATCH_SIZE={images}', 'TRAIN.PRE_TRAIN=false'])
     stepper, *_ = build.stepper(config, Groups([images]))
     assert ('forward' in vars(stepper.network.blocks[0])) == is_fast
+
+
+def test_the_figure_of_a_step_times_the_same_work_in_both_ways(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'docs')
+    import draw_step
+    monkeypatch.setattr(build, 'LEAST_PIXELS', 0)
+    for name, value in (('IMAGES', 2), ('SIDE', 32), ('ROUNDS', 2)):
+        monkeypatch.setattr(draw_step, name, value)
+    networks = [draw_step.make_stepper(is_fast).network for is_fast in (False, True)]
+    assert ['forward' in vars(network.blocks[0]) for network in networks] == [False, True]
+    written, fast = (draw_step.parts(network, is_fast)
+                     for network, is_fast in zip(networks, (False, True)))
+    for part in ('attention of the blocks', 'MLPs of the blocks'):
+        assert len(written[part]) == len(fast[part]) == len(networks[0].blocks)
+        for (one, shape), (other, shape_of_other) in zip(written[part], fast[part]):
+            x = paddle.randn(shape)
+            x.stop_gradient = False
+            expected, actual = one(x), other(x[:, :shape_of_other[1]])
+            np.testing.assert_allclose(actual.numpy(), expected[:, :actual.shape[1]].numpy(),
+                                       rtol=0, atol=1e-5)
+    times = draw_step.measure()
+    assert len(times) == 2
+    for found in times.values():
+        assert found.keys() == {*written, draw_step.REST}
+        assert all(found[part] > 0 for part in written)

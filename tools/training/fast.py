@@ -11,13 +11,16 @@ What is done, and why:
 
 - Gradients of whole branches are written by hand (`PyLayer`). They keep only what the gradients
   need, compute in place, and leave out the gradient of images, which nobody asks for.
+- Some operations are NumPy's, in the memory of the tensors (`array`): its exp, its sums of squares
+  and its addition of a bias are faster than Paddle's. Soft splits copy their windows row by row,
+  and the weights that read them are put in that order; Paddle's unfold moves single numbers.
 - The weight and bias of a LayerNorm are multiplied into the linear layer that follows. Centring the
   columns of that weight centres the gradient of the normalised tokens, so a LayerNorm's backward is
   four passes over the tokens, which are faster than Paddle's kernel.
 - The gradient of a bias is a product with a vector of ones, which is faster than Paddle's sum over
   rows.
-- GELU's derivative is computed from erf and exp, whose kernels are faster than that of GELU's
-  gradient.
+- GELU and its derivative are computed from erf and exp, whose kernels are faster than GELU's.
+- A softmax divides by its sum after the product with the values, which has fewer columns.
 - Dropout takes 16 random bits for each number from NumPy's SFC64, whose seed Paddle's generator
   draws; Paddle's own random numbers take longer.
 - Keys and queries of a Performer are one tensor, whose features are computed together. The
@@ -26,23 +29,28 @@ What is done, and why:
 - The last block computes only the tokens that the heads use, but keys and values of all.
 """
 
+import ctypes
 import functools
+import math
 
 import numpy as np
 import paddle
+from numpy.lib.stride_tricks import sliding_window_view
 from paddle import nn
 from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
-from common import Attention, Block, Mlp
-from t2t import T2T_ViT, Token_performer, Token_transformer
+from common import Attention, Block, Mlp, check_size
+from t2t import T2T_module, T2T_ViT, Token_performer, Token_transformer
 
 LEAST_PIXELS = 224 ** 2    # of a process in a step
+LARGEST_SCORE = 60         # exp(60) = 1e26
 
 
 def speed_up(network):
     """Use the faster forward in all layers of `network` that have one, on a CPU; return it."""
-    if paddle.device.get_device() != 'cpu':
+    views = paddle.get_flags('FLAGS_use_stride_kernel')['FLAGS_use_stride_kernel']
+    if paddle.device.get_device() != 'cpu' or views:    # `array` needs tensors without strides
         return network
     for layer in network.sublayers(include_self=True):
         forward = next((FORWARDS[base] for base in type(layer).__mro__
@@ -71,9 +79,24 @@ def block(layer, x, num_tokens=None):
     return x + layer.drop_path(mlp(layer.norm2, layer.mlp, x))
 
 
-def token_performer(layer, x):
-    """See t2t.Token_performer."""
+def tokens_to_token(layer, x):
+    """See t2t.T2T_module."""
+    *inner, last = layer.soft_splits
+    attentions = [getattr(layer, f'attention{index + 1}', None) for index in range(len(inner))]
+    if layer.convolutional or any(type(module) is not Token_performer for module in attentions):
+        return T2T_module.forward(layer, x)
+    check_size(x, layer.img_size)
+    x = x.transpose([0, 2, 3, 1])                               # (B, S, S, C)
+    for attention, split, side in zip(attentions, inner, layer.grid_sizes):
+        x = token_performer(attention, Windows.apply(x, *split), split[0])
+        x = x.reshape([0, side, side, -1])
+    return linear(layer.project, Windows.apply(x, *last), last[0])
+
+
+def token_performer(layer, x, kernel):
+    """See t2t.Token_performer; x: tokens of Windows, `kernel`: their side."""
     weight, bias = merged(layer.norm1, layer.kqv)
+    weight = by_window(weight, kernel)
     value, branch = PerformerAttention.apply(
         x, weight, bias, layer.w, layer.proj.weight, layer.proj.bias, layer.norm1._epsilon,
         layer.epsilon)
@@ -115,14 +138,14 @@ def dropout(layer, x):
     return MaskedDropout.apply(x, layer.p) if layer.training and layer.p else x
 
 
-def linear(layer, x):
-    """See nn.Linear."""
-    if layer.bias is None:
-        return paddle.matmul(x, layer.weight)
-    return BiasedLinear.apply(x, layer.weight, layer.bias)
+def linear(layer, x, kernel=1):
+    """See nn.Linear; kernel: see token_performer."""
+    weight = by_window(layer.weight, kernel)
+    return paddle.matmul(x, weight) if layer.bias is None else BiasedLinear.apply(
+        x, weight, layer.bias)
 
 
-FORWARDS = {Block: block, Token_performer: token_performer, Token_transformer: token_transformer,
+FORWARDS = {Block: block, T2T_module: tokens_to_token, Token_transformer: token_transformer,
             nn.Dropout: dropout, nn.Linear: linear}
 
 
@@ -132,7 +155,29 @@ def merged(norm, linear):
     return weight, bias if linear.bias is None else bias + linear.bias
 
 
+def by_window(weight, kernel):
+    """Move rows from the order (channel, row, column) of `soft_split` to that of Windows."""
+    if kernel == 1:
+        return weight
+    inputs, outputs = weight.shape
+    weight = weight.reshape([-1, kernel ** 2, outputs])         # (C, k * k, D)
+    return weight.transpose([1, 0, 2]).reshape([inputs, outputs])
+
+
 # ---- arithmetic without autograd
+
+def array(x):
+    """The memory of a tensor as a NumPy array, which must not outlive the tensor."""
+    kind = ctypes.c_float if x.dtype == paddle.float32 else ctypes.c_double
+    return np.ctypeslib.as_array((kind * x.size).from_address(x.data_ptr())).reshape(x.shape)
+
+
+def exp_(x):
+    """exp, in place."""
+    with np.errstate(all='ignore'):    # a loss that is not finite is found by the stepper
+        np.exp(array(x), out=array(x))
+    return x
+
 
 def rows(x):
     """`[..., C]` as a matrix of rows `[R, C]`."""
@@ -150,17 +195,44 @@ def sum_last(x, factor=1.0):
     return paddle.matmul(x, paddle.full([x.shape[-1], 1], factor, x.dtype))
 
 
+def sum_squares(x, factor=1.0):
+    """The sum of squares over the last axis of `[..., C]`, times a factor: `[..., 1]`."""
+    sums = np.einsum('...c,...c->...', array(x), array(x))
+    return paddle.to_tensor(sums).unsqueeze(-1).scale_(factor)
+
+
+def normal_cdf(x):
+    """The cumulative distribution function of the normal distribution."""
+    return x.scale(0.5 ** 0.5).erf().scale_(0.5, 0.5)
+
+
+def softmax(scores):
+    """Compute exponentials in place of scores `[..., N]`; return them and their sums `[..., 1]`.
+
+    Their quotient is the softmax.
+    """
+    # Without the maximum, which takes as long as exp, where exp cannot overflow and its sum cannot
+    # become 0.
+    view = array(scores)
+    if view.max() > LARGEST_SCORE or view.min() < -LARGEST_SCORE:
+        scores.subtract_(scores.max(axis=-1, keepdim=True))
+    return exp_(scores), sum_last(scores)
+
+
 def normalise(x, epsilon, wanted):
     """Normalise the last axis of `[..., C]`; return it and 1 / standard deviation `[..., 1]`.
 
     The latter is None if the gradient of `x` is not wanted.
     """
     width = x.shape[-1]
+    normalised = F.layer_norm(x, [width], epsilon=epsilon)
     if not wanted:
-        return F.layer_norm(x, [width], epsilon=epsilon), None
-    centred = x - sum_last(x, 1 / width)
-    scale = paddle.rsqrt(sum_last(centred.square(), 1 / width) + epsilon)
-    return centred.multiply_(scale), scale
+        return normalised, None
+    # Less accurate than the variance in layer_norm where the mean is large, but it is only the
+    # scale of a gradient.
+    mean = sum_last(x, 1 / width)
+    variance = (sum_squares(x, 1 / width) - mean * mean).clip(0)
+    return normalised, paddle.rsqrt(variance + epsilon)
 
 
 def normalised_backward(ctx, normalised, scale, weights, gradients):
@@ -196,7 +268,9 @@ def product_backward(x, gradient):
 def affine(x, weight, bias):
     """x @ weight + bias."""
     x = paddle.matmul(x, weight)
-    return x if bias is None else x.add_(bias)
+    if bias is not None:
+        np.add(array(x), array(bias), out=array(x))
+    return x
 
 
 class Branch(PyLayer):
@@ -239,6 +313,42 @@ class Merged(Branch):
         of_weight = of_weight * scale.unsqueeze(1)
         of_weight.add_(paddle.matmul(shift.unsqueeze(1), of_bias.unsqueeze(0)))
         return of_scale, paddle.matmul(weight, of_bias), of_weight
+
+
+class Windows(Branch):
+    """A soft split: `[B, H, W, C]` to tokens `[B, N, kernel * kernel * C]`.
+
+    The numbers of a token are in the order (row, column, channel), so that a row of a window is
+    contiguous in memory; those of t2t.soft_split are in the order (channel, row, column).
+    """
+
+    @staticmethod
+    def compute(ctx, x, kernel, stride, padding):
+        batch, height, width, channels = ctx.shape = x.shape
+        ctx.kernel, ctx.stride, ctx.padding = kernel, stride, padding
+        padded = np.pad(array(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        windows = sliding_window_view(padded, (kernel, kernel), axis=(1, 2))[:, ::stride, ::stride]
+        windows = windows.transpose(0, 1, 2, 4, 5, 3)           # (B, rows, columns, k, k, C)
+        ctx.grid = windows.shape[1:3]
+        tokens = paddle.empty([batch, math.prod(ctx.grid), kernel * kernel * channels], x.dtype)
+        array(tokens).reshape(windows.shape)[...] = windows
+        return tokens
+
+    @staticmethod
+    def gradients(ctx, gradient):
+        if not ctx.wanted[0]:
+            return (None,)
+        batch, height, width, channels = ctx.shape
+        windows = array(gradient).reshape(batch, *ctx.grid, ctx.kernel, ctx.kernel, channels)
+        edge = ctx.padding
+        padded = np.zeros((batch, height + 2 * edge, width + 2 * edge, channels), windows.dtype)
+        rows, columns = (ctx.stride * count for count in ctx.grid)
+        for row, column in np.ndindex(ctx.kernel, ctx.kernel):
+            padded[:, row:row + rows:ctx.stride, column:column + columns:ctx.stride] += \
+                windows[:, :, :, row, column]
+        of_x = paddle.empty(ctx.shape, gradient.dtype)
+        array(of_x)[...] = padded[:, edge:edge + height, edge:edge + width]
+        return (of_x,)
 
 
 class BiasedLinear(Branch):
@@ -284,14 +394,14 @@ class NormMlp(Branch):
         normalised, scale = normalise(x, epsilon, ctx.wanted[0])
         hidden = affine(normalised, weight1, bias1)             # (..., D)
         ctx.saved = (normalised, scale, hidden, weight1, weight2)
-        return affine(F.gelu(hidden), weight2, bias2)
+        return affine(normal_cdf(hidden).multiply_(hidden), weight2, bias2)
 
     @staticmethod
     def gradients(ctx, gradient):
         normalised, scale, hidden, weight1, weight2 = ctx.saved
         # gelu(z) = z cdf(z); its derivative is cdf(z) + z pdf(z).
-        cdf = hidden.scale(0.5 ** 0.5).erf().scale_(0.5, 0.5)
-        slope = hidden.square().scale_(-0.5).exp_().scale_((2 * np.pi) ** -0.5)
+        cdf = normal_cdf(hidden)
+        slope = exp_(hidden.square().scale_(-0.5)).scale_((2 * np.pi) ** -0.5)
         slope = slope.multiply_(hidden).add_(cdf)
         activated = cdf.multiply_(hidden)
         of_weight2 = product_backward(activated, gradient) if ctx.wanted[3] else None
@@ -319,26 +429,29 @@ class NormAttention(Branch):
         query = split_heads(affine(first, weights[0], bias), num_heads).scale_(scale)
         key, value = (split_heads(paddle.matmul(normalised, part), num_heads)
                       for part in weights[1:])                  # (B, heads, N, d)
-        attended = F.softmax(paddle.matmul(query, key, transpose_y=True), axis=-1)
-        joined = join_heads(paddle.matmul(attended, value))     # (B, num_tokens, C)
-        ctx.saved = (normalised, norm_scale, query, key, value, attended, joined, value_bias,
+        attended, total = softmax(paddle.matmul(query, key, transpose_y=True))
+        joined = paddle.matmul(attended, value).divide_(total)
+        joined = join_heads(joined)                             # (B, num_tokens, C)
+        ctx.saved = (normalised, norm_scale, query, key, value, attended, total, joined, value_bias,
                      out_weight, *weights)
         return affine(joined, out_weight, out_bias + paddle.matmul(value_bias, out_weight))
 
     @staticmethod
     def gradients(ctx, gradient):
-        (normalised, norm_scale, query, key, value, attended, joined, value_bias, out_weight,
-         *weights) = ctx.saved
+        (normalised, norm_scale, query, key, value, attended, total, joined, value_bias,
+         out_weight, *weights) = ctx.saved
         of_out_bias = sum_rows(gradient)
         of_out_weight = product_backward(joined, gradient) if ctx.wanted[3] else None
         if ctx.wanted[3]:
             of_out_weight.add_(paddle.matmul(value_bias.unsqueeze(1), of_out_bias.unsqueeze(0)))
         gradient = paddle.matmul(gradient, out_weight, transpose_y=True)
-        # Softmax: p (dp - sum(p dp)); that sum is the one over heads * gradient.
-        total = sum_last((gradient * joined).reshape([0, 0, ctx.num_heads, -1]))
-        gradient = split_heads(gradient, ctx.num_heads)
+        # Softmax: p (dp - sum(p dp)); that sum is the one over heads * gradient. As `attended` is
+        # p * total, the bracket is divided by it.
+        share = sum_last((gradient * joined).reshape([0, 0, ctx.num_heads, -1]))
+        share = share.transpose([0, 2, 1, 3]).divide_(total)
+        gradient = split_heads(gradient, ctx.num_heads).divide_(total)
         of_scores = paddle.matmul(gradient, value, transpose_y=True)
-        of_scores.subtract_(total.transpose([0, 2, 1, 3])).multiply_(attended)
+        of_scores.subtract_(share).multiply_(attended)
         of_query = join_heads(paddle.matmul(of_scores, key).scale_(ctx.scale))
         of_key = join_heads(paddle.matmul(of_scores, query, transpose_x=True))
         of_value = join_heads(paddle.matmul(attended, gradient, transpose_x=True))
@@ -382,7 +495,7 @@ class PerformerAttention(Branch):
         key_query = affine(normalised, weights[0], bias).reshape([batch, 2 * tokens, dim])
         value = affine(normalised, weights[1], value_bias)      # (B, N, C)
         exponentials = paddle.matmul(key_query, w, transpose_y=True)       # (B, 2 N, m)
-        exponentials.subtract_(sum_last(key_query.square(), 0.5)).exp_()
+        exp_(exponentials.subtract_(sum_squares(key_query, 0.5)))
         exponentials = exponentials.reshape([batch, tokens, 2 * features])
         attended = moved(paddle.matmul(exponentials, value, transpose_x=True), 1)   # (B, 2 m, C)
         ones = paddle.ones([batch, 1, tokens], x.dtype)
