@@ -2,7 +2,10 @@
 
 import json
 import re
+import shlex
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -118,6 +121,44 @@ def test_means_are_those_of_runs_with_equal_epochs():
     assert rows[2] == '| a | 2.00 M | 3 M | - | 2 | 3 | 30.40 ± 0.50 | 50.00 ± 0.00 |'
     assert rows[3] == '| a | 2.00 M | 3 M | - | 4 | 1 | 40.00 | 50.00 |'
     assert 'standard error of up to 0.98 points' in rows[-1]    # (0.4 * 0.6 / 2500) ** 0.5
+
+
+def test_the_page_has_the_tables_of_the_shipped_logs(tmp_path, monkeypatch):
+    """Made again from the logs by the command of the page, without training."""
+    page = (ROOT / 'docs' / 'experiment.md').read_text(encoding='utf-8')
+    shipped = ROOT / 'log' / 'tiny_imagenet_mini'
+    found = re.search(
+        r'    python tools/compare\.py ((?:.+\\\n)*.+--out log/tiny_imagenet_mini)\n', page)
+    command = shlex.split(found[1].replace('\\\n', ' '))
+    runs = command[:command.index('-c')]
+    logs = {path.parent.name for path in shipped.glob('*/log.jsonl')}
+    assert {compare.parse_run(text, 5).folder for text in runs} == logs
+    for name in logs:
+        for file in ('log.jsonl', compare.PROCESSOR_TIME):
+            (tmp_path / name).mkdir(exist_ok=True)
+            shutil.copy(shipped / name / file, tmp_path / name)
+    shutil.copy(shipped / compare.SPEEDS, tmp_path)
+    monkeypatch.setattr(compare, 'train', None)
+    compare.main([*command[:-1], str(tmp_path)])
+    for name in ('comparison.json', 'comparison.md'):
+        assert (tmp_path / name).read_bytes() == (shipped / name).read_bytes()
+    assert f'<!-- tables -->\n\n{(shipped / "comparison.md").read_text()}\n<!-- end -->' in page
+
+
+def test_the_page_says_what_its_logs_say():
+    """Every figure of its answer is a mean, or a difference of means after as many epochs."""
+    page = (ROOT / 'docs' / 'experiment.md').read_text(encoding='utf-8')
+    runs = json.loads((ROOT / 'log/tiny_imagenet_mini/comparison.json').read_text())['runs']
+    means = {}
+    for run in runs:
+        means.setdefault((run['network'], run['epochs']), []).append(run['top1'])
+    means = {key: statistics.mean(values) for key, values in means.items()}
+    allowed = {f'{mean:.1f}' for mean in means.values()} | {
+        f'{abs(one - other):.1f}' for (_, epochs), one in means.items()
+        for (_, others), other in means.items() if epochs == others}
+    answer = page.partition('**Answer.**')[2].partition('\n## ')[0]
+    stated = re.findall(r'(\d+\.\d) (?:%|points)', answer)
+    assert len(stated) >= 3 and set(stated) <= allowed
 
 
 @pytest.mark.parametrize('text, reason', [

@@ -65,6 +65,7 @@ ADAPTED = [
     (r'--rounds \d --repeats \d', '--rounds 1 --repeats 1'),
     (r'--engines pytorch(?:,inference)?((?:.|\n)*) --pytorch PYTHON', r'--engines paddle\1'),
     (r'(--out output/experiment)$', rf'\1 -o {SHORT}'),
+    (r'_epochs5', '_epochs1'),    # those of SHORT
     (r'(tools/prepare\.py (?:imagenet|verify|cifar10).*)', r'\1 --unpublished'),
     (r'--out /?data/ILSVRC2012', '--out data/new'),    # images stand there for the other commands
     (r'--classes 100?\b', '--classes 4'),    # of the 8 that stand there
