@@ -193,9 +193,10 @@ def test_too_many_steps_that_are_not_finite_end_the_run(data, tmp_path):
     assert 'Traceback' not in process.stderr
 
 
-def test_a_terminal_shows_a_progress_bar_and_whole_lines(data, tmp_path):
+def test_a_terminal_shows_a_progress_bar_and_whole_lines(trained, data):
+    _, folder = trained
     code, shown = run_in_terminal([sys.executable, 'tools/val.py', '-c', data / 'recipe.yaml',
-                                   '--weights', data / 'run' / 'last.pdparams'])
+                                   '--weights', folder / 'last.pdparams'])
     assert code == 0 and '\rvalidation:' in shown
     assert FINAL_LINE.fullmatch(screen(shown)[-2])
 

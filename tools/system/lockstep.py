@@ -11,6 +11,7 @@ import hmac
 import json
 import os
 import secrets
+import selectors
 import socket
 import time
 
@@ -73,7 +74,7 @@ class Lockstep:
         mine = FAILED if failed else OK
         try:
             if self.is_main:
-                answer = max([mine, *map(self._read, self.peers)])
+                answer = max([mine, *self._read_all()])
                 for peer in self.peers:
                     peer.sendall(answer)
             else:
@@ -104,6 +105,16 @@ class Lockstep:
         for peer in self.peers:
             with contextlib.suppress(OSError):    # the other process has ended
                 peer.shutdown(socket.SHUT_WR)
+
+    def _read_all(self):
+        """Yield a byte of each peer, as they come: one that has ended is seen at once."""
+        with selectors.DefaultSelector() as selector:
+            for peer in self.peers:
+                selector.register(peer, selectors.EVENT_READ)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    selector.unregister(key.fileobj)
+                    yield self._read(key.fileobj)
 
     def _read(self, peer):
         answer = peer.recv(1)
