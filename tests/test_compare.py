@@ -157,8 +157,8 @@ def test_the_page_says_what_its_logs_say():
         f'{abs(one - other):.1f}' for (_, epochs), one in means.items()
         for (_, others), other in means.items() if epochs == others}
     answer = page.partition('**Answer.**')[2].partition('\n## ')[0]
-    stated = re.findall(r'(\d+\.\d) (?:%|points)', answer)
-    assert len(stated) >= 3 and set(stated) <= allowed
+    stated = re.findall(r'(?<![\d.])(\d+\.\d)\s(?:%|points)', answer)
+    assert len(stated) == 6 and set(stated) <= allowed
 
 
 @pytest.mark.parametrize('text, reason', [
