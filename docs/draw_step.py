@@ -28,7 +28,7 @@ from training.stepper import Groups  # noqa: E402
 
 IMAGES, SIDE = 16, 224
 ROUNDS = 7    # the first is not counted
-REST = 'the rest'    # loss, residual additions, clipping, AdamW
+REST = 'the rest'    # loss, clipping, AdamW
 
 
 def make_stepper(is_fast):
@@ -51,11 +51,11 @@ def parts(network, is_fast):
     def attention(block):
         num_tokens = network.num_prefix_tokens if block is last else None
         return lambda x: (fast.attention(block.norm1, block.attn, x, num_tokens) if is_fast
-                          else block.attn(block.norm1(x)))
+                          else x + block.attn(block.norm1(x)))
 
     def mlp(block):
         return lambda x: (fast.mlp(block.norm2, block.mlp, x) if is_fast
-                          else block.mlp(block.norm2(x)))
+                          else x + block.mlp(block.norm2(x)))
 
     first = [IMAGES, network.num_prefix_tokens, network.num_features] if is_fast else tokens
     return {

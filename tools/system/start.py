@@ -34,7 +34,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SI
                      if hasattr(signal, name))
 MKL_AVX2, MKL_AVX512 = '5', '7'
 AVX512 = {'avx512f', 'avx512dq', 'avx512bw', 'avx512vl'}    # used by MKL's AVX-512 code
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4    # malloc.h
 
 _chosen_threads = None    # OMP_NUM_THREADS before prepare()
 
@@ -235,5 +235,5 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):    # musl, macOS, Windows
         return
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)    # bytes, the maximum
+    mallopt(M_MMAP_MAX, 0)    # no allocation is mapped, which would end with the memory unmapped
     mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)

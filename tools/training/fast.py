@@ -9,23 +9,25 @@ and smaller operations takes longer than they save.
 
 What is done, and why:
 
-- Gradients of whole branches are written by hand (`PyLayer`). They keep only what the gradients
-  need, compute in place, and leave out the gradient of images, which nobody asks for.
-- Some operations are NumPy's, in the memory of the tensors (`array`): its exp, its sums of squares
-  and its addition of a bias are faster than Paddle's. Soft splits copy their windows row by row,
-  and the weights that read them are put in that order; Paddle's unfold moves single numbers.
+- Gradients of whole branches, with the residual addition and what drops a part of them, are written
+  by hand (`PyLayer`). They keep only what the gradients need, compute in place, and leave out the
+  gradient of images, which nobody asks for.
+- Large matrix products are Paddle's. What is between them is NumPy's, in the memory of the tensors
+  (`array`) and a few rows at a time (`blocks`), so that one operation after another finds its
+  numbers in the cache. Attention goes image by image for the same reason, and its products read and
+  write heads where they are, without transposing them first.
+- Soft splits copy their windows row by row, and the weights that read them are put in that order;
+  Paddle's unfold moves single numbers.
 - The weight and bias of a LayerNorm are multiplied into the linear layer that follows. Centring the
-  columns of that weight centres the gradient of the normalised tokens, so a LayerNorm's backward is
-  four passes over the tokens, which are faster than Paddle's kernel.
+  columns of that weight centres the gradient of the normalised tokens, which makes the backward
+  pass of a LayerNorm short.
 - The gradient of a bias is a product with a vector of ones, which is faster than Paddle's sum over
   rows.
 - GELU and its derivative are computed from erf and exp, whose kernels are faster than GELU's.
 - A softmax divides by its sum after the product with the values, which has fewer columns.
 - Dropout takes 16 random bits for each number from NumPy's SFC64, whose seed Paddle's generator
   draws; Paddle's own random numbers take longer.
-- Keys and queries of a Performer are one tensor, whose features are computed together. The
-  projection is multiplied into the product of keys and values, once for all tokens. The
-  1 / sqrt(m) of the features cancels, except in epsilon.
+- The 1 / sqrt(m) of a Performer's features cancels, except in epsilon.
 - The last block computes only the tokens that the heads use, but keys and values of all.
 """
 
@@ -45,6 +47,7 @@ from t2t import T2T_module, T2T_ViT, Token_performer, Token_transformer
 
 LEAST_PIXELS = 224 ** 2    # of a process in a step
 LARGEST_SCORE = 60         # exp(60) = 1e26
+BLOCK = 2 ** 15            # numbers; some arrays of this size fit into a core's cache
 
 
 def speed_up(network):
@@ -73,10 +76,8 @@ def _forward(fast, layer, x):
 
 def block(layer, x, num_tokens=None):
     """See common.Block; num_tokens: compute only the first ones, `[B, num_tokens, C]`."""
-    branch = attention(layer.norm1, layer.attn, x, num_tokens)
-    x = x if num_tokens is None else x[:, :num_tokens]
-    x = x + layer.drop_path(branch)
-    return x + layer.drop_path(mlp(layer.norm2, layer.mlp, x))
+    x = attention(layer.norm1, layer.attn, x, num_tokens, layer.drop_path)
+    return mlp(layer.norm2, layer.mlp, x, layer.drop_path)
 
 
 def tokens_to_token(layer, x):
@@ -97,45 +98,50 @@ def token_performer(layer, x, kernel):
     """See t2t.Token_performer; x: tokens of Windows, `kernel`: their side."""
     weight, bias = merged(layer.norm1, layer.kqv)
     weight = by_window(weight, kernel)
-    value, branch = PerformerAttention.apply(
-        x, weight, bias, layer.w, layer.proj.weight, layer.proj.bias, layer.norm1._epsilon,
-        layer.epsilon)
-    x = value + layer.dp(branch)
     fc1, _, fc2, drop = layer.mlp
-    branch = NormMlp.apply(x, *merged(layer.norm2, fc1), fc2.weight, fc2.bias,
-                           layer.norm2._epsilon)
-    return x + drop(branch)
+    shape = [*x.shape[:-1], layer.in_dim]
+    x = PerformerAttention.apply(
+        x, weight, bias, layer.w, layer.proj.weight, layer.proj.bias, layer.norm1._epsilon,
+        layer.epsilon, Kept.by_number(layer.dp, shape))
+    return NormMlp.apply(x, *merged(layer.norm2, fc1), fc2.weight, fc2.bias, layer.norm2._epsilon,
+                         Kept.by_number(drop, shape))
 
 
 def token_transformer(layer, x):
     """See t2t.Token_transformer."""
     x = layer.attn(layer.norm1(x))
-    return x + mlp(layer.norm2, layer.mlp, x)
+    return mlp(layer.norm2, layer.mlp, x)
 
 
-def attention(norm, layer, x, num_tokens=None):
-    """A LayerNorm and an Attention: `[B, N, C]` to `[B, num_tokens, C]`."""
+def attention(norm, layer, x, num_tokens=None, drop_path=None):
+    """x + drop_path(layer(norm(x))) with an Attention: `[B, N, C]` to `[B, num_tokens, C]`."""
+    first = x if num_tokens is None else x[:, :num_tokens]
     kind = type(layer)
-    if layer.attn_drop.p or any(getattr(kind, name) is not getattr(Attention, name) for name in (
-            'forward', 'query_key_value', 'output')):
-        x = layer(norm(x))
-        return x if num_tokens is None else x[:, :num_tokens]
-    x = NormAttention.apply(x, *merged(norm, layer.qkv), layer.proj.weight, layer.proj.bias,
-                            layer.num_heads, layer.scale, norm._epsilon, num_tokens)
-    return layer.proj_drop(x)
+    if layer.attn_drop.p or layer.proj_drop.p or any(
+            getattr(kind, name) is not getattr(Attention, name)
+            for name in ('forward', 'query_key_value', 'output')):
+        branch = layer(norm(x))
+        branch = branch if num_tokens is None else branch[:, :num_tokens]
+        return first + (branch if drop_path is None else drop_path(branch))
+    return NormAttention.apply(
+        x, *merged(norm, layer.qkv), layer.proj.weight, layer.proj.bias, layer.num_heads,
+        layer.scale, norm._epsilon, first.shape[1], Kept.by_image(drop_path, first.shape))
 
 
-def mlp(norm, layer, x):
-    """A LayerNorm and an Mlp: `[B, N, C]` to `[B, N, C]`."""
+def mlp(norm, layer, x, drop_path=None):
+    """x + drop_path(layer(norm(x))) with an Mlp: `[B, N, C]` to `[B, N, C]`."""
     if type(layer) is not Mlp or layer.drop.p:
-        return layer(norm(x))
+        branch = layer(norm(x))
+        return x + (branch if drop_path is None else drop_path(branch))
     return NormMlp.apply(x, *merged(norm, layer.fc1), layer.fc2.weight, layer.fc2.bias,
-                         norm._epsilon)
+                         norm._epsilon, Kept.by_image(drop_path, x.shape))
 
 
 def dropout(layer, x):
     """See nn.Dropout."""
-    return MaskedDropout.apply(x, layer.p) if layer.training and layer.p else x
+    if not (layer.training and layer.p):
+        return x
+    return MaskedDropout.apply(x, Kept.by_number(layer, x.shape))
 
 
 def linear(layer, x, kernel=1):
@@ -164,6 +170,60 @@ def by_window(weight, kernel):
     return weight.transpose([1, 0, 2]).reshape([inputs, outputs])
 
 
+class Kept:
+    """What is kept of `[..., C]`, and multiplied by `scale` to preserve the expectation.
+
+    `factors` are `[R, C]`, booleans, or `[R, 1]`, one number for each row.
+    """
+
+    def __init__(self, factors=None, scale=1.0):
+        self.factors, self.scale = factors, scale
+
+    @classmethod
+    def by_number(cls, layer, shape):
+        """Draw for each number with the rate of an nn.Dropout, to 16 bits."""
+        if not (layer.training and layer.p):
+            return cls()
+        size, threshold = math.prod(shape), min(round(layer.p * 2 ** 16), 2 ** 16 - 1)
+        seed = paddle.randint(0, 2 ** 31 - 1, [1], dtype='int64').item()
+        bits = np.random.SFC64(seed).random_raw((size + 3) // 4).view(np.uint16)[:size]
+        return cls((bits >= threshold).reshape(-1, shape[-1]), 1 / (1 - threshold / 2 ** 16))
+
+    @classmethod
+    def by_image(cls, drop_path, shape):
+        """Draw for each image as a common.DropPath does; None: keep all."""
+        if drop_path is None or not (drop_path.training and drop_path.drop_prob):
+            return cls()
+        batch, tokens, _ = shape
+        kept = drop_path(paddle.ones([batch, 1, 1], paddle.get_default_dtype())).numpy()
+        return cls(kept.repeat(tokens, axis=1).reshape(-1, 1))
+
+    def of(self, x):
+        """What is kept of a tensor; it may be the tensor itself."""
+        if self.factors is None:
+            return x
+        result = paddle.empty_like(x)
+        for source, factor, target in blocks(rows(array(x)), self.factors, rows(array(result))):
+            np.multiply(source, factor, out=target)
+            target *= self.scale
+        return result
+
+    def add_(self, branch, bias, x):
+        """Compute x + kept(branch + bias) in place of a tensor `branch`; return it.
+
+        bias and x are arrays: `[C]` and `[R, C]`.
+        """
+        result = rows(array(branch))
+        factors = result if self.factors is None else self.factors    # not used if None
+        for target, factor, source in blocks(result, factors, x):
+            target += bias
+            if self.factors is not None:
+                target *= factor
+                target *= self.scale
+            target += source
+        return branch
+
+
 # ---- arithmetic without autograd
 
 def array(x):
@@ -172,16 +232,26 @@ def array(x):
     return np.ctypeslib.as_array((kind * x.size).from_address(x.data_ptr())).reshape(x.shape)
 
 
-def exp_(x):
-    """exp, in place."""
-    with np.errstate(all='ignore'):    # a loss that is not finite is found by the stepper
-        np.exp(array(x), out=array(x))
-    return x
-
-
 def rows(x):
     """`[..., C]` as a matrix of rows `[R, C]`."""
     return x.reshape([-1, x.shape[-1]])
+
+
+def blocks(*arrays):
+    """A few rows of each array `[R, ...]`, which stay in the cache, then the next ones."""
+    step = max(1, BLOCK // max(x[0].size for x in arrays))
+    for first in range(0, len(arrays[0]), step):
+        yield [x[first:first + step] for x in arrays]
+
+
+def parts(x, count):
+    """Views of equal parts of an array `[..., count * C]`: `[count, ..., C]`."""
+    return np.moveaxis(x.reshape(*x.shape[:-1], count, -1), -2, 0)
+
+
+def heads(x, num_heads):
+    """A view of an array `[B, N, heads * d]` as `[B, heads, N, d]`."""
+    return x.reshape(*x.shape[:-1], num_heads, -1).swapaxes(1, 2)
 
 
 def sum_rows(x):
@@ -190,74 +260,14 @@ def sum_rows(x):
     return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x).squeeze(0)
 
 
-def sum_last(x, factor=1.0):
-    """The sum over the last axis of `[..., C]`, times a factor: `[..., 1]`."""
-    return paddle.matmul(x, paddle.full([x.shape[-1], 1], factor, x.dtype))
+def sum_products(x, y):
+    """The sum of x * y over the last axis of arrays `[..., C]`: `[..., 1]`."""
+    return np.einsum('...c,...c->...', x, y)[..., np.newaxis]
 
 
-def sum_squares(x, factor=1.0):
-    """The sum of squares over the last axis of `[..., C]`, times a factor: `[..., 1]`."""
-    sums = np.einsum('...c,...c->...', array(x), array(x))
-    return paddle.to_tensor(sums).unsqueeze(-1).scale_(factor)
-
-
-def normal_cdf(x):
-    """The cumulative distribution function of the normal distribution."""
-    return x.scale(0.5 ** 0.5).erf().scale_(0.5, 0.5)
-
-
-def softmax(scores):
-    """Compute exponentials in place of scores `[..., N]`; return them and their sums `[..., 1]`.
-
-    Their quotient is the softmax.
-    """
-    # Without the maximum, which takes as long as exp, where exp cannot overflow and its sum cannot
-    # become 0.
-    view = array(scores)
-    if view.max() > LARGEST_SCORE or view.min() < -LARGEST_SCORE:
-        scores.subtract_(scores.max(axis=-1, keepdim=True))
-    return exp_(scores), sum_last(scores)
-
-
-def normalise(x, epsilon, wanted):
-    """Normalise the last axis of `[..., C]`; return it and 1 / standard deviation `[..., 1]`.
-
-    The latter is None if the gradient of `x` is not wanted.
-    """
-    width = x.shape[-1]
-    normalised = F.layer_norm(x, [width], epsilon=epsilon)
-    if not wanted:
-        return normalised, None
-    # Less accurate than the variance in layer_norm where the mean is large, but it is only the
-    # scale of a gradient.
-    mean = sum_last(x, 1 / width)
-    variance = (sum_squares(x, 1 / width) - mean * mean).clip(0)
-    return normalised, paddle.rsqrt(variance + epsilon)
-
-
-def normalised_backward(ctx, normalised, scale, weights, gradients):
-    """The gradients of x and of a weight in normalise(x) @ weight, column by column.
-
-    Args:
-        ctx: of a Branch whose first inputs are x and the weight.
-        normalised, scale: result of `normalise`.
-        weights, gradients: the columns `[C, D]`, whose means are 0, so that the gradient of the
-            normalised rows is centred, each with the gradient `[..., D]` of its product.
-
-    Returns:
-        The two gradients; None for those that are not wanted.
-    """
-    of_x = of_weight = None
-    if ctx.wanted[1]:
-        of_weight = paddle.concat([product_backward(normalised, gradient)
-                                   for gradient in gradients], axis=1)
-    if ctx.wanted[0]:
-        for weight, gradient in zip(weights, gradients):
-            part = paddle.matmul(gradient, weight, transpose_y=True)
-            of_x = part if of_x is None else of_x.add_(part)
-        share = sum_last(of_x * normalised, 1 / normalised.shape[-1])      # (..., 1)
-        of_x.subtract_(normalised * share).multiply_(scale)
-    return of_x, of_weight
+def sum_last(x):
+    """The sum over the last axis of an array `[..., C]`: `[..., 1]`."""
+    return (x @ np.ones(x.shape[-1], x.dtype))[..., np.newaxis]
 
 
 def product_backward(x, gradient):
@@ -265,12 +275,49 @@ def product_backward(x, gradient):
     return paddle.matmul(rows(x), rows(gradient), transpose_x=True)
 
 
-def affine(x, weight, bias):
-    """x @ weight + bias."""
-    x = paddle.matmul(x, weight)
-    if bias is not None:
-        np.add(array(x), array(bias), out=array(x))
-    return x
+def normalise(x, epsilon, wanted):
+    """Normalise the last axis of `[..., C]`; return it and 1 / standard deviation, `[R, 1]`.
+
+    The latter is None if the gradient of `x` is not wanted.
+    """
+    normalised = F.layer_norm(x, [x.shape[-1]], epsilon=epsilon)
+    if not wanted:
+        return normalised, None
+    tokens = rows(array(x))
+    scale = np.empty((len(tokens), 1), tokens.dtype)
+    for block, scale_of_block in blocks(tokens, scale):
+        centred = block - sum_last(block) / block.shape[1]
+        variance = sum_products(centred, centred) / block.shape[1]
+        np.divide(1, np.sqrt(variance + epsilon), out=scale_of_block)
+    return normalised, scale
+
+
+def normalised_backward(ctx, normalised, scale, weight, gradient, residual=None):
+    """The gradients of x and of the weight in normalise(x) @ weight.
+
+    Args:
+        ctx: of a Branch whose first inputs are x and the weight.
+        normalised, scale: result of `normalise`.
+        weight: `[C, D]`; the means of its columns are 0, so that the gradient of the normalised
+            rows is centred.
+        gradient: of the product, `[..., D]`.
+        residual: added to the gradient of x.
+
+    Returns:
+        The two gradients; None for those that are not wanted.
+    """
+    of_weight = product_backward(normalised, gradient) if ctx.wanted[1] else None
+    if not ctx.wanted[0]:
+        return None, of_weight
+    of_x = paddle.matmul(gradient, weight, transpose_y=True)
+    result = rows(array(of_x))
+    others = result if residual is None else rows(array(residual))    # not used if None
+    for target, source, factor, other in blocks(result, rows(array(normalised)), scale, others):
+        target -= source * (sum_products(target, source) / source.shape[1])
+        target *= factor
+        if residual is not None:
+            target += other
+    return of_x, of_weight
 
 
 class Branch(PyLayer):
@@ -278,17 +325,21 @@ class Branch(PyLayer):
 
     `compute` leaves tensors for `gradients` in `ctx.saved`. They are released as soon as the
     gradients are computed, so that there can be only one backward pass. An output among them has to
-    be detached: it would keep itself alive.
+    be detached: it would keep itself alive. The gradients of outputs belong to others, too, and
+    stay as they are.
     """
 
     @classmethod
     def forward(cls, ctx, *inputs):
         ctx.wanted = [not x.stop_gradient for x in inputs if isinstance(x, paddle.Tensor)]
-        return cls.compute(ctx, *inputs)
+        with np.errstate(all='ignore'):    # a loss that is not finite is found by the stepper
+            return cls.compute(ctx, *inputs)
 
     @classmethod
     def backward(cls, ctx, *gradients):
-        results, ctx.saved = cls.gradients(ctx, *gradients), None
+        with np.errstate(all='ignore'):
+            results = cls.gradients(ctx, *gradients)
+        ctx.saved = None
         # PyLayer demands None for inputs that need no gradient.
         return tuple(result if wanted else None for result, wanted in zip(results, ctx.wanted))
 
@@ -303,16 +354,19 @@ class Merged(Branch):
     @staticmethod
     def compute(ctx, scale, shift, weight):
         ctx.saved = (scale, shift, weight)
-        merged = weight * scale.unsqueeze(1)
-        return merged.subtract_(sum_rows(merged) / weight.shape[0]), paddle.matmul(shift, weight)
+        merged = paddle.empty_like(weight)
+        product = np.multiply(array(weight), array(scale)[:, np.newaxis], out=array(merged))
+        product -= sum_last(product.T).T / len(product)
+        return merged, paddle.matmul(shift, weight)
 
     @staticmethod
     def gradients(ctx, of_weight, of_bias):
         scale, shift, weight = ctx.saved
-        of_scale = sum_last(of_weight * weight).squeeze(-1)
-        of_weight = of_weight * scale.unsqueeze(1)
-        of_weight.add_(paddle.matmul(shift.unsqueeze(1), of_bias.unsqueeze(0)))
-        return of_scale, paddle.matmul(weight, of_bias), of_weight
+        of_scale, result = paddle.empty_like(scale), paddle.empty_like(weight)
+        array(of_scale)[:] = sum_products(array(of_weight), array(weight))[:, 0]
+        np.multiply(array(of_weight), array(scale)[:, np.newaxis], out=array(result))
+        array(result)[...] += np.outer(array(shift), array(of_bias))
+        return of_scale, paddle.matmul(weight, of_bias), result
 
 
 class Windows(Branch):
@@ -326,12 +380,14 @@ class Windows(Branch):
     def compute(ctx, x, kernel, stride, padding):
         batch, height, width, channels = ctx.shape = x.shape
         ctx.kernel, ctx.stride, ctx.padding = kernel, stride, padding
-        padded = np.pad(array(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-        windows = sliding_window_view(padded, (kernel, kernel), axis=(1, 2))[:, ::stride, ::stride]
-        windows = windows.transpose(0, 1, 2, 4, 5, 3)           # (B, rows, columns, k, k, C)
-        ctx.grid = windows.shape[1:3]
+        ctx.grid = [(side + 2 * padding - kernel) // stride + 1 for side in (height, width)]
         tokens = paddle.empty([batch, math.prod(ctx.grid), kernel * kernel * channels], x.dtype)
-        array(tokens).reshape(windows.shape)[...] = windows
+        edge = (padding, padding)
+        for images, windows in blocks(array(x), array(tokens)):
+            padded = np.pad(images, ((0, 0), edge, edge, (0, 0)))
+            views = sliding_window_view(padded, (kernel, kernel), axis=(1, 2))
+            views = views[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+            windows.reshape(views.shape)[...] = views           # (images, rows, columns, k, k, C)
         return tokens
 
     @staticmethod
@@ -339,15 +395,17 @@ class Windows(Branch):
         if not ctx.wanted[0]:
             return (None,)
         batch, height, width, channels = ctx.shape
-        windows = array(gradient).reshape(batch, *ctx.grid, ctx.kernel, ctx.kernel, channels)
-        edge = ctx.padding
-        padded = np.zeros((batch, height + 2 * edge, width + 2 * edge, channels), windows.dtype)
-        rows, columns = (ctx.stride * count for count in ctx.grid)
-        for row, column in np.ndindex(ctx.kernel, ctx.kernel):
-            padded[:, row:row + rows:ctx.stride, column:column + columns:ctx.stride] += \
-                windows[:, :, :, row, column]
+        kernel, stride, padding = ctx.kernel, ctx.stride, ctx.padding
+        end_row, end_column = (stride * count for count in ctx.grid)
         of_x = paddle.empty(ctx.shape, gradient.dtype)
-        array(of_x)[...] = padded[:, edge:edge + height, edge:edge + width]
+        for of_images, windows in blocks(array(of_x), array(gradient)):
+            windows = windows.reshape(-1, *ctx.grid, kernel, kernel, channels)
+            padded = np.zeros((len(windows), height + 2 * padding, width + 2 * padding, channels),
+                              windows.dtype)
+            for row, column in np.ndindex(kernel, kernel):
+                padded[:, row:row + end_row:stride, column:column + end_column:stride] += \
+                    windows[:, :, :, row, column]
+            of_images[...] = padded[:, padding:padding + height, padding:padding + width]
         return (of_x,)
 
 
@@ -357,7 +415,10 @@ class BiasedLinear(Branch):
     @staticmethod
     def compute(ctx, x, weight, bias):
         ctx.saved = (x, weight)
-        return affine(x, weight, bias)
+        product, bias = paddle.matmul(x, weight), array(bias)
+        for block, in blocks(rows(array(product))):
+            block += bias
+        return product
 
     @staticmethod
     def gradients(ctx, gradient):
@@ -367,184 +428,220 @@ class BiasedLinear(Branch):
 
 
 class MaskedDropout(Branch):
-    """Dropout with the rate p, to 16 bits; the expectation is kept exactly."""
+    """What is kept of x."""
 
     @staticmethod
-    def compute(ctx, x, p):
-        threshold = min(round(p * 2 ** 16), 2 ** 16 - 1)
-        ctx.scale = 1 / (1 - threshold / 2 ** 16)
-        seed = paddle.randint(0, 2 ** 31 - 1, [1], dtype='int64').item()
-        size = int(np.prod(x.shape))
-        bits = np.random.SFC64(seed).random_raw((size + 3) // 4).view(np.uint16)[:size]
-        kept = paddle.to_tensor((bits >= threshold).reshape(x.shape))
-        ctx.saved = (kept,)
-        return kept.astype(x.dtype).multiply_(x).scale_(ctx.scale)
+    def compute(ctx, x, kept):
+        ctx.kept = kept
+        return kept.of(x)
 
     @staticmethod
     def gradients(ctx, gradient):
-        kept, = ctx.saved
-        return (kept.astype(gradient.dtype).multiply_(gradient).scale_(ctx.scale),)
+        return (ctx.kept.of(gradient),)
 
 
 class NormMlp(Branch):
-    """gelu(normalise(x) @ weight1 + bias1) @ weight2 + bias2."""
+    """x + kept(gelu(normalise(x) @ weight1 + bias1) @ weight2 + bias2)."""
 
     @staticmethod
-    def compute(ctx, x, weight1, bias1, weight2, bias2, epsilon):
+    def compute(ctx, x, weight1, bias1, weight2, bias2, epsilon, kept):
         normalised, scale = normalise(x, epsilon, ctx.wanted[0])
-        hidden = affine(normalised, weight1, bias1)             # (..., D)
-        ctx.saved = (normalised, scale, hidden, weight1, weight2)
-        return affine(normal_cdf(hidden).multiply_(hidden), weight2, bias2)
+        hidden = paddle.matmul(normalised, weight1)             # (..., D)
+        activated = erf_of_half(hidden, array(bias1))
+        for z, gelu in blocks(rows(array(hidden)), rows(array(activated))):
+            gelu += 1
+            gelu *= 0.5
+            gelu *= z
+        ctx.kept, ctx.saved = kept, (normalised, scale, hidden, weight1, weight2)
+        return kept.add_(paddle.matmul(activated, weight2), array(bias2), rows(array(x)))
 
     @staticmethod
-    def gradients(ctx, gradient):
+    def gradients(ctx, residual):
         normalised, scale, hidden, weight1, weight2 = ctx.saved
-        # gelu(z) = z cdf(z); its derivative is cdf(z) + z pdf(z).
-        cdf = normal_cdf(hidden)
-        slope = exp_(hidden.square().scale_(-0.5)).scale_((2 * np.pi) ** -0.5)
-        slope = slope.multiply_(hidden).add_(cdf)
-        activated = cdf.multiply_(hidden)
-        of_weight2 = product_backward(activated, gradient) if ctx.wanted[3] else None
+        gradient = ctx.kept.of(residual)
         of_bias2 = sum_rows(gradient)
-        gradient = slope.multiply_(paddle.matmul(gradient, weight2, transpose_y=True))
-        of_x, of_weight1 = normalised_backward(ctx, normalised, scale, [weight1], [gradient])
-        return of_x, of_weight1, sum_rows(gradient), of_weight2, of_bias2
+        of_hidden = paddle.matmul(gradient, weight2, transpose_y=True)
+        activated = erf_of_half(hidden)
+        for z, of_z, cdf in blocks(*(rows(array(x)) for x in (hidden, of_hidden, activated))):
+            # gelu(z) = z cdf(z); its derivative is cdf(z) + z pdf(z).
+            cdf += 1
+            cdf *= 0.5
+            slope = z * z
+            slope *= -0.5
+            np.exp(slope, out=slope)
+            slope *= (2 * np.pi) ** -0.5
+            slope *= z
+            slope += cdf
+            of_z *= slope
+            cdf *= z    # gelu(z)
+        of_weight2 = product_backward(activated, gradient) if ctx.wanted[3] else None
+        of_x, of_weight1 = normalised_backward(ctx, normalised, scale, weight1, of_hidden,
+                                               residual)
+        return of_x, of_weight1, sum_rows(of_hidden), of_weight2, of_bias2
+
+
+def erf_of_half(x, bias=None):
+    """erf(x / sqrt(2)) of a tensor `[..., C]`, after adding a bias, an array `[C]`, in place.
+
+    It is 2 cdf(x) - 1 of the normal distribution.
+    """
+    half = paddle.empty_like(x)
+    for source, target in blocks(rows(array(x)), rows(array(half))):
+        if bias is not None:
+            source += bias
+        np.multiply(source, 0.5 ** 0.5, out=target)
+    return half.erf()
 
 
 class NormAttention(Branch):
-    """Attention of normalise(x): `[B, N, C]` to `[B, num_tokens, C]`; weight, bias: of qkv.
+    """The first tokens of x, plus kept(attention of normalise(x)): `[B, num_tokens, C]`.
 
-    A bias of the keys adds the same to all scores of a query and is left out. That of the values
-    passes through the softmax and is added to the bias of the projection.
+    x is `[B, N, C]`; weight and bias are those of queries, keys and values.
     """
 
     @staticmethod
-    def compute(ctx, x, weight, bias, out_weight, out_bias, num_heads, scale, epsilon, num_tokens):
+    def compute(ctx, x, weight, bias, out_weight, out_bias, num_heads, scale, epsilon, num_tokens,
+                kept):
         batch, tokens, dim = x.shape
-        ctx.num_heads, ctx.scale = num_heads, scale
         normalised, norm_scale = normalise(x, epsilon, ctx.wanted[0])
-        weights = paddle.split(weight, 3, axis=1)               # each (C, C)
-        bias, _, value_bias = paddle.split(bias, 3)
-        first = normalised if num_tokens is None else normalised[:, :num_tokens]
-        query = split_heads(affine(first, weights[0], bias), num_heads).scale_(scale)
-        key, value = (split_heads(paddle.matmul(normalised, part), num_heads)
-                      for part in weights[1:])                  # (B, heads, N, d)
-        attended, total = softmax(paddle.matmul(query, key, transpose_y=True))
-        joined = paddle.matmul(attended, value).divide_(total)
-        joined = join_heads(joined)                             # (B, num_tokens, C)
-        ctx.saved = (normalised, norm_scale, query, key, value, attended, total, joined, value_bias,
-                     out_weight, *weights)
-        return affine(joined, out_weight, out_bias + paddle.matmul(value_bias, out_weight))
+        qkv = paddle.matmul(normalised, weight)                 # (B, N, 3 C)
+        attended = paddle.empty([batch, num_heads, num_tokens, tokens], x.dtype)
+        total = paddle.empty([batch, num_heads, num_tokens, 1], x.dtype)
+        joined = paddle.empty([batch, num_tokens, dim], x.dtype)
+        bias = array(bias)
+        for images, scores, sums, values in blocks(*map(array, (qkv, attended, total, joined))):
+            images += bias
+            query, key, value = (heads(part, num_heads) for part in parts(images, 3))
+            query, values = query[:, :, :num_tokens], heads(values, num_heads)
+            query *= scale
+            np.matmul(query, key.swapaxes(2, 3), out=scores)    # (images, heads, num_tokens, N)
+            exp_of_scores_(scores)
+            sums[...] = sum_last(scores)
+            np.matmul(scores, value, out=values)
+            values /= sums
+        ctx.num_heads, ctx.scale, ctx.kept = num_heads, scale, kept
+        ctx.saved = (normalised, norm_scale, qkv, attended, total, joined, weight, out_weight)
+        first = x if num_tokens == tokens else x[:, :num_tokens]
+        return kept.add_(paddle.matmul(joined, out_weight), array(out_bias), rows(array(first)))
 
     @staticmethod
-    def gradients(ctx, gradient):
-        (normalised, norm_scale, query, key, value, attended, total, joined, value_bias,
-         out_weight, *weights) = ctx.saved
+    def gradients(ctx, residual):
+        normalised, norm_scale, qkv, attended, total, joined, weight, out_weight = ctx.saved
+        gradient = ctx.kept.of(residual)
         of_out_bias = sum_rows(gradient)
         of_out_weight = product_backward(joined, gradient) if ctx.wanted[3] else None
-        if ctx.wanted[3]:
-            of_out_weight.add_(paddle.matmul(value_bias.unsqueeze(1), of_out_bias.unsqueeze(0)))
-        gradient = paddle.matmul(gradient, out_weight, transpose_y=True)
-        # Softmax: p (dp - sum(p dp)); that sum is the one over heads * gradient. As `attended` is
-        # p * total, the bracket is divided by it.
-        share = sum_last((gradient * joined).reshape([0, 0, ctx.num_heads, -1]))
-        share = share.transpose([0, 2, 1, 3]).divide_(total)
-        gradient = split_heads(gradient, ctx.num_heads).divide_(total)
-        of_scores = paddle.matmul(gradient, value, transpose_y=True)
-        of_scores.subtract_(share).multiply_(attended)
-        of_query = join_heads(paddle.matmul(of_scores, key).scale_(ctx.scale))
-        of_key = join_heads(paddle.matmul(of_scores, query, transpose_x=True))
-        of_value = join_heads(paddle.matmul(attended, gradient, transpose_x=True))
-        of_bias = sum_rows(of_query)
-        missing = of_key.shape[1] - of_query.shape[1]
+        of_joined = paddle.matmul(gradient, out_weight, transpose_y=True)
+        num_tokens, missing = joined.shape[1], qkv.shape[1] - joined.shape[1]
+        of_qkv = paddle.zeros_like(qkv) if missing else paddle.empty_like(qkv)
+        for images, scores, sums, values, of_values, of_images in blocks(
+                *map(array, (qkv, attended, total, joined, of_joined, of_qkv))):
+            query, key, value, of_query, of_key, of_value = (
+                heads(part, ctx.num_heads) for part in (*parts(images, 3), *parts(of_images, 3)))
+            query, of_query = query[:, :, :num_tokens], of_query[:, :, :num_tokens]
+            values, of_values = heads(values, ctx.num_heads), heads(of_values, ctx.num_heads)
+            # Softmax: p (dp - sum(p dp)); that sum is the one over values * of_values. As `scores`
+            # are p * sums now, the bracket is divided by these.
+            of_values /= sums
+            of_scores = of_values @ value.swapaxes(2, 3)        # (images, heads, num_tokens, N)
+            of_scores -= sum_products(values, of_values)
+            of_scores *= scores
+            np.matmul(of_scores, key, out=of_query)
+            of_query *= ctx.scale
+            np.matmul(of_scores.swapaxes(2, 3), query, out=of_key)
+            np.matmul(scores.swapaxes(2, 3), of_values, out=of_value)
         if missing:
-            of_query = F.pad(of_query, [0, missing], data_format='NLC')
-        of_x, of_weight = normalised_backward(ctx, normalised, norm_scale, weights,
-                                              [of_query, of_key, of_value])
-        of_bias = paddle.concat([of_bias, paddle.zeros_like(of_bias),
-                                 paddle.matmul(out_weight, of_out_bias)])
-        return of_x, of_weight, of_bias, of_out_weight, of_out_bias
+            residual = F.pad(residual, [0, missing], data_format='NLC')
+        of_x, of_weight = normalised_backward(ctx, normalised, norm_scale, weight, of_qkv,
+                                              residual)
+        return of_x, of_weight, sum_rows(of_qkv), of_out_weight, of_out_bias
 
 
-def split_heads(x, num_heads):
-    """`[B, N, C]` to `[B, heads, N, d]`."""
-    return x.reshape([0, 0, num_heads, -1]).transpose([0, 2, 1, 3])
-
-
-def join_heads(x):
-    """`[B, heads, N, d]` to `[B, N, C]`."""
-    return x.transpose([0, 2, 1, 3]).flatten(2)
+def exp_of_scores_(scores):
+    """Replace scores `[..., N]` by numbers whose quotients by their sum are the softmax."""
+    # Without the maximum, which takes as long as exp, where exp cannot overflow and its sum cannot
+    # become 0.
+    if scores.max() > LARGEST_SCORE or scores.min() < -LARGEST_SCORE:
+        scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
 
 
 class PerformerAttention(Branch):
-    """The attention of a Token_performer: `[B, N, dim]` to values and projection `[B, N, C]`.
+    """Values plus kept(projection) of a Token_performer: `[B, N, dim]` to `[B, N, C]`.
 
     E = exp(w x - |x|^2 / 2) of keys and queries is one tensor `[B, N, 2 m]`: m features of the
-    key, then m of the query. E^T value and E^T 1, with the rows of the keys moved to those of the
-    queries and 0 elsewhere, are attention's numerator and normaliser after one more product with E.
+    key, then m of the query. They are sqrt(m) times prm_exp.
     """
 
     @staticmethod
-    def compute(ctx, x, weight, bias, w, out_weight, out_bias, norm_epsilon, epsilon):
+    def compute(ctx, x, weight, bias, w, out_weight, out_bias, norm_epsilon, epsilon, kept):
         batch, tokens, _ = x.shape
         features, dim = w.shape
         normalised, scale = normalise(x, norm_epsilon, ctx.wanted[0])
-        weights = paddle.split(weight, [2 * dim, dim], axis=1)
-        bias, value_bias = paddle.split(bias, [2 * dim, dim])
-        # (B, 2 N, C): each key, then its query.
-        key_query = affine(normalised, weights[0], bias).reshape([batch, 2 * tokens, dim])
-        value = affine(normalised, weights[1], value_bias)      # (B, N, C)
-        exponentials = paddle.matmul(key_query, w, transpose_y=True)       # (B, 2 N, m)
-        exp_(exponentials.subtract_(sum_squares(key_query, 0.5)))
-        exponentials = exponentials.reshape([batch, tokens, 2 * features])
-        attended = moved(paddle.matmul(exponentials, value, transpose_x=True), 1)   # (B, 2 m, C)
-        ones = paddle.ones([batch, 1, tokens], x.dtype)
-        key_sum = moved(paddle.matmul(ones, exponentials), 2)   # (B, 1, 2 m)
-        # E is sqrt(m) times prm_exp.
-        normaliser = paddle.matmul(exponentials, key_sum, transpose_y=True).scale_(
-            1.0, epsilon * features)                            # (B, N, 1)
-        ctx.saved = (normalised, scale, key_query, value.detach(), exponentials, attended, key_sum,
-                     normaliser, w, out_weight, *weights)
-        output = paddle.matmul(exponentials, paddle.matmul(attended, out_weight))
-        return value, output.divide_(normaliser).add_(out_bias)
+        kqv = paddle.matmul(normalised, weight)                 # (B, N, 3 C)
+        exponentials = paddle.empty([batch, tokens, 2 * features], x.dtype)
+        normaliser = paddle.empty([batch, tokens, 1], x.dtype)
+        output = paddle.empty([batch, tokens, dim], x.dtype)
+        key_value = paddle.empty([batch, features, dim], x.dtype)           # key features^T values
+        key_sum = paddle.empty([batch, features, 1], x.dtype)
+        bias, w_array, projection = array(bias), array(w), array(out_weight)
+        for images, exponents, divisor, y, sum_kv, sum_k in blocks(*map(array, (
+                kqv, exponentials, normaliser, output, key_value, key_sum))):
+            for block, e in blocks(rows(images), rows(exponents)):
+                block += bias
+                for x, exponent in zip(parts(block, 3), parts(e, 2)):       # keys, then queries
+                    np.matmul(x, w_array.T, out=exponent)       # (rows, m)
+                    exponent -= sum_products(x, x) * 0.5
+                np.exp(e, out=e)
+            key, query = parts(exponents, 2)                    # (images, N, m)
+            np.matmul(key.swapaxes(1, 2), parts(images, 3)[2], out=sum_kv)
+            sum_k[...] = sum_last(key.swapaxes(1, 2))
+            np.matmul(query, sum_k, out=divisor)
+            divisor += epsilon * features
+            np.matmul(query, sum_kv @ projection, out=y)
+            y /= divisor
+        ctx.kept = kept
+        ctx.saved = (normalised, scale, kqv, exponentials, normaliser, key_value, key_sum, weight,
+                     w, out_weight)
+        return kept.add_(output, array(out_bias), rows(array(kqv))[:, 2 * dim:])
 
     @staticmethod
-    def gradients(ctx, of_value, gradient):
-        (normalised, scale, key_query, value, exponentials, attended, key_sum, normaliser, w,
-         out_weight, *weights) = ctx.saved
-        batch, tokens, dim = value.shape
-        features = w.shape[0]
-        of_out_bias = sum_rows(gradient)
-        # output = E projected / normaliser, normaliser = E key_sum^T + epsilon
-        projected = paddle.matmul(attended, out_weight)         # (B, 2 m, C)
-        gradient = gradient / normaliser
-        of_normaliser = sum_last(paddle.matmul(exponentials, projected).multiply_(gradient), -1.0)
-        of_normaliser.divide_(normaliser)                       # (B, N, 1)
-        of_projected = paddle.matmul(exponentials, gradient, transpose_x=True)      # (B, 2 m, C)
-        of_out_weight = product_backward(attended, of_projected)
-        of_attended = moved(paddle.matmul(of_projected, out_weight, transpose_y=True), 1, back=True)
-        of_key_sum = moved(paddle.matmul(of_normaliser.reshape([batch, 1, tokens]), exponentials),
-                           2, back=True)                        # (B, 1, 2 m)
-        # The gradients of E by both sums, one product of rank 2.
-        of_exponent = paddle.matmul(
-            paddle.concat([of_normaliser, paddle.ones_like(of_normaliser)], axis=2),
-            paddle.concat([key_sum, of_key_sum], axis=1))       # (B, N, 2 m)
-        of_exponent.add_(paddle.matmul(gradient, projected, transpose_y=True))
-        of_exponent.add_(paddle.matmul(value, of_attended, transpose_y=True))
-        of_exponent = of_exponent.multiply_(exponentials).reshape([batch, 2 * tokens, features])
-        of_value = paddle.matmul(exponentials, of_attended).add_(of_value)
-        of_w = product_backward(of_exponent, key_query) if ctx.wanted[3] else None
-        of_key_query = paddle.matmul(of_exponent, w)            # (B, 2 N, C)
-        of_key_query.subtract_(key_query * sum_last(of_exponent))
-        of_key_query = of_key_query.reshape([batch, tokens, 2 * dim])
-        of_x, of_weight = normalised_backward(ctx, normalised, scale, weights,
-                                              [of_key_query, of_value])
-        of_bias = paddle.concat([sum_rows(of_key_query), sum_rows(of_value)])
-        return of_x, of_weight, of_bias, of_w, of_out_weight, of_out_bias
-
-
-def moved(x, axis, back=False):
-    """The first half of an axis moved to the second, with 0 in its place; back: the reverse."""
-    first, second = paddle.split(x, 2, axis=axis)
-    parts = [second, paddle.zeros_like(second)] if back else [paddle.zeros_like(first), first]
-    return paddle.concat(parts, axis=axis)
+    def gradients(ctx, residual):
+        (normalised, scale, kqv, exponentials, normaliser, key_value, key_sum, weight, w,
+         out_weight) = ctx.saved
+        features, dim = w.shape
+        gradient = ctx.kept.of(residual)
+        of_out_bias, of_kqv = sum_rows(gradient), paddle.empty_like(kqv)
+        of_w, of_out_weight = paddle.zeros_like(w), paddle.zeros_like(out_weight)
+        w_array, of_w_array, projection = array(w), array(of_w), array(out_weight)
+        of_projection = array(of_out_weight)
+        for images, exponents, divisor, kv, sum_k, of_y, of_sum, of_images in blocks(*map(array, (
+                kqv, exponentials, normaliser, key_value, key_sum, gradient, residual, of_kqv))):
+            (key, query), value = parts(exponents, 2), parts(images, 3)[2]
+            # y = top / divisor, top = query projected, divisor = query sum_k + epsilon
+            projected = kv @ projection                         # (images, m, C)
+            of_top = of_y / divisor                             # (images, N, C)
+            of_divisor = sum_products(query @ projected, of_top) / -divisor
+            of_projected = query.swapaxes(1, 2) @ of_top
+            of_sum_k = query.swapaxes(1, 2) @ of_divisor        # (images, m, 1)
+            of_projection += (kv.swapaxes(1, 2) @ of_projected).sum(axis=0)
+            of_kv = of_projected @ projection.T
+            of_value = parts(of_images, 3)[2]
+            np.matmul(key, of_kv, out=of_value)
+            of_value += of_sum
+            of_exponents = np.empty_like(exponents)
+            of_key, of_query = parts(of_exponents, 2)           # (images, N, m)
+            np.matmul(value, of_kv.swapaxes(1, 2), out=of_key)
+            of_key += of_sum_k.swapaxes(1, 2)
+            np.matmul(of_top, projected.swapaxes(1, 2), out=of_query)
+            of_query += of_divisor * sum_k.swapaxes(1, 2)
+            for block, of_block, e, of_e in blocks(*map(rows, (
+                    images, of_images, exponents, of_exponents))):
+                of_e *= e
+                for x, of_x, of_exponent in zip(parts(block, 3), parts(of_block, 3),
+                                                parts(of_e, 2)):            # keys, then queries
+                    np.matmul(of_exponent, w_array, out=of_x)
+                    of_x -= x * sum_last(of_exponent)
+                    if ctx.wanted[3]:
+                        of_w_array += of_exponent.T @ x
+        of_x, of_weight = normalised_backward(ctx, normalised, scale, weight, of_kqv)
+        return of_x, of_weight, sum_rows(of_kqv), of_w, of_out_weight, of_out_bias
