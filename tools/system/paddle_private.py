@@ -5,8 +5,11 @@ an underscore or belongs to paddle.base; a test checks that. If a version of Pad
 feature is off, and one line on stderr per process says so.
 """
 
+import contextlib
 import functools
+import importlib
 import sys
+import types
 
 
 @functools.cache
@@ -14,6 +17,32 @@ def _report_missing(name, consequence):
     import paddle
 
     print(f'Paddle {paddle.__version__} has no {name}: {consequence}', file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def compiler_on_demand():
+    """Import Paddle within this context: without setuptools, which takes a sixth of that time.
+
+    Paddle compiles operators with it, which nothing here needs; it is imported when it is used.
+    """
+    package = 'paddle.utils.cpp_extension'
+    module, names = types.ModuleType(f'{package}.cpp_extension'), []
+
+    def remember(name):
+        if name.startswith('__'):
+            raise AttributeError(name)
+        names.append(name)
+
+    module.__getattr__ = remember
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
+        package = sys.modules.get(package, module)
+        for name in names:
+            vars(package).pop(name, None)
+        package.__getattr__ = lambda name: getattr(importlib.import_module(module.__name__), name)
 
 
 def set_num_threads(number):

@@ -74,7 +74,8 @@ def prepare():
     # On import Paddle replaces the handler of SIGTERM with one that prints a native traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     # isort: split
-    import paddle  # noqa: F401
+    with paddle_private.compiler_on_demand():
+        import paddle  # noqa: F401
 
     on_stop_signals(_leave)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
