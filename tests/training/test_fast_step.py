@@ -84,6 +84,49 @@ def test_gradients_are_those_of_the_plain_layers(double, name):
                                        atol=1e-6 * np.abs(expected[key]).max())
 
 
+def test_drop_path_draws_and_scales_as_the_plain_layers(double):
+    fast, plain = (double('t2t_vit_7', depth=4, drop_path_rate=0.6) for _ in range(2))
+    speed_up(fast)
+    found = []
+    for network in (fast, plain):
+        network.train()
+        for layer in network.sublayers():
+            if isinstance(layer, paddle.nn.Dropout):
+                layer.p = 0
+        paddle.seed(5)
+        found.append(gradients(network, images(5)))
+    actual, expected = found
+    plain.eval()
+    whole = gradients(plain, images(5))    # nothing dropped
+    assert any(np.abs(expected[key] - whole[key]).max() > 0.1 * np.abs(whole[key]).max()
+               for key in whole)
+    for key, gradient in expected.items():
+        np.testing.assert_allclose(actual[key], gradient, rtol=0, err_msg=key,
+                                   atol=1e-6 * np.abs(gradient).max())
+
+
+def test_gradients_with_dropout_are_the_slopes_of_the_loss(double):
+    """Along a random direction of all parameters, with the same draws on both sides."""
+    network = speed_up(double('t2t_vit_7', depth=2, drop_path_rate=0.5, frozen=False))
+    network.train()
+
+    def loss():
+        paddle.seed(4)
+        return F.cross_entropy(network(images(4)), paddle.arange(4))
+
+    start = {name: p.clone() for name, p in network.named_parameters()}
+    directions = {name: paddle.randn(p.shape, p.dtype) for name, p in start.items()}
+    loss().backward()
+    expected = sum((p.grad * directions[name]).sum().item()
+                   for name, p in network.named_parameters())
+    values = []
+    for step in (1e-5, -1e-5):
+        for name, p in network.named_parameters():
+            p.set_value(start[name] + step * directions[name])
+        values.append(loss().item())
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(expected, rel=1e-5)
+
+
 def test_softmax_of_scores_that_exp_cannot_take(double):
     """exp(800) is infinite in float64, and so would be all sums of one row."""
     network, plain = double('t2t_vit_7', depth=2), double('t2t_vit_7', depth=2)

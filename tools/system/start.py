@@ -55,6 +55,8 @@ def prepare():
         cpu_type = None
     if cpu_type:
         os.environ.setdefault('MKL_DEBUG_CPU_TYPE', cpu_type)
+    # More threads of NumPy would wait for cores on which those of Paddle look out for work.
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
     os.environ.setdefault('GLOG_minloglevel', '2')
     # By default a transpose is a view, which each following operation copies element by element.
     # With 0 a fast kernel copies it once, which makes training faster.

@@ -24,6 +24,7 @@ What is done, and why:
 - The gradient of a bias is a product with a vector of ones, which is faster than Paddle's sum over
   rows.
 - GELU and its derivative are computed from erf and exp, whose kernels are faster than GELU's.
+  The root of 2 in its argument is multiplied into the weights.
 - A softmax divides by its sum after the product with the values, which has fewer columns.
 - Dropout takes 16 random bits for each number from NumPy's SFC64, whose seed Paddle's generator
   draws; Paddle's own random numbers take longer.
@@ -31,7 +32,6 @@ What is done, and why:
 - The last block computes only the tokens that the heads use, but keys and values of all.
 """
 
-import ctypes
 import functools
 import math
 
@@ -47,7 +47,7 @@ from t2t import T2T_module, T2T_ViT, Token_performer, Token_transformer
 
 LEAST_PIXELS = 224 ** 2    # of a process in a step
 LARGEST_SCORE = 60         # exp(60) = 1e26
-BLOCK = 2 ** 15            # numbers; some arrays of this size fit into a core's cache
+BLOCK = 2 ** 16            # numbers; some arrays of this size fit into a core's cache
 
 
 def speed_up(network):
@@ -226,10 +226,18 @@ class Kept:
 
 # ---- arithmetic without autograd
 
+class Memory:
+    """The memory of a tensor, as np.asarray takes it."""
+
+    def __init__(self, x):
+        self.__array_interface__ = dict(
+            version=3, shape=tuple(x.shape), data=(x.data_ptr(), False),
+            typestr=np.dtype('float32' if x.dtype == paddle.float32 else 'float64').str)
+
+
 def array(x):
     """The memory of a tensor as a NumPy array, which must not outlive the tensor."""
-    kind = ctypes.c_float if x.dtype == paddle.float32 else ctypes.c_double
-    return np.ctypeslib.as_array((kind * x.size).from_address(x.data_ptr())).reshape(x.shape)
+    return np.asarray(Memory(x))
 
 
 def rows(x):
@@ -245,8 +253,9 @@ def blocks(*arrays):
 
 
 def parts(x, count):
-    """Views of equal parts of an array `[..., count * C]`: `[count, ..., C]`."""
-    return np.moveaxis(x.reshape(*x.shape[:-1], count, -1), -2, 0)
+    """Views of `count` equal parts of the last axis of an array."""
+    width = x.shape[-1] // count
+    return [x[..., number * width:(number + 1) * width] for number in range(count)]
 
 
 def heads(x, num_heads):
@@ -273,6 +282,14 @@ def sum_last(x):
 def product_backward(x, gradient):
     """The gradient of the weight in x @ weight, whose result has the gradient `[..., D]`."""
     return paddle.matmul(rows(x), rows(gradient), transpose_x=True)
+
+
+def affine(x, weight, bias):
+    """x @ weight + bias."""
+    product, bias = paddle.matmul(x, weight), array(bias)
+    for block, in blocks(rows(array(product))):
+        block += bias
+    return product
 
 
 def normalise(x, epsilon, wanted):
@@ -415,10 +432,7 @@ class BiasedLinear(Branch):
     @staticmethod
     def compute(ctx, x, weight, bias):
         ctx.saved = (x, weight)
-        product, bias = paddle.matmul(x, weight), array(bias)
-        for block, in blocks(rows(array(product))):
-            block += bias
-        return product
+        return affine(x, weight, bias)
 
     @staticmethod
     def gradients(ctx, gradient):
@@ -441,17 +455,20 @@ class MaskedDropout(Branch):
 
 
 class NormMlp(Branch):
-    """x + kept(gelu(normalise(x) @ weight1 + bias1) @ weight2 + bias2)."""
+    """x + kept(gelu(normalise(x) @ weight1 + bias1) @ weight2 + bias2).
+
+    With h = z / sqrt(2), gelu(z) = h (1 + erf(h)) / sqrt(2). Both roots are in the weights.
+    """
 
     @staticmethod
     def compute(ctx, x, weight1, bias1, weight2, bias2, epsilon, kept):
+        weight1, bias1, weight2 = (weight * 0.5 ** 0.5 for weight in (weight1, bias1, weight2))
         normalised, scale = normalise(x, epsilon, ctx.wanted[0])
-        hidden = paddle.matmul(normalised, weight1)             # (..., D)
-        activated = erf_of_half(hidden, array(bias1))
-        for z, gelu in blocks(rows(array(hidden)), rows(array(activated))):
+        hidden = affine(normalised, weight1, bias1)             # (..., D)
+        activated = hidden.erf()
+        for h, gelu in blocks(rows(array(hidden)), rows(array(activated))):
             gelu += 1
-            gelu *= 0.5
-            gelu *= z
+            gelu *= h
         ctx.kept, ctx.saved = kept, (normalised, scale, hidden, weight1, weight2)
         return kept.add_(paddle.matmul(activated, weight2), array(bias2), rows(array(x)))
 
@@ -461,36 +478,24 @@ class NormMlp(Branch):
         gradient = ctx.kept.of(residual)
         of_bias2 = sum_rows(gradient)
         of_hidden = paddle.matmul(gradient, weight2, transpose_y=True)
-        activated = erf_of_half(hidden)
-        for z, of_z, cdf in blocks(*(rows(array(x)) for x in (hidden, of_hidden, activated))):
-            # gelu(z) = z cdf(z); its derivative is cdf(z) + z pdf(z).
-            cdf += 1
-            cdf *= 0.5
-            slope = z * z
-            slope *= -0.5
+        activated = hidden.erf()
+        for h, of_h, gelu in blocks(*(rows(array(x)) for x in (hidden, of_hidden, activated))):
+            # The derivative of h (1 + erf(h)) is 1 + erf(h) + h exp(-h^2) 2 / sqrt(pi).
+            gelu += 1
+            slope = h * h
+            np.negative(slope, out=slope)
             np.exp(slope, out=slope)
-            slope *= (2 * np.pi) ** -0.5
-            slope *= z
-            slope += cdf
-            of_z *= slope
-            cdf *= z    # gelu(z)
+            slope *= 2 * np.pi ** -0.5
+            slope *= h
+            slope += gelu
+            of_h *= slope
+            gelu *= h
         of_weight2 = product_backward(activated, gradient) if ctx.wanted[3] else None
         of_x, of_weight1 = normalised_backward(ctx, normalised, scale, weight1, of_hidden,
                                                residual)
-        return of_x, of_weight1, sum_rows(of_hidden), of_weight2, of_bias2
-
-
-def erf_of_half(x, bias=None):
-    """erf(x / sqrt(2)) of a tensor `[..., C]`, after adding a bias, an array `[C]`, in place.
-
-    It is 2 cdf(x) - 1 of the normal distribution.
-    """
-    half = paddle.empty_like(x)
-    for source, target in blocks(rows(array(x)), rows(array(half))):
-        if bias is not None:
-            source += bias
-        np.multiply(source, 0.5 ** 0.5, out=target)
-    return half.erf()
+        of_weights = (None if of_weight is None else of_weight.scale_(0.5 ** 0.5)
+                      for of_weight in (of_weight1, sum_rows(of_hidden), of_weight2))
+        return of_x, *of_weights, of_bias2
 
 
 class NormAttention(Branch):
