@@ -1,5 +1,6 @@
 """Catches wrong MACs, ratios and tables of the benchmark, and failures that affect other rows."""
 
+import copy
 import json
 import math
 import os
@@ -284,6 +285,42 @@ def test_a_tiny_run_writes_all_results(tiny_run):
         assert row['images_per_second']['median'] > 0 and row['share_of_limit'] > 0
     assert content['training'][0]['speed_ratio'] == 1
     assert [row['workers'] for row in content['loader']] == [0]
+
+
+def test_the_figure_of_cost_takes_the_fastest_way_of_a_report(tiny_run, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'docs')
+    import draw_cost
+    content = copy.deepcopy(tiny_run[1])
+    found = draw_cost.speeds(content)
+    assert found['inference']['pytorch'] is None and found['training']['pytorch'] is None
+    content['engines'].append(dict(
+        name='pytorch, plain, float32', precision='float32',
+        throughput=dict(images_per_second=dict(median=1e9))))
+    content['training'].insert(0, dict(name='pytorch', images_per_second=dict(median=1e8)))
+    again = draw_cost.speeds(content)
+    assert (again['inference']['pytorch'], again['training']['pytorch']) == (1e9, 1e8)
+    assert again['macs'] == content['model']['macs']['total']
+    rates = [row['throughput']['images_per_second']['median'] for row in content['engines'][:-1]
+             if row['precision'] == 'float32' and not row['error']]
+    assert again['inference']['ours'] == found['inference']['ours'] == max(rates)
+    assert again['training']['ours'] == max(
+        row['images_per_second']['median'] for row in content['training'][1:])
+    assert again['inference']['limit'] == pytest.approx(3 * again['training']['limit'])
+
+
+def test_the_table_and_the_figure_of_cost_are_the_shipped_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'docs')
+    import draw_cost
+    results = json.loads((ROOT / 'docs' / 'cost.json').read_text(encoding='utf-8'))
+    page = (ROOT / 'docs' / 'performance.md').read_text(encoding='utf-8')
+    assert draw_cost.table(results) in page
+    drawn = draw_cost.draw(results)
+    for axes, points in zip(drawn.axes, draw_cost.PANELS.values()):
+        lines = axes.get_lines()
+        assert len(lines) == 6 and len(lines[0].get_ydata()) == len(points)
+        for (_, network, side, batch), speed in zip(points, lines[0].get_ydata()):
+            found = results[f'{network}, {side} pixels, {batch} a batch']
+            assert speed == found['inference']['ours']
 
 
 def test_a_tiny_run_prints_tables_on_stdout_and_progress_on_stderr(tiny_run):
