@@ -227,16 +227,17 @@ class Kept:
 # ---- arithmetic without autograd
 
 class Memory:
-    """The memory of a tensor, as np.asarray takes it."""
+    """The memory of a tensor, as np.asarray takes it. The array keeps the tensor alive."""
 
     def __init__(self, x):
+        self.tensor = x
         self.__array_interface__ = dict(
             version=3, shape=tuple(x.shape), data=(x.data_ptr(), False),
             typestr=np.dtype('float32' if x.dtype == paddle.float32 else 'float64').str)
 
 
 def array(x):
-    """The memory of a tensor as a NumPy array, which must not outlive the tensor."""
+    """The memory of a tensor as a NumPy array."""
     return np.asarray(Memory(x))
 
 
