@@ -529,10 +529,7 @@ def test_a_failed_fork_is_a_loader_error(samples, monkeypatch):
 
 
 def test_no_error_of_the_reading_thread_makes_it_wait_for_ever(samples, monkeypatch):
-    loader = loader_of(samples, 2)
-    batches = iter(loader)
-    next(batches)
     monkeypatch.setattr(Workers, 'wait', lambda *_: 1 // 0)
     with pytest.raises(LoaderError, match='failed: ZeroDivisionError'):
-        list(batches)
+        list(loader_of(samples, 2))
     assert workers() == []
