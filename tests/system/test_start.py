@@ -54,6 +54,14 @@ def test_freed_memory_is_reused():
     assert kept < given_back / 20
 
 
+def test_a_python_without_paddle_is_named():
+    done = subprocess.run([sys.executable, '-S', 'tools/predict.py'], cwd=ROOT, timeout=60,
+                          env={'PATH': os.environ['PATH']}, capture_output=True, text=True)
+    line, = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith(f'{sys.executable} has no package paddle: ')
+
+
 def test_paddle_is_imported_without_its_compiler_which_still_works():
     script = """
 import sys

@@ -19,6 +19,7 @@ ends it; training first finishes its step and saves a checkpoint.
 
 import contextlib
 import ctypes
+import importlib.util
 import math
 import os
 import signal
@@ -44,6 +45,12 @@ def prepare():
     global _chosen_threads
     if _chosen_threads is not None:    # already called, by the command that imports this one
         return
+    missing = [name for name in ('paddle', 'PIL') if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f'{sys.executable} has no package {missing[0]}: use the Python into which '
+              'requirements.txt is installed, after scripts/train.sh or val.sh with '
+              '`source .venv/bin/activate`', file=sys.stderr)
+        sys.exit(2)
     prepare_signals()
     follow_launcher()
     # Paddle sets this variable to 1 on import, and prints a warning if it is larger.
