@@ -72,6 +72,11 @@ assert name not in sys.modules
 from paddle.utils.cpp_extension import CppExtension, load
 assert name in sys.modules and load.__module__.startswith('paddle.utils.cpp_extension.')
 assert [*CppExtension(['a.cc']).sources] == ['a.cc']
+module = sys.modules[name]
+from system.paddle_private import compiler_on_demand
+with compiler_on_demand():    # Paddle is imported already: nothing changes
+    import paddle
+assert sys.modules[name] is module
 """
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT / 'tools', timeout=60,
                           capture_output=True, text=True)

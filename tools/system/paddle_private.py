@@ -21,28 +21,34 @@ def _report_missing(name, consequence):
 
 @contextlib.contextmanager
 def compiler_on_demand():
-    """Import Paddle within this context: without setuptools, which takes a sixth of that time.
+    """Import Paddle within this context: without setuptools, with which it compiles operators.
 
-    Paddle compiles operators with it, which nothing here needs; it is imported when it is used.
+    Nothing here needs that, and importing it takes long. It is imported when it is used. Does
+    nothing if Paddle is imported already.
     """
-    package = 'paddle.utils.cpp_extension'
-    module, names = types.ModuleType(f'{package}.cpp_extension'), []
+    if 'paddle' in sys.modules:
+        yield
+        return
+    package_name = 'paddle.utils.cpp_extension'
+    module_name = f'{package_name}.cpp_extension'
+    placeholder, names = types.ModuleType(module_name), []
 
     def remember(name):
         if name.startswith('__'):
             raise AttributeError(name)
         names.append(name)
 
-    module.__getattr__ = remember
-    sys.modules[module.__name__] = module
+    placeholder.__getattr__ = remember
+    sys.modules[module_name] = placeholder
     try:
         yield
     finally:
-        del sys.modules[module.__name__]
-        package = sys.modules.get(package, module)
+        del sys.modules[module_name]
+        package = sys.modules.get(package_name)
         for name in names:
-            vars(package).pop(name, None)
-        package.__getattr__ = lambda name: getattr(importlib.import_module(module.__name__), name)
+            delattr(package, name)
+        if package:
+            package.__getattr__ = lambda name: getattr(importlib.import_module(module_name), name)
 
 
 def set_num_threads(number):

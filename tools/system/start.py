@@ -47,9 +47,8 @@ def prepare():
         return
     missing = [name for name in ('paddle', 'PIL') if importlib.util.find_spec(name) is None]
     if missing:
-        print(f'{sys.executable} has no package {missing[0]}: use the Python into which '
-              'requirements.txt is installed, after scripts/train.sh or val.sh with '
-              '`source .venv/bin/activate`', file=sys.stderr)
+        print(f'{sys.executable} has no package {missing[0]}: run `source .venv/bin/activate`, '
+              'if a script has made .venv, or install requirements.txt', file=sys.stderr)
         sys.exit(2)
     prepare_signals()
     follow_launcher()
@@ -245,5 +244,5 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):    # musl, macOS, Windows
         return
-    mallopt(M_MMAP_MAX, 0)    # no allocation is mapped, which would end with the memory unmapped
+    mallopt(M_MMAP_MAX, 0)    # large allocations are mapped by default, and unmapped when freed
     mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)

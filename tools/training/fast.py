@@ -171,9 +171,10 @@ def by_window(weight, kernel):
 
 
 class Kept:
-    """What is kept of `[..., C]`, and multiplied by `scale` to preserve the expectation.
+    """What dropout or drop path keep of `[..., C]`, the rest being 0; None: everything.
 
-    `factors` are `[R, C]`, booleans, or `[R, 1]`, one number for each row.
+    Rows are multiplied by `factors`: `[R, C]`, booleans, or `[R, 1]`, one number for each row; and
+    by `scale`, which preserves the expectation.
     """
 
     def __init__(self, factors=None, scale=1.0):
