@@ -61,9 +61,8 @@ def speeds(report):
 
     Returns:
         {'macs': of one image, 'inference' and 'training': {'ours', 'pytorch', 'limit': images/s}},
-        None where nothing was measured. Ours is the faster one of several exports, or of one and
-        several processes. The limit is what the MACs take at the speed of the machine's fastest
-        matrix products.
+        None where nothing was measured. Ours is the faster one of several exports. The limit is
+        what the MACs take at the speed of the machine's fastest matrix products.
     """
     rows = {
         'inference': [(row['name'], row['throughput']['images_per_second'])

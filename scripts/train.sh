@@ -6,8 +6,8 @@
 #
 # CONFIG            a YAML file, also as -c FILE (default: config/lit_data.yaml)
 # --gpus 0,1,2,3    one process per GPU
-# --nproc N         N processes (default: 1; on a CPU as many as cores, which share the batch of
-#                   the configuration, unless its images are few and small)
+# --nproc N         N processes (default: 1, which uses all cores of a CPU; on a CPU processes share
+#                   the batch of the configuration)
 # --restarts N      start again from the last checkpoint after a failure, up to N times
 # --nnodes N        machines; run the same command on each, with the first one's --master HOST:PORT
 # Other arguments go to tools/train.py; see its --help. Paths are relative to the repository's root.

@@ -17,6 +17,6 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 show_help "$@"
-launch=(tools/launch.py tools/val.py --split-batch)
+launch=(tools/launch.py tools/val.py --split-batch --per-core)
 set_up program "${launch[@]}" --check "$@"
 exec "$python" "${launch[@]}" "$@"

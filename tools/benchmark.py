@@ -39,11 +39,9 @@ import build
 import config as configuration
 from deploy import engines
 from system import command
-from system.job import variables
-from system.rendezvous import Assignment, free_ports
 from zoo.macs import count_macs, total_macs
 
-SCHEMA = 3
+SCHEMA = 4
 # What the loaders are compared with PyTorch's at: one process that reads up to MOST_FILES images.
 MOST_FILES = 1000
 CROP = ['DATA.TRAIN_CROP=resized', 'DATA.TRAIN_SCALE=[0.08, 1]', 'DATA.TRAIN_RATIO=[0.75, 1.3333]',
@@ -154,45 +152,6 @@ class Worker:
         self.stderr.close()
 
 
-class WorkerGroup:
-    """Processes with one thread each that train together; used like a Worker."""
-
-    def __init__(self, request, threads, timeout):
-        count = request['processes']
-        store, *ports = free_ports(count + 1)
-        hosts = Assignment(0, [f'127.0.0.1:{port}' for port in ports], f'127.0.0.1:{store}', 0, 0)
-        self.workers = [Worker(request, max(1, threads // count), timeout, None,
-                               variables(hosts, number, count, [])) for number in range(count)]
-
-    def send(self, request):
-        """See Worker."""
-        for worker in self.workers:
-            worker.send(request)
-
-    def answer(self):
-        """See Worker. A step takes as long as its slowest process. Files mapped into memory, such
-        as Paddle's libraries, are shared and count once."""
-        answers = [worker.answer() for worker in self.workers]
-        result = dict(answers[0])
-        if 'seconds' in result:
-            result['seconds'] = np.max([one['seconds'] for one in answers], axis=0).tolist()
-        if result.get('peak_memory') and result.get('file_memory'):
-            result['peak_memory'] = (sum(one['peak_memory'] for one in answers)
-                                     - sum(one['file_memory'] for one in answers[1:]))
-        return result
-
-    def close(self, wait=10):
-        """See Worker."""
-        for worker in self.workers:
-            worker.close(wait)
-
-
-def make_worker(request, threads, timeout):
-    """A Worker, or a WorkerGroup for a request with several processes."""
-    group = request.get('processes', 1) > 1
-    return (WorkerGroup if group else Worker)(request, threads, timeout)
-
-
 @dataclass
 class Row:
     """A measurement: the request to its process, and the results."""
@@ -211,7 +170,7 @@ class Row:
         return np.array([np.median(seconds) for seconds in rounds]) if rounds else None
 
 
-def measure(rows, options, make_worker=make_worker):
+def measure(rows, options, make_worker=Worker):
     """Measure all rows, in place: start their processes, then time their calls in turns.
 
     Args:
@@ -257,7 +216,7 @@ def measure(rows, options, make_worker=make_worker):
             worker.close()
 
 
-def make_exports(rows, options, make_worker=make_worker):
+def make_exports(rows, options, make_worker=Worker):
     """Write the exports that rows need, each in a process; a failure sets the `error` of rows.
 
     For PyTorch these are the weights as arrays.
@@ -269,7 +228,7 @@ def make_exports(rows, options, make_worker=make_worker):
             continue
         if path not in failed:
             print(f'{row.name}: exporting', file=sys.stderr)
-            request = dict(row.request, run='export', out=path, engine='paddle', processes=1)
+            request = dict(row.request, run='export', out=path, engine='paddle')
             worker, failed[path] = make_worker(request, options.threads, options.timeout), None
             try:
                 worker.answer()
@@ -315,9 +274,8 @@ def plan(options, folder):
         if 'pytorch' in options.engines:
             add('training', 'pytorch', ('training',), run='training', engine='pytorch',
                 network='plain', precision='float32', export=f'{folder}/pytorch.npz')
-        for processes in ways_to_train(options):
-            add('training', f'paddle, {processes} process' + 'es' * (processes > 1), ('training',),
-                run='training', engine='paddle', precision='float32', processes=processes)
+        add('training', 'paddle', ('training',), run='training', engine='paddle',
+            precision='float32')
     for workers in range(options.workers + 1) if 'loader' in options.parts else ():
         add('loader', f'{workers} processes', ('loader',), run='loader', engine='paddle',
             workers=workers)
@@ -333,13 +291,6 @@ def plan(options, folder):
                     engine='paddle', recipe=recipe, workers=0,
                     override=[*options.override, *keys, f'DATA.DECODER={decoder}'])
     return rows
-
-
-def ways_to_train(options):
-    """Numbers of processes to train with: one, and on a CPU as many as threads."""
-    several = (options.threads > 1 and options.batch_size % options.threads == 0
-               and not has_gpu())
-    return (1, options.threads) if several else (1,)
 
 
 def has_gpu():
@@ -472,7 +423,7 @@ def report(rows, about, model, options):
         if seconds:
             ratio = float(np.median(trained.medians('training') / row.medians('training')))
         return dict(common(row), seconds=spread(seconds), images_a_step=images,
-                    processes=row.request.get('processes', 1), speed_ratio=ratio,
+                    speed_ratio=ratio,
                     images_per_second=spread([images / s for s in seconds]),
                     share_of_limit=share(limits, row, 'training', MACS_OF_TRAINING * macs, images))
 

@@ -37,7 +37,7 @@ def serve(runners, peak_memory, **about):
         for line in sys.stdin:
             request = json.loads(line)
             seconds = calls[request['call']](request['repeats'])
-            answer(seconds=seconds, peak_memory=peak_memory(), file_memory=_status('RssFile'))
+            answer(seconds=seconds, peak_memory=peak_memory())
     except Exception as error:
         message = ' '.join(str(error).split()) or 'no message'
         expected = getattr(error, 'exit_code', 1) == 2

@@ -23,7 +23,7 @@ import build
 from benchmark_protocol import peak_host_memory, serve, timed
 from deploy import engines, exports
 from deploy.simplify import simplified
-from system import command, distributed
+from system import command
 from t2t import T2T_ViT, Token_performer
 from zoo.names import in_pytorch_layout
 
@@ -146,10 +146,9 @@ def run_limit(request):
 
 
 def run_training(request):
-    """Time a training step of tools/train.py on one batch of its images, split over processes."""
-    images_here = request['batch_size'] // distributed.world_size()
+    """Time a training step of tools/train.py on one batch of its images."""
     config = build.load_config(request['config'], request['override'] + [
-        f'TRAIN.TRAIN_BATCH_SIZE={images_here}', 'TRAIN.TRAIN_NUM_WORKS=0',
+        f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', 'TRAIN.TRAIN_NUM_WORKS=0',
         'TRAIN.PRE_TRAIN=false'])
     loader, prepare = build.train_loader(config), build.batch_transform(config)
     stepper, *_ = build.stepper(config, build.groups(config, loader))
@@ -163,7 +162,7 @@ def run_training(request):
         if paddle.device.is_compiled_with_cuda():
             paddle.device.cuda.synchronize()
 
-    return (dict(device=_device('paddle'), images_a_step=len(labels) * distributed.world_size()),
+    return (dict(device=_device('paddle'), images_a_step=len(labels)),
             dict(training=timed(step)))
 
 
@@ -230,6 +229,5 @@ RUNNERS = dict(export=run_export, engine=run_engine, limit=run_limit, training=r
 
 
 if __name__ == '__main__':
-    distributed.init()
     serve(RUNNERS, peak_memory, threads=start.threads())
     command.leave(0)

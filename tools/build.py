@@ -32,8 +32,8 @@ from recipe.optimizer import build_optimizer, clip_gradients
 from recipe.precision import Precision
 from recipe.teacher import ExportedTeacher
 from scheduler import Schedule, constant_rates, format_rate, learning_rate, progress_of
-from system import distributed
-from training.fast import LEAST_PIXELS, speed_up
+from system import distributed, start
+from training import fast, threads
 from training.stepper import Groups, Stepper
 from weights.files import WeightsError
 from zoo import published
@@ -563,15 +563,25 @@ def stepper(config, batch_groups, fresh=True):
     loaded = load_start(config, built) if fresh else None
     frozen = freeze_parts(config, built)
     rate = schedule(config)
-    if batch_size(config) * config.MODEL.IMAGE_SIZE ** 2 >= LEAST_PIXELS:
-        speed_up(built)
+    count = threads_of_step(config)
+    if count:
+        fast.speed_up(built)
     built_optimizer = optimizer(config, built, rate)
     computation = precision(config, built, built_optimizer)
     clip = functools.partial(clip_gradients, limit=train.CLIP_NORM)
     return Stepper(
         built, loss(config), hits, built_optimizer, rate, computation, clip, batch_groups,
         ema(config, built), train.SEED, config.SCHEDULER.LAST_EPOCHS + 1, config.SCHEDULER.UPDATE,
-        train.MAX_BAD_STEPS), loaded, frozen
+        train.MAX_BAD_STEPS, count), loaded, frozen
+
+
+def threads_of_step(config):
+    """Return how many threads share the batch of a step; 0: the layers compute as written."""
+    pixels = batch_size(config) * config.MODEL.IMAGE_SIZE ** 2
+    if pixels < fast.LEAST_PIXELS or not fast.works_here():
+        return 0
+    most = start.threads() if distributed.world_size() == 1 else 1
+    return max(1, min(most, pixels // threads.LEAST_PIXELS))
 
 
 def description(config, metadata, format='paddle', precision='float32', normalise=False,

@@ -37,8 +37,8 @@ from system.rendezvous import Interrupted, create_rendezvous, free_ports
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = 'config/lit_data.yaml'
 
-# Every process exchanges all gradients and updates all parameters. With less than half an image of
-# 224 x 224 for each, that takes longer than what several processes save.
+# With less than half an image of 224 x 224 for each, what every process does once in a step takes
+# longer than what several processes save.
 LEAST_PIXELS = 224 ** 2 // 2
 
 
@@ -73,9 +73,11 @@ def parse(arguments):
     parser.add_argument('--default', metavar='SECTION.KEY=VALUE',
                         help='an override that those of the program override')
     parser.add_argument('--split-batch', action='store_true',
-                        help='on a CPU, processes share the batch of the configuration, and '
-                             'without --nproc there are as many as cores, each with at least '
-                             f'{LEAST_PIXELS:,} pixels in a step (25 images of 32 x 32)')
+                        help='on a CPU, processes share the batch of the configuration')
+    parser.add_argument('--per-core', action='store_true',
+                        help='with --split-batch and without --nproc, as many processes as cores, '
+                             f'each with at least {LEAST_PIXELS:,} pixels in a step (25 images of '
+                             '32 x 32)')
     parser.add_argument('--check', action='store_true', help='check the options, and end')
     end = arguments.index('--') if '--' in arguments else len(arguments)
     if arguments[:1] and not arguments[0].startswith('-'):
@@ -178,17 +180,20 @@ def read_config(arguments):
     return None
 
 
-def split_batch(count, arguments):
+def split_batch(count, arguments, per_core=False):
     """Let processes on a CPU share the batch of the configuration.
 
     Args:
-        count: number of processes; None: as many as cores, where the batch can be shared and each
-            gets LEAST_PIXELS of a step.
+        count: number of processes, or None.
         arguments: those of the program.
+        per_core: without a number, as many as cores, where the batch can be shared and each gets
+            LEAST_PIXELS of a step; else one.
 
     Returns:
         (number of processes, arguments of the program).
     """
+    if not per_core:
+        count = count or 1
     split = ['-o', 'TRAIN.SPLIT_BATCH=true', *arguments]
     config = read_config(split)
     if count == 1 or config is None or not config.TRAIN.SPLIT_BATCH:
@@ -269,7 +274,7 @@ def main(arguments):
     if options.check:
         return 0
     if options.split_batch and options.nnodes == 1 and not options.gpus and not has_driver():
-        options.nproc, arguments = split_batch(options.nproc, arguments)
+        options.nproc, arguments = split_batch(options.nproc, arguments, options.per_core)
     options.nproc = options.nproc or len(options.gpus) or 1
     if options.nproc * options.nnodes == 1 and options.restarts == 0:
         if options.gpus:

@@ -130,7 +130,7 @@ class Training:
                 self.save()
                 if self.position.epoch < self.epochs:
                     self.stop_if_asked()
-        return self.finish(scores or evaluate(self.stepper.single, self.eval_loader))
+        return self.finish(scores or evaluate(self.stepper.evaluated, self.eval_loader))
 
     def train_epoch(self):
         """Train on the remaining batches of an epoch."""
@@ -197,7 +197,7 @@ class Training:
         """
         train, images = self.config.TRAIN, self.eval_loader.dataset
         grid = ImageGrid(len(images), train.VISUALDL_IMAGES * train.VISUALDL)
-        scores = evaluate(self.stepper.single, self.eval_loader, predictions=grid)
+        scores = evaluate(self.stepper.evaluated, self.eval_loader, predictions=grid)
         self.validation_seconds = scores['seconds'] * (2 if self.stepper.averages() else 1)
         self.folder.say(f'{kind} val acc is:{scores["top1"]:.4f}')
         event = 'validation' if kind == 'ImageNet' else 'validation_ema'

@@ -164,24 +164,6 @@ def test_a_worker_reports_the_error_of_an_engine():
     worker.close()
 
 
-def test_processes_that_train_together_answer_as_one(monkeypatch):
-    """The slowest of them makes a step; files that they share are counted once."""
-    class Half:
-        number = 0
-
-        def __init__(self, *_):
-            Half.number += 1
-            self.number = Half.number
-
-        def answer(self):
-            return dict(seconds=[1.0, 2.0 * self.number], peak_memory=100.0 * self.number,
-                        file_memory=30.0)
-
-    monkeypatch.setattr(benchmark, 'Worker', Half)
-    group = benchmark.make_worker(dict(processes=2), 2, 30)
-    assert group.answer() == dict(seconds=[1.0, 4.0], peak_memory=270.0, file_memory=30.0)
-
-
 @pytest.mark.parametrize('name', ['t2t_vit_7', 't2t_vit_t_14'])
 def test_pytorch_has_the_same_network(name, tmp_path):
     """Logits of the PyTorch side from weights written for it, where PyTorch is installed."""
@@ -254,7 +236,7 @@ def test_a_tiny_run_writes_all_results(tiny_run):
     _, content = tiny_run
     assert set(content) == {'schema', 'machine', 'model', 'settings', 'compared_with', 'limits',
                             'engines', 'training', 'loader'}
-    assert content['schema'] == 3 and content['settings']['weights'] == 'random'
+    assert content['schema'] == 4 and content['settings']['weights'] == 'random'
     about = content['machine']
     assert about['threads'] == 2 and about['versions']['python'] and about['cpu']
     model = content['model']
@@ -279,7 +261,7 @@ def test_a_tiny_run_writes_all_results(tiny_run):
             for spread in (figures['seconds'], figures['images_per_second']):
                 low, high = spread['range']
                 assert 0 < low <= spread['median'] <= high and spread['count'] == 1
-    assert [row['processes'] for row in content['training']] == [1, 2]
+    assert [row['name'] for row in content['training']] == ['paddle']
     for row in content['training']:
         assert row['images_a_step'] == 2 and row['peak_memory_mib'] > 50
         assert row['images_per_second']['median'] > 0 and row['share_of_limit'] > 0

@@ -28,15 +28,17 @@ def test_the_number_of_processes(monkeypatch, cores, given, overrides, count):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     arguments = ['-c', 'config/lit_data.yaml', '-o', *SIXTEEN, *overrides]
     split = ['-o', 'TRAIN.SPLIT_BATCH=true', *arguments] if count > 1 else arguments
-    assert launch.split_batch(given, arguments) == (count, split)
+    assert launch.split_batch(given, arguments, per_core=True) == (count, split)
+    same = (given, split) if given and given > 1 else (1, arguments)
+    assert launch.split_batch(given, arguments) == same
 
 
 @pytest.mark.parametrize('arguments', [
     ['-c', 'config/nothing.yaml'], ['-c', 'config/lit_data.yaml', '-o', 'TRAIN.SPLIT_BATCH=false']])
 def test_arguments_without_a_batch_to_split_stay(monkeypatch, arguments):
     monkeypatch.setattr(start, 'available_cores', lambda: 4)
-    assert launch.split_batch(None, arguments) == (1, arguments)
-    assert launch.split_batch(3, arguments) == (3, arguments)
+    assert launch.split_batch(None, arguments, per_core=True) == (1, arguments)
+    assert launch.split_batch(3, arguments, per_core=True) == (3, arguments)
 
 
 def test_threads_that_are_set_take_cores(monkeypatch):
@@ -44,7 +46,7 @@ def test_threads_that_are_set_take_cores(monkeypatch):
     for threads, count in (('2', 2), ('4', 1), ('8', 1), ('', 4)):
         monkeypatch.setenv('OMP_NUM_THREADS', threads)
         arguments = ['-c', 'config/lit_data.yaml', '-o', *SIXTEEN]
-        assert launch.split_batch(None, arguments)[0] == count
+        assert launch.split_batch(None, arguments, per_core=True)[0] == count
 
 
 @pytest.mark.parametrize('files, cores', [

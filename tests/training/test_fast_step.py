@@ -10,6 +10,7 @@ import build
 import common
 import t2t
 import zoo
+from training import fast
 from training.fast import speed_up
 from training.stepper import Groups
 
@@ -84,25 +85,48 @@ def test_gradients_are_those_of_the_plain_layers(double, name):
                                        atol=1e-6 * np.abs(expected[key]).max())
 
 
-def test_drop_path_draws_and_scales_as_the_plain_layers(double):
-    fast, plain = (double('t2t_vit_7', depth=4, drop_path_rate=0.6) for _ in range(2))
-    speed_up(fast)
-    found = []
-    for network in (fast, plain):
-        network.train()
-        for layer in network.sublayers():
+def test_drop_path_is_that_of_the_plain_layers_with_the_same_draws(double, monkeypatch):
+    network, plain = (double('t2t_vit_7', depth=4, drop_path_rate=0.6) for _ in range(2))
+    whole = gradients(plain, images(5))    # nothing dropped
+    draws, by_image = [], fast.Kept.by_image
+
+    def record(layer, shape):
+        draws.append(by_image(layer, shape))
+        return draws[-1]
+
+    monkeypatch.setattr(fast.Kept, 'by_image', record)
+    for one in (speed_up(network), plain):
+        one.train()
+        for layer in one.sublayers():
             if isinstance(layer, paddle.nn.Dropout):
                 layer.p = 0
-        paddle.seed(5)
-        found.append(gradients(network, images(5)))
-    actual, expected = found
-    plain.eval()
-    whole = gradients(plain, images(5))    # nothing dropped
+    actual = gradients(network, images(5))
+
+    def replay(layer, x):
+        kept = draws.pop(0)
+        if kept.factors is None:
+            return x
+        return x * paddle.to_tensor(kept.factors.reshape(5, -1)[:, :1, np.newaxis] * kept.scale)
+
+    monkeypatch.setattr(common.DropPath, 'forward', replay)
+    expected = gradients(plain, images(5))
+    assert not draws
     assert any(np.abs(expected[key] - whole[key]).max() > 0.1 * np.abs(whole[key]).max()
                for key in whole)
     for key, gradient in expected.items():
         np.testing.assert_allclose(actual[key], gradient, rtol=0, err_msg=key,
                                    atol=1e-6 * np.abs(gradient).max())
+
+
+def test_drop_path_keeps_the_rate_and_the_expectation_of_whole_images():
+    layer = speed_up(common.DropPath(0.3))
+    kept = layer(paddle.ones([20000, 3, 2])).numpy()
+    np.testing.assert_array_equal(kept, np.broadcast_to(kept[:, :1, :1], kept.shape))
+    values, counts = np.unique(kept[:, 0, 0], return_counts=True)
+    np.testing.assert_allclose(values, [0, 1 / 0.7], rtol=1e-6)
+    assert abs(counts[0] / 20000 - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 20000)
+    layer.eval()
+    np.testing.assert_array_equal(layer(paddle.ones([5, 3, 2])).numpy(), 1)
 
 
 def test_gradients_with_dropout_are_the_slopes_of_the_loss(double):
@@ -215,16 +239,16 @@ def test_steps_with_few_pixels_run_the_plain_layers(size, images, is_fast):
 def test_the_figure_of_a_step_times_the_same_work_in_both_ways(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'docs')
     import draw_step
-    monkeypatch.setattr(build, 'LEAST_PIXELS', 0)
+    monkeypatch.setattr(fast, 'LEAST_PIXELS', 1)
     for name, value in (('IMAGES', 2), ('SIDE', 32), ('ROUNDS', 2)):
         monkeypatch.setattr(draw_step, name, value)
     networks = [draw_step.make_stepper(is_fast).network for is_fast in (False, True)]
     assert ['forward' in vars(network.blocks[0]) for network in networks] == [False, True]
-    written, fast = (draw_step.parts(network, is_fast)
+    written, faster = (draw_step.parts(network, is_fast)
                      for network, is_fast in zip(networks, (False, True)))
     for part in ('attention of the blocks', 'MLPs of the blocks'):
-        assert len(written[part]) == len(fast[part]) == len(networks[0].blocks)
-        for (one, shape), (other, shape_of_other) in zip(written[part], fast[part]):
+        assert len(written[part]) == len(faster[part]) == len(networks[0].blocks)
+        for (one, shape), (other, shape_of_other) in zip(written[part], faster[part]):
             x = paddle.randn(shape)
             x.stop_gradient = False
             expected, actual = one(x), other(x[:, :shape_of_other[1]])

@@ -1,5 +1,6 @@
 """An exported program of any network as the teacher, run by Paddle Inference."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ class ExportedTeacher:
         for file in (path, path.with_suffix('.pdiparams')):
             if not file.is_file():
                 raise ValueError(f'{file}: no such file of an exported teacher')
+        self.lock = threading.Lock()    # training.threads calls it from several threads
         settings = inference.Config(str(path), str(path.with_suffix('.pdiparams')))
         settings.disable_glog_info()
         if paddle.device.is_compiled_with_cuda():    # not run here
@@ -46,6 +48,10 @@ class ExportedTeacher:
                              'without softmax')
 
     def __call__(self, images):
+        with self.lock:
+            return self.logits(images)
+
+    def logits(self, images):
         names = self.predictor.get_input_names(), self.predictor.get_output_names()
         self.predictor.get_input_handle(names[0][0]).copy_from_cpu(
             np.ascontiguousarray(images.numpy()))

@@ -61,6 +61,17 @@ def set_num_threads(number):
     set_num_threads(number)
 
 
+def share_memory(tensor, other):
+    """Let a tensor use the memory of another one, of the same shape; return whether it does."""
+    try:
+        tensor.get_tensor()._share_data_with(other.get_tensor())
+    except AttributeError as error:
+        _report_missing(error.name or 'Tensor._share_data_with', 'a step computes on one thread '
+                        'where an operation of Paddle does')
+        return False
+    return True
+
+
 def global_store():
     """Return the key-value store of a job (methods set, get, wait), or None.
 

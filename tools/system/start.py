@@ -35,7 +35,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SI
                      if hasattr(signal, name))
 MKL_AVX2, MKL_AVX512 = '5', '7'
 AVX512 = {'avx512f', 'avx512dq', 'avx512bw', 'avx512vl'}    # used by MKL's AVX-512 code
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4    # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8    # malloc.h
 
 _chosen_threads = None    # OMP_NUM_THREADS before prepare()
 
@@ -246,3 +246,4 @@ def keep_freed_memory():
         return
     mallopt(M_MMAP_MAX, 0)    # large allocations are mapped by default, and unmapped when freed
     mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+    mallopt(M_ARENA_MAX, 1)    # memory that one thread has freed serves the others, too

@@ -2,6 +2,7 @@
 
     stepper       updates the weights: accumulate, scale, clip, skip, EMA
     fast          the same networks with fewer and cheaper operations, on a CPU
+    threads       parts of a batch in several threads
     meter         sums, means and times
     folder        a run on disk: lock, checkpoints, weights files, log
     checkpoint    state of a run that its next step depends on

@@ -26,14 +26,17 @@ What is done, and why:
 - GELU and its derivative are computed from erf and exp, whose kernels are faster than GELU's.
   The root of 2 in its argument is multiplied into the weights.
 - A softmax divides by its sum after the product with the values, which has fewer columns.
-- Dropout takes 16 random bits for each number from NumPy's SFC64, whose seed Paddle's generator
-  draws; Paddle's own random numbers take longer.
+- Dropout takes 16 random bits for each number from a generator of NumPy; Paddle's own random
+  numbers take longer.
 - The 1 / sqrt(m) of a Performer's features cancels, except in epsilon.
 - The last block computes only the tokens that the heads use, but keys and values of all.
 """
 
+import contextlib
 import functools
+import itertools
 import math
+import threading
 
 import numpy as np
 import paddle
@@ -42,18 +45,20 @@ from paddle import nn
 from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
-from common import Attention, Block, Mlp, check_size
+from common import Attention, Block, DropPath, Mlp, check_size
 from t2t import T2T_module, T2T_ViT, Token_performer, Token_transformer
 
 LEAST_PIXELS = 224 ** 2    # of a process in a step
 LARGEST_SCORE = 60         # exp(60) = 1e26
 BLOCK = 2 ** 16            # numbers; some arrays of this size fit into a core's cache
 
+_thread = threading.local()    # draws: see draw_for
+
 
 def speed_up(network):
-    """Use the faster forward in all layers of `network` that have one, on a CPU; return it."""
-    views = paddle.get_flags('FLAGS_use_stride_kernel')['FLAGS_use_stride_kernel']
-    if paddle.device.get_device() != 'cpu' or views:    # `array` needs tensors without strides
+    """Use the faster forward in all layers of `network` that have one, where that works; return it.
+    """
+    if not works_here():
         return network
     for layer in network.sublayers(include_self=True):
         forward = next((FORWARDS[base] for base in type(layer).__mro__
@@ -65,6 +70,12 @@ def speed_up(network):
             _forward, functools.partial(block, num_tokens=network.num_prefix_tokens),
             network.blocks[-1])
     return network
+
+
+def works_here():
+    """Return whether this is a CPU, and tensors have no strides, which `array` does not see."""
+    views = paddle.get_flags('FLAGS_use_stride_kernel')['FLAGS_use_stride_kernel']
+    return paddle.device.get_device() == 'cpu' and not views
 
 
 def _forward(fast, layer, x):
@@ -138,10 +149,17 @@ def mlp(norm, layer, x, drop_path=None):
 
 
 def dropout(layer, x):
-    """See nn.Dropout."""
+    """See nn.Dropout; the first axis of x is that of the images."""
     if not (layer.training and layer.p):
         return x
     return MaskedDropout.apply(x, Kept.by_number(layer, x.shape))
+
+
+def drop_path(layer, x):
+    """See common.DropPath."""
+    if not (layer.training and layer.drop_prob):
+        return x
+    return MaskedDropout.apply(x, Kept.by_image(layer, x.shape))
 
 
 def linear(layer, x, kernel=1):
@@ -152,7 +170,7 @@ def linear(layer, x, kernel=1):
 
 
 FORWARDS = {Block: block, T2T_module: tokens_to_token, Token_transformer: token_transformer,
-            nn.Dropout: dropout, nn.Linear: linear}
+            nn.Dropout: dropout, DropPath: drop_path, nn.Linear: linear}
 
 
 def merged(norm, linear):
@@ -182,22 +200,24 @@ class Kept:
 
     @classmethod
     def by_number(cls, layer, shape):
-        """Draw for each number with the rate of an nn.Dropout, to 16 bits."""
+        """Draw for each number `[B, ..., C]` with the rate of an nn.Dropout, to 16 bits."""
         if not (layer.training and layer.p):
             return cls()
-        size, threshold = math.prod(shape), min(round(layer.p * 2 ** 16), 2 ** 16 - 1)
-        seed = paddle.randint(0, 2 ** 31 - 1, [1], dtype='int64').item()
-        bits = np.random.SFC64(seed).random_raw((size + 3) // 4).view(np.uint16)[:size]
-        return cls((bits >= threshold).reshape(-1, shape[-1]), 1 / (1 - threshold / 2 ** 16))
+        batch, size = shape[0], math.prod(shape[1:])
+        words = (size + 3) // 4                                 # of 64 bits, for each image
+        bits = generator(words).random_raw(batch * words).view(np.uint16)
+        bits = bits.reshape(batch, -1)[:, :size].reshape(-1, shape[-1])
+        threshold = min(round(layer.p * 2 ** 16), 2 ** 16 - 1)
+        return cls(bits >= threshold, 1 / (1 - threshold / 2 ** 16))
 
     @classmethod
-    def by_image(cls, drop_path, shape):
-        """Draw for each image as a common.DropPath does; None: keep all."""
-        if drop_path is None or not (drop_path.training and drop_path.drop_prob):
+    def by_image(cls, layer, shape):
+        """Draw for each image of `[B, ..., C]` with the rate of a DropPath; None: keep all."""
+        if layer is None or not (layer.training and layer.drop_prob):
             return cls()
-        batch, tokens, _ = shape
-        kept = drop_path(paddle.ones([batch, 1, 1], paddle.get_default_dtype())).numpy()
-        return cls(kept.repeat(tokens, axis=1).reshape(-1, 1))
+        keep_prob = 1 - layer.drop_prob
+        kept = np.random.Generator(generator(1)).random(shape[0]) < keep_prob
+        return cls(kept.repeat(math.prod(shape[1:-1]))[:, np.newaxis], 1 / keep_prob)
 
     def of(self, x):
         """What is kept of a tensor; it may be the tensor itself."""
@@ -225,6 +245,33 @@ class Kept:
         return branch
 
 
+@contextlib.contextmanager
+def draw_for(seed, first_image):
+    """Within this context and thread draw what a batch with this seed gets, from an image on.
+
+    So the parts of a batch get the same numbers as the whole.
+    """
+    _thread.draws = seed, first_image, itertools.count()
+    try:
+        yield
+    finally:
+        del _thread.draws
+
+
+def generator(words):
+    """Return a generator of random bits for the next operation that draws.
+
+    It stands at the first image of `draw_for`; `words` is how many times 64 bits an image takes.
+    Without that context Paddle's generator draws the seed.
+    """
+    draws = getattr(_thread, 'draws', None)
+    if draws is None:
+        return np.random.PCG64DXSM(paddle.randint(0, 2 ** 31 - 1, [1], dtype='int64').item())
+    seed, first_image, operations = draws
+    bits = np.random.PCG64DXSM(np.random.SeedSequence((seed, next(operations))))
+    return bits.advance(first_image * words)
+
+
 # ---- arithmetic without autograd
 
 class Memory:
@@ -234,7 +281,7 @@ class Memory:
         self.tensor = x
         self.__array_interface__ = dict(
             version=3, shape=tuple(x.shape), data=(x.data_ptr(), False),
-            typestr=np.dtype('float32' if x.dtype == paddle.float32 else 'float64').str)
+            typestr='=f4' if x.dtype == paddle.float32 else '=f8')
 
 
 def array(x):
@@ -294,20 +341,16 @@ def affine(x, weight, bias):
     return product
 
 
-def normalise(x, epsilon, wanted):
-    """Normalise the last axis of `[..., C]`; return it and 1 / standard deviation, `[R, 1]`.
-
-    The latter is None if the gradient of `x` is not wanted.
-    """
-    normalised = F.layer_norm(x, [x.shape[-1]], epsilon=epsilon)
-    if not wanted:
-        return normalised, None
+def normalise(x, epsilon, in_place=False):
+    """Normalise the last axis of `[..., C]`; return it and 1 / standard deviation, `[R, 1]`."""
+    normalised = x if in_place else paddle.empty_like(x)
     tokens = rows(array(x))
     scale = np.empty((len(tokens), 1), tokens.dtype)
-    for block, scale_of_block in blocks(tokens, scale):
-        centred = block - sum_last(block) / block.shape[1]
-        variance = sum_products(centred, centred) / block.shape[1]
-        np.divide(1, np.sqrt(variance + epsilon), out=scale_of_block)
+    for source, target, factor in blocks(tokens, rows(array(normalised)), scale):
+        np.subtract(source, sum_last(source) / source.shape[1], out=target)
+        variance = sum_products(target, target) / target.shape[1]
+        np.divide(1, np.sqrt(variance + epsilon), out=factor)
+        target *= factor
     return normalised, scale
 
 
@@ -465,7 +508,7 @@ class NormMlp(Branch):
     @staticmethod
     def compute(ctx, x, weight1, bias1, weight2, bias2, epsilon, kept):
         weight1, bias1, weight2 = (weight * 0.5 ** 0.5 for weight in (weight1, bias1, weight2))
-        normalised, scale = normalise(x, epsilon, ctx.wanted[0])
+        normalised, scale = normalise(x, epsilon)
         hidden = affine(normalised, weight1, bias1)             # (..., D)
         activated = hidden.erf()
         for h, gelu in blocks(rows(array(hidden)), rows(array(activated))):
@@ -510,7 +553,7 @@ class NormAttention(Branch):
     def compute(ctx, x, weight, bias, out_weight, out_bias, num_heads, scale, epsilon, num_tokens,
                 kept):
         batch, tokens, dim = x.shape
-        normalised, norm_scale = normalise(x, epsilon, ctx.wanted[0])
+        normalised, norm_scale = normalise(x, epsilon)
         qkv = paddle.matmul(normalised, weight)                 # (B, N, 3 C)
         attended = paddle.empty([batch, num_heads, num_tokens, tokens], x.dtype)
         total = paddle.empty([batch, num_heads, num_tokens, 1], x.dtype)
@@ -583,7 +626,7 @@ class PerformerAttention(Branch):
     def compute(ctx, x, weight, bias, w, out_weight, out_bias, norm_epsilon, epsilon, kept):
         batch, tokens, _ = x.shape
         features, dim = w.shape
-        normalised, scale = normalise(x, norm_epsilon, ctx.wanted[0])
+        normalised, scale = normalise(x, norm_epsilon, in_place=True)
         kqv = paddle.matmul(normalised, weight)                 # (B, N, 3 C)
         exponentials = paddle.empty([batch, tokens, 2 * features], x.dtype)
         normaliser = paddle.empty([batch, tokens, 1], x.dtype)

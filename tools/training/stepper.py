@@ -1,6 +1,7 @@
 """Updates the weights: gradient accumulation, loss scale, clipping, skipped steps, EMA."""
 
 import contextlib
+import functools
 import math
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ import paddle
 from scheduler import format_rate, progress_of
 from system import distributed
 from training.checkpoint import capture, restore
+from training.fast import draw_for
+from training.threads import Threads
 from weights.container import CheckpointError
 
 
@@ -78,20 +81,23 @@ class Stepper:
         first_epoch: epoch of the schedule in epoch 0 of the run.
         rate_update: 'step' or 'epoch': how often the learning rate changes.
         max_skipped: consecutive skipped steps before NotFinite.
+        threads: number of threads that compute parts of a batch at the same time.
     """
 
     def __init__(self, network, loss, hits, optimizer, schedule, precision, clip, groups, ema=None,
-                 seed=0, first_epoch=0, rate_update='epoch', max_skipped=10):
+                 seed=0, first_epoch=0, rate_update='epoch', max_skipped=10, threads=1):
         self.network, self.loss, self.hits = network, loss, hits
         self.optimizer, self.schedule, self.precision = optimizer, schedule, precision
         self.clip, self.groups, self.ema = clip, groups, ema
         self.seed, self.first_epoch, self.rate_update = seed, first_epoch, rate_update
         self.max_skipped = max_skipped
         self.trainable = [p for p in network.parameters() if not p.stop_gradient]
-        self.single = precision.wrap(network)    # without DataParallel, for validation
+        self.single = precision.wrap(network)    # without DataParallel
         # DataParallel broadcasts the weights of rank 0, at which the EMA starts.
         self.model = (paddle.DataParallel(self.single) if distributed.world_size() > 1
                       else self.single)
+        self.threads = Threads(network, threads) if threads > 1 else None
+        self.evaluated = self.threads or self.single
         if ema:
             ema.start()
         self.group = []              # Batches since the last optimizer step
@@ -114,6 +120,7 @@ class Stepper:
         """Set the learning rate and training mode for batch `step` of an epoch."""
         self.schedule.step(self.progress(epoch, step))
         self.model.train()
+        self.evaluated.train()
 
     def progress(self, epoch, step):
         """Return the progress of the schedule, in epochs."""
@@ -137,16 +144,34 @@ class Stepper:
         first, last = self.groups.bounds(step)
         if self.rate_update == 'step' and step == first:
             self.schedule.step(self.progress(epoch, step))
-        paddle.seed(step_seed(self.seed, distributed.rank(), epoch * len(self.groups) + step))
+        seed = step_seed(self.seed, distributed.rank(), epoch * len(self.groups) + step)
+        paddle.seed(seed)
         # Gradients are averaged over processes only in the last batch of a group.
         local = step < last and distributed.world_size() > 1
         with self.model.no_sync() if local else contextlib.nullcontext():
-            outputs = self.model(images)                        # (B, num_classes), or two of them
-            loss = self.loss(outputs, targets, images)
-            self.precision.scaled(loss * self.groups.share(step)).backward()
-        hits = self.hits(outputs, targets)
-        self.group.append(Batch(loss.detach(), hits.astype('float64').sum(), len(images)))
+            backward = functools.partial(self.backward, self.groups.share(step))
+            if self.threads:
+                results = self.threads.gradients(backward, seed, images, targets)
+            else:
+                with draw_for(seed, 0):
+                    results = [backward(self.model, 1, images, targets)]
+        loss, correct = map(sum, zip(*results))
+        self.group.append(Batch(loss, correct, len(images)))
         return self.update(epoch, step) if step == last else []
+
+    def backward(self, share_of_batch, model, share, images, targets):
+        """Compute the gradients of a part of a batch.
+
+        Args:
+            share_of_batch, share: of the batch in its group, and of the part in the batch.
+
+        Returns:
+            (share of the part's loss in that of the batch, number of its correct images).
+        """
+        outputs = model(images)                                 # (B, num_classes), or two of them
+        loss = self.loss(outputs, targets, images)
+        self.precision.scaled(loss * (share * share_of_batch)).backward()
+        return loss.detach() * share, self.hits(outputs, targets).astype('float64').sum()
 
     def update(self, epoch, step):
         """Update the weights with the gradients of the group, unless these are not finite."""
