@@ -85,7 +85,7 @@ def test_logits_are_those_of_the_network_which_keeps_its_mode(network):
             np.testing.assert_allclose(divided(x).numpy(), network(x).numpy(), rtol=0, atol=1e-5)
     assert divided(batch(2)[0]).stop_gradient
     divided.train()
-    assert all(one.training for one in (network, divided, *divided.copies))
+    assert all(one.training for one in (divided, *divided.networks))
 
 
 def test_an_error_in_any_thread_ends_the_step_and_threads_are_given_back(network, monkeypatch):
@@ -94,7 +94,7 @@ def test_an_error_in_any_thread_ends_the_step_and_threads_are_given_back(network
     divided = Threads(network, 2)
     for failing in range(2):
         def function(part, share, images, failing=failing):
-            if part is [network, *divided.copies][failing]:
+            if part is divided.networks[failing]:
                 raise ValueError('of one part')
 
         with pytest.raises(ValueError, match='of one part'):

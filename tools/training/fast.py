@@ -50,7 +50,7 @@ from t2t import T2T_module, T2T_ViT, Token_performer, Token_transformer
 
 LEAST_PIXELS = 224 ** 2    # of a process in a step
 LARGEST_SCORE = 60         # exp(60) = 1e26
-BLOCK = 2 ** 16            # numbers; some arrays of this size fit into a core's cache
+BLOCK = 2 ** 18            # numbers; an array of this size fits into a core's cache
 
 _thread = threading.local()    # draws: see draw_for
 

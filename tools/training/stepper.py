@@ -196,7 +196,7 @@ class Stepper:
                     f'{loss_scale.value:g}')
         loss_scale.update(finite)
         self.group = []
-        self.optimizer.clear_grad()
+        self.optimizer.clear_grad(set_to_zero=False)
         return group if finite else []
 
     def sizes(self):

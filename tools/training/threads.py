@@ -31,22 +31,22 @@ class Threads:
     """
 
     def __init__(self, network, count):
-        self.network = network
-        self.copies = [copy.deepcopy(network) for _ in range(count - 1)]
-        self.pool = ThreadPoolExecutor(len(self.copies))
+        self.networks = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
+        self.tensors = [one.parameters() + one.buffers() for one in self.networks]
+        self.pool = ThreadPoolExecutor(count - 1)
 
     @property
     def training(self):
-        return self.network.training
+        return self.networks[0].training
 
     def train(self):
         """Set training mode, as that of a network."""
-        for one in (self.network, *self.copies):
+        for one in self.networks:
             one.train()
 
     def eval(self):
         """Set evaluation mode, as that of a network."""
-        for one in (self.network, *self.copies):
+        for one in self.networks:
             one.eval()
 
     def __call__(self, images):
@@ -63,37 +63,41 @@ class Threads:
             batch: tensors `[B, ...]`.
         """
         results = self._run(function, *batch, seed=seed)
-        with paddle.no_grad():
-            for one in self.copies:
-                for parameter, total in zip(one.parameters(), self.network.parameters()):
-                    if parameter.grad is not None:
-                        total.grad.add_(parameter.grad)
-                        parameter.clear_gradient(set_to_zero=False)
+        self._at_once(self._add_gradients, range(len(self.networks)))
         return results
 
     def _run(self, function, *batch, seed=None):
-        self._share_weights()
-        images, networks = len(batch[0]), [self.network, *self.copies]
-        bounds = np.linspace(0, images, min(len(networks), images) + 1).astype(int).tolist()
+        # For each batch: what loads weights may give the parameters of the network other memory.
+        for tensor, *others in zip(*self.tensors):
+            for other in others:
+                paddle_private.share_memory(other, tensor)
+        images = len(batch[0])
+        bounds = np.linspace(0, images, min(len(self.networks), images) + 1).astype(int).tolist()
 
         def compute(network, first, last):
             with paddle.set_grad_enabled(seed is not None), fast.draw_for(seed, first):
                 return function(network, (last - first) / images,
                                 *(tensor[first:last] for tensor in batch))
 
+        return self._at_once(compute, self.networks, bounds, bounds[1:])
+
+    @paddle.no_grad()
+    def _add_gradients(self, number):
+        """Add the gradients of the copies; each thread does so for every n-th parameter."""
+        for total, *others in [*zip(*self.tensors)][number::len(self.networks)]:
+            for other in others:
+                if other.grad is not None:
+                    total.grad.add_(other.grad)
+                    other.clear_gradient(set_to_zero=False)
+
+    def _at_once(self, function, *arguments):
+        """[function(*these) for these in zip(*arguments)], in this thread and those of the pool."""
+        first, *others = zip(*arguments)
         paddle_private.set_num_threads(1)    # in each of these
-        others = [self.pool.submit(compute, *part)
-                  for part in zip(self.copies, bounds[1:], bounds[2:])]
+        others = [self.pool.submit(function, *these) for these in others]
         try:
-            results = [compute(self.network, *bounds[:2])]
+            results = [function(*first)]
         finally:
             wait(others)
             paddle_private.set_num_threads(start.threads())
         return results + [other.result() for other in others]
-
-    def _share_weights(self):
-        # For each batch: what loads weights may give the parameters of the network other memory.
-        tensors = self.network.parameters() + self.network.buffers()
-        for one in self.copies:
-            for tensor, other in zip(one.parameters() + one.buffers(), tensors):
-                paddle_private.share_memory(tensor, other)
