@@ -102,36 +102,34 @@ def test_an_error_in_any_thread_ends_the_step_and_threads_are_given_back(network
     assert numbers == [1, start.threads()] * 2
 
 
-def steppers(monkeypatch):
-    """Two Steppers of a run: on one thread, and on two."""
+def trained(monkeypatch, count):
+    """Results of four batches, two optimizer steps, on `count` threads: the Batches, the states."""
     monkeypatch.setattr(fast, 'LEAST_PIXELS', 1)
     monkeypatch.setattr(threads, 'LEAST_PIXELS', 1)
-    for count in (1, 2):
-        monkeypatch.setattr(start, 'threads', lambda count=count: count)
-        config = build.load_config('config/lit_data.yaml', [
-            'MODEL.IMAGE_SIZE=32', 'TRAIN.TRAIN_BATCH_SIZE=6', 'TRAIN.PRE_TRAIN=false',
-            'MODEL.DROP_PATH_RATE=0.3', 'TRAIN.ACCUMULATE=2', 'EMA.DECAY=0.9'])
-        stepper, *_ = build.stepper(config, Groups([6, 6, 6, 5], 2))
-        assert (stepper.threads is None) == (count == 1)
-        stepper.begin_epoch(0)
-        yield stepper
+    monkeypatch.setattr(start, 'threads', lambda: count)
+    config = build.load_config('config/lit_data.yaml', [
+        'MODEL.IMAGE_SIZE=32', 'TRAIN.TRAIN_BATCH_SIZE=6', 'TRAIN.PRE_TRAIN=false',
+        'MODEL.DROP_PATH_RATE=0.3', 'TRAIN.ACCUMULATE=2', 'EMA.DECAY=0.9'])
+    stepper, *_ = build.stepper(config, Groups([6, 6, 6, 5], 2))
+    assert (stepper.threads is None) == (count == 1)
+    stepper.begin_epoch(0)
+    counted = [one for step, images in enumerate((6, 6, 6, 5))
+               for one in stepper.step(*batch(images), 0, step)]
+    return ([(one.loss.item(), one.correct.item(), one.images) for one in counted],
+            *({name: value.numpy() for name, value in state.items()}
+              for state in (stepper.weights(), stepper.averages())))
 
 
-def test_steps_are_those_of_one_thread(monkeypatch):
-    results = []
-    for stepper in steppers(monkeypatch):
-        counted = []
-        for step, images in enumerate((6, 6, 6, 5)):
-            counted += stepper.step(*batch(images), 0, step)
-        results.append(([(one.loss.item(), one.correct.item(), one.images) for one in counted],
-                        {name: value.numpy() for name, value in stepper.weights().items()},
-                        {name: value.numpy() for name, value in stepper.averages().items()}))
-    (losses, *states), (other_losses, *other_states) = results
-    assert len(losses) == 4 and [images for *_, images in losses] == [6, 6, 6, 5]
-    np.testing.assert_allclose(losses, other_losses, rtol=1e-5)
-    for state, other in zip(states, other_states):
-        for name, value in state.items():
-            np.testing.assert_allclose(value, other[name], rtol=0, atol=1e-5, err_msg=name)
+def test_steps_are_those_of_one_thread_and_the_same_each_time(monkeypatch):
+    batches, *states = trained(monkeypatch, 2)
+    assert [images for *_, images in batches] == [6, 6, 6, 5]
+    for count, tolerance in ((1, 1e-5), (2, 0)):
+        found, *others = trained(monkeypatch, count)
+        np.testing.assert_allclose(batches, found, rtol=tolerance)
+        for state, other in zip(states, others):
+            for name, value in state.items():
+                np.testing.assert_allclose(value, other[name], rtol=0, atol=tolerance,
+                                           err_msg=name)
 
 
 @pytest.mark.parametrize('size, images, cores, count', [
