@@ -133,7 +133,7 @@ def test_steps_are_those_of_one_thread_and_the_same_each_time(monkeypatch):
 
 
 @pytest.mark.parametrize('size, images, cores, count', [
-    (48, 21, 2, 0), (48, 22, 2, 1), (224, 5, 2, 1), (224, 6, 2, 2), (224, 16, 8, 5),
+    (48, 21, 2, 0), (48, 22, 2, 1), (224, 3, 2, 1), (224, 4, 2, 2), (224, 11, 8, 5),
     (224, 16, 1, 1)])
 def test_the_number_of_threads(monkeypatch, size, images, cores, count):
     monkeypatch.setattr(start, 'threads', lambda: cores)

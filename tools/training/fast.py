@@ -313,9 +313,10 @@ def heads(x, num_heads):
 
 
 def sum_rows(x):
-    """The sum of all rows of `[..., C]`: `[C]`."""
-    x = rows(x)
-    return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x).squeeze(0)
+    """The sum of all rows of a tensor `[..., C]`: `[C]`."""
+    total, x = paddle.empty([x.shape[-1]], x.dtype), rows(array(x))
+    np.matmul(np.ones(len(x), x.dtype), x, out=array(total))
+    return total
 
 
 def sum_products(x, y):

@@ -16,7 +16,7 @@ from training import fast
 
 # Of each thread in a step. With fewer, what only one thread of Python can do at a time takes longer
 # than threads save.
-LEAST_PIXELS = 3 * 224 ** 2
+LEAST_PIXELS = 2 * 224 ** 2
 
 
 class Threads:
