@@ -580,7 +580,7 @@ def threads_of_step(config):
     pixels = batch_size(config) * config.MODEL.IMAGE_SIZE ** 2
     if pixels < fast.LEAST_PIXELS or not fast.works_here():
         return 0
-    most = start.threads() if distributed.world_size() == 1 else 1
+    most = start.threads() if distributed.world_size() == 1 and threads.work_here() else 1
     return max(1, min(most, pixels // threads.LEAST_PIXELS))
 
 

@@ -132,6 +132,16 @@ def test_steps_are_those_of_one_thread_and_the_same_each_time(monkeypatch):
                                            err_msg=name)
 
 
+def test_a_paddle_whose_tensors_cannot_share_memory_uses_one_thread(monkeypatch, capsys):
+    paddle_private._report_missing.cache_clear()
+    monkeypatch.setattr(start, 'threads', lambda: 2)
+    config = build.load_config('config/lit_data.yaml', ['MODEL.IMAGE_SIZE=224'])
+    assert build.threads_of_step(config) == 2
+    monkeypatch.delattr(type(paddle.zeros([1]).get_tensor()), '_share_data_with')
+    assert [build.threads_of_step(config) for _ in range(2)] == [1, 1]
+    assert capsys.readouterr().err.count('_share_data_with: a step computes on one thread') == 1
+
+
 @pytest.mark.parametrize('size, images, cores, count', [
     (48, 21, 2, 0), (48, 22, 2, 1), (224, 3, 2, 1), (224, 4, 2, 2), (224, 11, 8, 5),
     (224, 16, 1, 1)])

@@ -65,9 +65,8 @@ def share_memory(tensor, other):
     """Let a tensor use the memory of another one, of the same shape; return whether it does."""
     try:
         tensor.get_tensor()._share_data_with(other.get_tensor())
-    except AttributeError as error:
-        _report_missing(error.name or 'Tensor._share_data_with', 'a step computes on one thread '
-                        'where an operation of Paddle does')
+    except AttributeError:
+        _report_missing('_share_data_with', 'a step computes on one thread where its operations do')
         return False
     return True
 
