@@ -269,8 +269,8 @@ def train_transform(config):
     """Return the TrainTransform of DATA."""
     data, operations = config.DATA, []
     if data.AUTO_AUGMENT:
-        operations.append(auto_augment(data.AUTO_AUGMENT, data.MEAN,
-                                       data.TRAIN_INTERPOLATION))
+        operations.append(auto_augment(data.AUTO_AUGMENT, data.MEAN, data.TRAIN_INTERPOLATION,
+                                       data.DECODER == 'fast'))
     elif data.COLOR_JITTER:
         operations.append(ColorJitter(data.COLOR_JITTER))
     return TrainTransform(config.MODEL.IMAGE_SIZE, data.TRAIN_SCALE, data.TRAIN_RATIO,

@@ -181,7 +181,8 @@ class Data:
     DECODER: str = option(
         'exact', 'how training images are decoded and resized; exact: all pixels, as torchvision '
         'does, with Pillow; fast: of a JPEG only what a random crop needs, with simplejpeg and '
-        'OpenCV, less than 2 of 255 from exact in the mean. Validation is always exact',
+        'OpenCV, which also moves pixels for AUTO_AUGMENT, less than 2 of 255 from exact in the '
+        'mean. Validation is always exact',
         choices=('exact', 'fast'), former={'pillow': 'exact', 'opencv': 'exact'},
         used='build.train_loader')
     EVAL_TRANSFORM: str = option(

@@ -18,6 +18,7 @@ import build
 from config import ConfigError, load_config
 from recipe import augment
 from recipe.augment import (
+    MOVES,
     OPERATIONS,
     AutoAugment,
     Canvas,
@@ -98,6 +99,21 @@ class TestOperations:
         back = np.asarray(apply_operation(photograph(80, 80), name, magnitude, -1, canvas))
         np.testing.assert_array_equal(np.moveaxis(back, axis, 0)[pixels:],
                                       np.moveaxis(GOLDEN['input'][:80, :80], axis, 0)[:-pixels])
+
+    @pytest.mark.parametrize('name', ['Rotate', *MOVES])
+    def test_fast_moves_differ_by_less_than_two_of_255_in_the_mean(self, name):
+        for (width, height), magnitude, sign in itertools.product(
+                ((120, 80), (90, 90)), (0, 2.5, 6, 10), (1, -1)):
+            image = photograph(height, width)
+            for resampling in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
+                exact, fast = (np.asarray(apply_operation(
+                    image, name, magnitude, sign, Canvas((1, 200, 3), resampling, is_fast))
+                ).astype(int) for is_fast in (False, True))
+                assert exact.shape == fast.shape == (height, width, 3)
+                assert abs(exact - fast).mean() < 2
+                if magnitude:    # the other direction is further away
+                    other = apply_operation(image, name, magnitude, -sign)
+                    assert abs(exact - np.asarray(other)).mean() > 5
 
     def test_every_magnitude_works(self):
         for name, magnitude, sign in itertools.product(OPERATIONS, (0, 3.7, 10), (1, -1)):
@@ -420,6 +436,14 @@ class TestConfiguration:
             actual = official.pixels(photograph(), np.random.default_rng(seed))
             np.testing.assert_array_equal(actual, np.asarray(policy(before, rng)))
         assert plain.operations == []
+
+    @pytest.mark.parametrize('decoder', ['exact', 'fast'])
+    def test_the_decoder_decides_how_pixels_move(self, decoder):
+        config = build.load_config('config/t2t_vit_7_official.yaml', [f'DATA.DECODER={decoder}'])
+        policy, = build.train_transform(config).operations
+        assert policy.canvas.fast == (decoder == 'fast')
+        plan = policy.plan(np.random.default_rng(1))
+        assert {canvas.fast for *_, canvas in plan} == {decoder == 'fast'}
 
     def test_colour_jitter_is_inactive_beside_auto_augment(self):
         (jitter,) = build.train_transform(self.config('DATA.COLOR_JITTER=0.3')).operations

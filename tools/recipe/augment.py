@@ -64,11 +64,13 @@ WITHOUT_MAGNITUDE = ('AutoContrast', 'Equalize', 'Invert')
 class Canvas(NamedTuple):
     """How operations move pixels.
 
-    fill: RGB colour outside the image. resampling: Pillow's filter.
+    fill: RGB colour outside the image. resampling: Pillow's filter. fast: whether OpenCV moves
+    them, in a fraction of Pillow's time, with slightly different values.
     """
 
     fill: tuple = (124, 116, 104)    # ImageNet's mean
     resampling: Image.Resampling = Image.Resampling.BICUBIC
+    fast: bool = False
 
 
 CANVAS = Canvas()
@@ -76,6 +78,8 @@ CANVAS = Canvas()
 
 def apply_operation(image, name, magnitude, sign=1, canvas=CANVAS):
     """Apply one operation to a PIL RGB image, with the same result as timm, bit by bit.
+
+    (With a fast canvas Rotate, Shear and Translate differ by less than 2 of 255 in the mean.)
 
     Args:
         name: one of OPERATIONS.
@@ -92,10 +96,15 @@ def apply_operation(image, name, magnitude, sign=1, canvas=CANVAS):
         return TONES[name](image, strength)
     if name in MOVES:
         matrix = MOVES[name](sign * strength, image.size)
+        if canvas.fast:
+            return _move(image, matrix, canvas)
         return image.transform(image.size, Image.Transform.AFFINE, matrix, canvas.resampling,
                                fillcolor=canvas.fill)
     if name == 'Rotate':
-        return image.rotate(sign * (strength * 30), canvas.resampling, fillcolor=canvas.fill)
+        degrees = sign * (strength * 30)
+        if canvas.fast:
+            return _move(image, _rotation(degrees, image.size), canvas)
+        return image.rotate(degrees, canvas.resampling, fillcolor=canvas.fill)
     if name not in OPERATIONS:
         raise ValueError(f'{name} is an unknown operation{_hint(name, OPERATIONS)}')
     if name in ENHANCEMENTS:
@@ -104,6 +113,26 @@ def apply_operation(image, name, magnitude, sign=1, canvas=CANVAS):
         factor = max(0.1, 1 + sign * strength * 0.9)
     enhancer = getattr(ImageEnhance, name.replace('Increasing', ''))
     return enhancer(image).enhance(factor)
+
+
+def _rotation(degrees, size):
+    """The affine map of a counterclockwise rotation about the centre; see MOVES."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = size[0] / 2, size[1] / 2
+    return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
+
+
+def _move(image, matrix, canvas):
+    """Move the pixels of a PIL image by an affine map, see MOVES, with OpenCV."""
+    import cv2
+    cv2.setNumThreads(0)    # forked workers would wait for threads that they don't have
+    a, b, c, d, e, f = matrix
+    # The first pixel's centre is at (0, 0) for OpenCV, at (0.5, 0.5) for Pillow.
+    matrix = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
+    bilinear = canvas.resampling == Image.Resampling.BILINEAR
+    return Image.fromarray(cv2.warpAffine(
+        np.asarray(image), matrix, image.size, borderValue=canvas.fill,
+        flags=cv2.WARP_INVERSE_MAP | (cv2.INTER_LINEAR if bilinear else cv2.INTER_CUBIC)))
 
 
 class AutoAugment:
@@ -198,7 +227,7 @@ PARTS = {'m': (int, 0, FULL_MAGNITUDE), 'n': (int, 1, 100), 'mstd': (float, 0, 1
 PROBABILITY = 0.5    # of applying an operation that RandAugment has drawn
 
 
-def auto_augment(text, mean=(0.485, 0.456, 0.406), interpolation='random'):
+def auto_augment(text, mean=(0.485, 0.456, 0.406), interpolation='random', fast=False):
     """Build an AutoAugment from a text in timm's syntax.
 
     `rand`, RandAugment, may be followed by these parts, in any order, each after a dash:
@@ -210,6 +239,7 @@ def auto_augment(text, mean=(0.485, 0.456, 0.406), interpolation='random'):
         text: e.g. `rand-m9-mstd0.5-inc1` or `original`.
         mean: of the channels, in 0 to 1: the colour outside the image.
         interpolation: 'bilinear', 'bicubic', or 'random': one of the two for each operation.
+        fast: see Canvas.
 
     Returns:
         A callable of a PIL RGB image and a NumPy Generator that returns a PIL image.
@@ -226,7 +256,8 @@ def auto_augment(text, mean=(0.485, 0.456, 0.406), interpolation='random'):
     names = ('bilinear', 'bicubic') if interpolation == 'random' else (interpolation,)
     options = dict(
         noise=values.get('mstd', 0.0),
-        canvas=Canvas(fill=tuple(min(max(round(255 * channel), 0), 255) for channel in mean)),
+        canvas=Canvas(fill=tuple(min(max(round(255 * channel), 0), 255) for channel in mean),
+                      fast=fast),
         resamplings=[Image.Resampling[name.upper()] for name in names])
     if policy == 'original':
         return AutoAugment(ORIGINAL, **options)

@@ -36,8 +36,12 @@ class Threads:
     """
 
     def __init__(self, network, count):
-        self.networks = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
-        self.tensors = [one.parameters() + one.buffers() for one in self.networks]
+        self.networks, self.tensors = [], []
+        for number in range(count):
+            one = copy.deepcopy(network) if number else network
+            self.networks.append(one)
+            self.tensors.append(one.parameters() + one.buffers())
+            self._share_weights()    # before the next copy: frees the memory of this one
         self.pool = ThreadPoolExecutor(count - 1)
 
     @property
@@ -72,10 +76,7 @@ class Threads:
         return results
 
     def _run(self, function, *batch, seed=None):
-        # For each batch: what loads weights may give the parameters of the network other memory.
-        for tensor, *others in zip(*self.tensors):
-            for other in others:
-                paddle_private.share_memory(other, tensor)
+        self._share_weights()    # what loads weights may give the network's parameters other memory
         images = len(batch[0])
         bounds = np.linspace(0, images, min(len(self.networks), images) + 1).astype(int).tolist()
 
@@ -85,6 +86,11 @@ class Threads:
                                 *(tensor[first:last] for tensor in batch))
 
         return self._at_once(compute, self.networks, bounds, bounds[1:])
+
+    def _share_weights(self):
+        for tensor, *others in zip(*self.tensors):
+            for other in others:
+                paddle_private.share_memory(other, tensor)
 
     @paddle.no_grad()
     def _add_gradients(self, number):
