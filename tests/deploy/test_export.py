@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -424,6 +425,12 @@ def test_an_export_can_be_the_distillation_teacher(trained, export_of, pictures,
     images = np.stack([transform(picture) for picture in pictures])
     np.testing.assert_allclose(teacher(paddle.to_tensor(images)).numpy(),
                                logits_of(network, images), rtol=0, atol=3e-5)
+    # Threads of a step call it at the same time, each with its part of the batch.
+    parts = [paddle.to_tensor(images[number:number + 2]) for number in (0, 1, 2)] * 20
+    expected = [teacher(part).numpy() for part in parts]
+    with ThreadPoolExecutor(3) as pool:
+        for logits, wanted in zip(pool.map(teacher, parts), expected):
+            np.testing.assert_array_equal(logits.numpy(), wanted)
     with pytest.raises(ConfigError, match='1000 classes at 48 pixels; a teacher needs .*64 pixels'):
         build.teacher(load_config('config/lit_data.yaml', [*keys, 'MODEL.IMAGE_SIZE=64']))
     out = exported(trained, tmp_path, name='other', normalise=True)

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,6 +179,7 @@ class Engine:
         self.note = f'{path}: {note}' if note else ''
         self._path = path
         self._run = run
+        self._lock = threading.Lock()    # training.threads calls a teacher from several threads
 
     def __call__(self, images):
         images = np.ascontiguousarray(np.asarray(images, dtype='float32'))
@@ -185,7 +187,8 @@ class Engine:
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f'the exported network takes images [B, 3, {size}, {size}], '
                              f'not {list(images.shape)}')
-        output = self._run(images)
+        with self._lock:
+            output = self._run(images)
         _check_shape(self._path, 'num_classes', 'output',
                      (len(images), self.description.num_classes), output.shape)
         if self.description.softmax:

@@ -56,7 +56,9 @@ _thread = threading.local()    # draws: see draw_for
 
 
 def speed_up(network):
-    """Use the faster forward in all layers of `network` that have one, where that works; return it.
+    """Use the faster forward in all layers of `network` that have one; return the network.
+
+    Nothing changes unless `works_here()`.
     """
     if not works_here():
         return network
@@ -619,6 +621,7 @@ def exp_of_scores_(scores):
 class PerformerAttention(Branch):
     """Values plus kept(projection) of a Token_performer: `[B, N, dim]` to `[B, N, C]`.
 
+    x, which nothing else may use, is normalised in place.
     E = exp(w x - |x|^2 / 2) of keys and queries is one tensor `[B, N, 2 m]`: m features of the
     key, then m of the query. They are sqrt(m) times prm_exp.
     """
