@@ -75,10 +75,9 @@ class Worker:
         timeout: seconds to wait for an answer.
         program: the command of the process; None: benchmark_worker.py, or benchmark_pytorch.py
             where PyTorch is the engine.
-        variables: environment variables for the process.
     """
 
-    def __init__(self, request, threads, timeout, program=None, variables=None):
+    def __init__(self, request, threads, timeout, program=None):
         if program is None and request['engine'] == 'pytorch':
             program = (request['python'], str(HERE / 'benchmark_pytorch.py'))
         program = program or (sys.executable, str(HERE / 'benchmark_worker.py'))
@@ -86,7 +85,6 @@ class Worker:
         environment = {name: value for name, value in os.environ.items()
                        if not name.startswith('PADDLE_')}
         environment['OMP_NUM_THREADS'] = str(threads)
-        environment.update({name: value for name, value in (variables or {}).items() if value})
         self.timeout = timeout
         self.stderr = tempfile.TemporaryFile()
         self.process = subprocess.Popen(

@@ -249,9 +249,13 @@ class Kept:
 
 @contextlib.contextmanager
 def draw_for(seed, first_image):
-    """Within this context and thread draw what a batch with this seed gets, from an image on.
+    """A context in which dropout and drop path draw for a part of a batch, in this thread.
 
-    So the parts of a batch get the same numbers as the whole.
+    Each image gets the same random numbers in any part as in the whole batch.
+
+    Args:
+        seed: of the whole batch.
+        first_image: index in the batch of the part's first image.
     """
     _thread.draws = seed, first_image, itertools.count()
     try:
@@ -261,10 +265,13 @@ def draw_for(seed, first_image):
 
 
 def generator(words):
-    """Return a generator of random bits for the next operation that draws.
+    """Return NumPy's generator of random bits for the next operation that draws.
 
-    It stands at the first image of `draw_for`; `words` is how many times 64 bits an image takes.
-    Without that context Paddle's generator draws the seed.
+    Its first numbers are for the first image of `draw_for`. Outside of that context Paddle's
+    generator draws its seed.
+
+    Args:
+        words: numbers of 64 bits that the operation draws for each image.
     """
     draws = getattr(_thread, 'draws', None)
     if draws is None:
