@@ -1,5 +1,6 @@
 """Setup of all tests: `tools/` on the path, the process prepared as by a command; fixtures."""
 
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)    # tests send it; nohup would hav
 def pytest_configure():
     from support import fork
     fork.install()
+
+
+def pytest_collection_finish():
+    gc.freeze()    # later searches for garbage leave out all tests and modules, and take less time
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import numpy as np
 import paddle
 import pytest
 from conftest import ROOT
-from scipy.stats import binomtest
 
 import build
 from config import FORMER_VALUES, REMOVED, load_config
@@ -72,6 +71,8 @@ def test_the_loss_falls_in_the_shipped_logs(name):
 
 
 def test_the_card_of_the_weights_for_photographs_has_the_figures_of_their_log():
+    from scipy.stats import binomtest
+
     records = [json.loads(line) for line in
                (ROOT / 'log' / 'tiny_imagenet_50.jsonl').read_text().splitlines()]
     best = max((record for record in records if record['event'].startswith('validation')),

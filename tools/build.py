@@ -109,7 +109,8 @@ def trained_network(config, weights_path):
     Returns:
         (network, the file's metadata)
     """
-    built = network(config)
+    with paddle.LazyGuard():    # draws no random weights, which takes up to seconds
+        built = network(config)
     _, metadata = load_weights(config, built, weights_path, config.MODEL.ADAPT)
     return built, metadata
 
@@ -387,8 +388,9 @@ def teacher(config):
         except ValueError as error:
             raise ConfigError(f'DISTILL.WEIGHTS: {error}') from error
     try:
-        built = zoo.create_model(keys.TEACHER, num_classes=model.NUM_CLASSES,
-                                 img_size=model.IMAGE_SIZE)
+        with paddle.LazyGuard():    # as in trained_network
+            built = zoo.create_model(keys.TEACHER, num_classes=model.NUM_CLASSES,
+                                     img_size=model.IMAGE_SIZE)
     except ValueError as error:
         raise ConfigError(f'DISTILL.TEACHER: {error}') from error
     state, _ = weights_for(built, weights_file(config, keys.WEIGHTS, keys.TEACHER))

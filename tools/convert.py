@@ -312,8 +312,9 @@ def main(arguments):
                                  f'{LAYOUTS[ending]}; only .safetensors files have either')
 
     state, metadata = read_weights(source, options.part, widen=False)
-    network, model, how = network_for(state, metadata, source, options.model, config,
-                                      options.config or options.source)
+    with paddle.LazyGuard():    # without random weights: load_state replaces all
+        network, model, how = network_for(state, metadata, source, options.model, config,
+                                          options.config or options.source)
     fitted = names.fit(state, network, metadata)
     part = f', {metadata["part"]} of a checkpoint' if 'part' in metadata else ''
     print(f'{source}: {model} ({how}), {network.img_size} pixels, {number_types(state)}{part}')

@@ -116,9 +116,8 @@ class TestDecodeImage:
         (jpeg_bytes(progressive=True)[:-300], 'truncated'),
         (jpeg_bytes()[:30], 'image'),
         (sixteen_bit_png(np.ones((50, 50, 3)))[:60], 'damaged'),
-        (sixteen_bit_png(np.broadcast_to(np.uint16(0), (14000, 14000, 1))), 'decompression bomb'),
     ], ids=['empty', 'text', 'postscript', 'half', 'no end', 'thumbnail', 'progressive', 'header',
-            'png', 'bomb'])
+            'png'])
     def test_faulty_file(self, tmp_path, content, reason):
         path = tmp_path / 'faulty.jpg'
         path.write_bytes(content)
@@ -126,6 +125,12 @@ class TestDecodeImage:
             decode_image(path)
         message = str(caught.value)
         assert message.startswith(f'{path}: ') and reason in message and '\n' not in message
+
+    def test_a_decompression_bomb(self, tmp_path):
+        # The size is refused before the pixels, which are missing, would be read.
+        header = png_chunk(b'IHDR', struct.pack('>IIBBBBB', 14000, 14000, 16, 0, 0, 0, 0))
+        content = b'\x89PNG\r\n\x1a\n' + header + png_chunk(b'IDAT', b'')
+        self.test_faulty_file(tmp_path, content, 'decompression bomb')
 
     def test_missing_file(self, tmp_path):
         with pytest.raises(ImageError, match=r'none\.jpg: cannot be read \(No such file'):

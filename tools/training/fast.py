@@ -538,9 +538,8 @@ class NormMlp(Branch):
             # The derivative of h (1 + erf(h)) is 1 + erf(h) + h exp(-h^2) 2 / sqrt(pi).
             gelu += 1
             slope = h * h
-            np.negative(slope, out=slope)
+            np.subtract(math.log(2 * np.pi ** -0.5), slope, out=slope)
             np.exp(slope, out=slope)
-            slope *= 2 * np.pi ** -0.5
             slope *= h
             slope += gelu
             of_h *= slope
@@ -569,16 +568,17 @@ class NormAttention(Branch):
         total = paddle.empty([batch, num_heads, num_tokens, 1], x.dtype)
         joined = paddle.empty([batch, num_tokens, dim], x.dtype)
         bias = array(bias)
-        for images, scores, sums, values in blocks(*map(array, (qkv, attended, total, joined))):
+        queries, keys, values = (heads(part, num_heads) for part in parts(array(qkv), 3))
+        for images, query, key, value, scores, sums, result in blocks(
+                array(qkv), queries[:, :, :num_tokens], keys, values, array(attended),
+                array(total), heads(array(joined), num_heads)):
             images += bias
-            query, key, value = (heads(part, num_heads) for part in parts(images, 3))
-            query, values = query[:, :, :num_tokens], heads(values, num_heads)
             query *= scale
             np.matmul(query, key.swapaxes(2, 3), out=scores)    # (images, heads, num_tokens, N)
             exp_of_scores_(scores)
             sums[...] = sum_last(scores)
-            np.matmul(scores, value, out=values)
-            values /= sums
+            np.matmul(scores, value, out=result)
+            result /= sums
         ctx.num_heads, ctx.scale, ctx.kept = num_heads, scale, kept
         ctx.saved = (normalised, norm_scale, qkv, attended, total, joined, weight, out_weight)
         first = x if num_tokens == tokens else x[:, :num_tokens]
@@ -593,22 +593,22 @@ class NormAttention(Branch):
         of_joined = paddle.matmul(gradient, out_weight, transpose_y=True)
         num_tokens, missing = joined.shape[1], qkv.shape[1] - joined.shape[1]
         of_qkv = paddle.zeros_like(qkv) if missing else paddle.empty_like(qkv)
-        for images, scores, sums, values, of_values, of_images in blocks(
-                *map(array, (qkv, attended, total, joined, of_joined, of_qkv))):
-            query, key, value, of_query, of_key, of_value = (
-                heads(part, ctx.num_heads) for part in (*parts(images, 3), *parts(of_images, 3)))
-            query, of_query = query[:, :, :num_tokens], of_query[:, :, :num_tokens]
-            values, of_values = heads(values, ctx.num_heads), heads(of_values, ctx.num_heads)
-            # Softmax: p (dp - sum(p dp)); that sum is the one over values * of_values. As `scores`
+        (queries, keys, values), (of_queries, of_keys, of_values) = (
+            [heads(part, ctx.num_heads) for part in parts(array(x), 3)] for x in (qkv, of_qkv))
+        results, of_results = (heads(array(x), ctx.num_heads) for x in (joined, of_joined))
+        for query, key, value, scores, sums, result, of_query, of_key, of_value, of_result in (
+                blocks(queries[:, :, :num_tokens], keys, values, array(attended), array(total),
+                       results, of_queries[:, :, :num_tokens], of_keys, of_values, of_results)):
+            # Softmax: p (dp - sum(p dp)); that sum is the one over result * of_result. As `scores`
             # are p * sums now, the bracket is divided by these.
-            of_values /= sums
-            of_scores = of_values @ value.swapaxes(2, 3)        # (images, heads, num_tokens, N)
-            of_scores -= sum_products(values, of_values)
+            of_result /= sums
+            of_scores = of_result @ value.swapaxes(2, 3)        # (images, heads, num_tokens, N)
+            of_scores -= sum_products(result, of_result)
             of_scores *= scores
             np.matmul(of_scores, key, out=of_query)
             of_query *= ctx.scale
             np.matmul(of_scores.swapaxes(2, 3), query, out=of_key)
-            np.matmul(scores.swapaxes(2, 3), of_values, out=of_value)
+            np.matmul(scores.swapaxes(2, 3), of_result, out=of_value)
         if missing:
             residual = F.pad(residual, [0, missing], data_format='NLC')
         of_x, of_weight = normalised_backward(ctx, normalised, norm_scale, weight, of_qkv,

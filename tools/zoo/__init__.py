@@ -224,6 +224,8 @@ def load_state(network, state, source, adapt=False, new_head=False):
     """Load named weights into a network, all of them or none.
 
     Args:
+        network: the network. Without new_head, its own weights need not be allocated: it may be
+            built under paddle.LazyGuard.
         state: {parameter name: ndarray}, a Linear's weight as `[in, out]`.
         source: where the weights came from, for messages.
         adapt: accept another image size: position tables are interpolated (bicubic), the rows of

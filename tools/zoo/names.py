@@ -85,15 +85,16 @@ def pretrained_model(name, path, **options):
         ValueError: for invalid options.
     """
     state, metadata = read_weights(path)
+    new_head = 'num_classes' in options
     try:
-        network = create_model(name, **{**options_for(name, state, metadata), **options})
+        with contextlib.nullcontext() if new_head else paddle.LazyGuard():    # see load_state
+            network = create_model(name, **{**options_for(name, state, metadata), **options})
     except WeightsError as error:
         raise WeightsError(f'{path}: {error}') from error
     state, metadata = _for_network(network, state, metadata, path)
     if metadata.get('model') and not same_network(metadata['model'], name):
         raise WeightsError(f'{path}: holds weights of {metadata["model"]}, not of {name}')
-    load_state(network, state, path, adapt='img_size' in options,
-               new_head='num_classes' in options)
+    load_state(network, state, path, adapt='img_size' in options, new_head=new_head)
     return network
 
 
