@@ -274,9 +274,12 @@ def plan(options, folder):
                 network='plain', precision='float32', export=f'{folder}/pytorch.npz')
         add('training', 'paddle', ('training',), run='training', engine='paddle',
             precision='float32')
-    for workers in range(options.workers + 1) if 'loader' in options.parts else ():
-        add('loader', f'{workers} processes', ('loader',), run='loader', engine='paddle',
-            workers=workers)
+    if 'loader' in options.parts:
+        for workers in range(options.workers + 1):
+            add('loader', f'{workers} processes', ('loader',), run='loader', engine='paddle',
+                split='train', workers=workers)
+        add('loader', '0 processes, validation', ('loader',), run='loader', engine='paddle',
+            split='val', workers=0)
     if 'loader' in options.parts and 'pytorch' in options.engines:
         config = build.load_config(options.config, options.override)
         samples = build.train_loader(config).dataset.samples
@@ -286,7 +289,7 @@ def plan(options, folder):
                 recipe=recipe, image_size=config.MODEL.IMAGE_SIZE, files=files)
             for decoder in ('exact', 'fast'):
                 add('loader', f'{recipe} recipe, {decoder}', ('loader',), run='loader',
-                    engine='paddle', recipe=recipe, workers=0,
+                    engine='paddle', recipe=recipe, split='train', workers=0,
                     override=[*options.override, *keys, f'DATA.DECODER={decoder}'])
     return rows
 

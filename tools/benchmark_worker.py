@@ -167,14 +167,15 @@ def run_training(request):
 
 
 def run_loader(request):
-    """Time the loader of the training images, seconds for a batch.
+    """Time the loader of the training or validation images, seconds for a batch.
 
     For DATA.DECODER=fast also measure the mean difference to the pixels of exact, of 255.
     """
     workers = request['workers']
+    split = request['split'].upper()
     config = build.load_config(request['config'], request['override'] + [
-        f'TRAIN.TRAIN_BATCH_SIZE={request["batch_size"]}', f'TRAIN.TRAIN_NUM_WORKS={workers}'])
-    loader = build.train_loader(config)
+        f'TRAIN.{split}_BATCH_SIZE={request["batch_size"]}', f'TRAIN.{split}_NUM_WORKS={workers}'])
+    loader = build.train_loader(config) if split == 'TRAIN' else build.eval_loader(config)
     epochs = itertools.count()
 
     def read(repeats):

@@ -277,7 +277,7 @@ def test_a_tiny_run_writes_all_results(tiny_run):
         assert row['images_a_step'] == 2 and row['peak_memory_mib'] > 50
         assert row['images_per_second']['median'] > 0 and row['share_of_limit'] > 0
     assert content['training'][0]['speed_ratio'] == 1
-    assert [row['workers'] for row in content['loader']] == [0]
+    assert [row['name'] for row in content['loader']] == ['0 processes', '0 processes, validation']
 
 
 def test_the_figure_of_cost_takes_the_fastest_way_of_a_report(tiny_run, monkeypatch):
