@@ -24,6 +24,9 @@ from support.runs import (
     without_roots_rights,
 )
 
+import build
+from config import load_config
+from system import start
 from training.checkpoint import capture, restore
 from training.folder import Checkpoints
 from weights.container import CheckpointError, read_checkpoint, write_checkpoint
@@ -62,6 +65,29 @@ def test_signals_finish_the_step_save_and_exit_with_75(recipe, uninterrupted, tm
     done = run(recipe, folder, 'TRAIN.SAVE_STEPS=0')
     assert 'going on from' in done.stdout
     assert_same_run(uninterrupted, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('slow_steps')
+def test_a_signal_does_not_change_the_result_of_two_threads(recipe, tmp_path, monkeypatch):
+    """Images of 224 x 224 pixels, four a step, so that each thread computes two of them."""
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    monkeypatch.setattr(start, 'threads', lambda: 2)
+    images = (recipe.parent / 'train.txt').read_text().splitlines()[:26]
+    (tmp_path / 'train.txt').write_text('\n'.join(images))
+    options = (f'DATA_PATH.TRAIN_DATASET_LABEL_PATH={tmp_path}/train.txt', 'MODEL.IMAGE_SIZE=224',
+               'TRAIN.TRAIN_BATCH_SIZE=4', 'SCHEDULER.NUM_EPOCHS=1', 'SCHEDULER.WARMUP_EPOCHS=0',
+               'TRAIN.SAVE_STEPS=0')
+    assert build.threads_of_step(load_config(recipe, options)) == 2
+    run(recipe, tmp_path / 'uninterrupted', *options)
+    process = subprocess.Popen(command(recipe, tmp_path / 'run', *options), cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(process, r'Step \[4/7\]')
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert 'going on from' in run(recipe, tmp_path / 'run', *options).stdout
+    assert_same_run(tmp_path / 'uninterrupted', tmp_path / 'run')
 
 
 def test_a_second_ctrl_c_ends_at_once(recipe, tmp_path):
