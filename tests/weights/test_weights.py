@@ -18,7 +18,9 @@ import paddle
 import pytest
 from conftest import ROOT
 
+import build
 import zoo
+from config import load_config
 from weights import unpickle
 from weights.container import write_checkpoint
 from weights.files import WeightsError, read_weights, write_weights
@@ -323,8 +325,6 @@ def test_a_pytorch_file_of_official_names_gives_the_golden_logits(tmp_path):
     from safetensors.numpy import save_file
     from support.official import GOLDEN, VARIANTS, image_batch, official_tensor
 
-    import build
-    from config import load_config
     from t2t import sinusoid_table
 
     shapes = VARIANTS['t2t_vit_7_96']['state']
@@ -336,3 +336,17 @@ def test_a_pytorch_file_of_official_names_gives_the_golden_logits(tmp_path):
     network.eval()
     golden = np.load(GOLDEN / 'forward_t2t_vit_7_96.npz')['logits']
     np.testing.assert_allclose(network(image_batch(96)).numpy(), golden, rtol=0, atol=1e-5)
+
+
+def test_a_network_with_weights_of_a_file_draws_no_random_ones(tmp_path):
+    """They take seconds in large networks. (A Performer draws its few features in any case.)"""
+    config = load_config('config/lit_data.yaml', ['MODEL.NAME=vit_mini'])
+    state = build.network(config).state_dict()
+    write_weights(tmp_path / 'a.pdparams', state, {})
+    paddle.seed(5)
+    expected = paddle.rand([4]).numpy()
+    paddle.seed(5)
+    network, _ = build.trained_network(config, tmp_path / 'a.pdparams')
+    np.testing.assert_array_equal(paddle.rand([4]).numpy(), expected)
+    for name, value in network.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), state[name].numpy(), err_msg=name)
