@@ -32,7 +32,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def weights_from_numpy(monkeypatch):
-    """Let NumPy draw initial weights, which takes a fifth of Paddle's time."""
+    """Let NumPy draw initial weights, which takes less time than Paddle; networks are large."""
     rng = np.random.default_rng(0)
 
     def normal(std):

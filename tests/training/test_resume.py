@@ -77,12 +77,12 @@ def test_a_signal_does_not_change_the_result_of_two_threads(recipe, tmp_path, mo
     (tmp_path / 'train.txt').write_text('\n'.join(images))
     options = (f'DATA_PATH.TRAIN_DATASET_LABEL_PATH={tmp_path}/train.txt', 'MODEL.IMAGE_SIZE=224',
                'TRAIN.TRAIN_BATCH_SIZE=4', 'SCHEDULER.NUM_EPOCHS=1', 'SCHEDULER.WARMUP_EPOCHS=0',
-               'TRAIN.SAVE_STEPS=0')
+               'TRAIN.SAVE_STEPS=0', 'TRAIN.LOG_EVERY=1')
     assert build.threads_of_step(load_config(recipe, options)) == 2
     run(recipe, tmp_path / 'uninterrupted', *options)
     process = subprocess.Popen(command(recipe, tmp_path / 'run', *options), cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_for(process, r'Step \[4/7\]')
+    wait_for(process, r'Step \[2/7\]')    # of a group of two
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error
