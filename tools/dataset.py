@@ -6,6 +6,7 @@ from PIL import Image
 
 from data import DataError, jpeg
 from data.decode import ImageError, decode_bytes, name_bad_images, printable, read_image_file
+from data.jpeg import Jpeg
 from data.samples import Samples
 
 
@@ -13,7 +14,7 @@ class ImageDataset(Dataset):
     """Images and labels. A sample depends only on its key and the seed.
 
     A key is (epoch, index), or (epoch, index, repetition) if an epoch holds an image more than
-    once; repetition 0 is the default.
+    once; repetition 0 is the default. An index alone is a key of epoch 0.
 
     The key and the seed determine the augmentation, so the number of workers and ranks and the
     order of reading do not change a sample, and a resumed run gets the samples of an uninterrupted
@@ -57,33 +58,60 @@ class ImageDataset(Dataset):
     def __getitem__(self, key):
         """Return the image [3, H, W], of the transform's dtype, and the label, int64, of a key.
 
-        An index alone is a key of epoch 0.
-
         Raises:
             ImageError: if the file cannot be read; with 'replace', if no image of its class can.
         """
         image, (label, _) = self.read(key)
         return image, np.int64(label)
 
-    def read(self, key):
-        """Return (image, (label, bad)); bad is {path: error message} of unreadable files."""
-        epoch, index, *repetition = key if isinstance(key, tuple) else (0, key)
+    def read(self, key, content=None, generator=None):
+        """Return (image, (label, bad)); bad is {path: error message} of unreadable files.
+
+        Args:
+            content, generator: what fetch(index) and generator(key) have returned, if they were
+                called before.
+        """
+        _, index, *_ = _parts(key)
         label = self.samples[index][1]
         bad = {}
         for candidate in self._candidates(index):
+            content = self.fetch(candidate) if content is None else content
             # The key determines the augmentation of a replacement, too.
-            rng = np.random.default_rng((self.seed, epoch, index, *filter(None, repetition)))
+            generator = generator or self.generator(key)
             try:
-                return self.transform(self.open(candidate), rng), (label, bad)
+                return self.transform(self._decode(content, candidate), generator), (label, bad)
             except ImageError as error:
                 if self.bad_images == 'raise':
                     raise
                 bad[self.samples[candidate][0]] = printable(str(error))
+            content = generator = None
         if self.bad_images == 'replace':
             raise ImageError(f'no image of class {label} can be read: '
                              f'{name_bad_images(list(bad.values()), 3)}')
         size = self.transform.image_size
         return np.zeros((3, size, size), self.transform.dtype), (-1, bad)
+
+    def generator(self, key):
+        """The random numbers of a key: a numpy Generator."""
+        epoch, index, *repetition = _parts(key)
+        return np.random.default_rng((self.seed, epoch, index, *filter(None, repetition)))
+
+    def fetch(self, index):
+        """Read the file of a sample, and decode nothing.
+
+        Returns:
+            The bytes of an image file; a Jpeg; pixels, uint8 [H, W, 3]; or the exception that
+            reading raised: open() and read() raise it.
+        """
+        name = self.samples[index][0]
+        try:
+            content = (read_image_file(name, self.root) if self.opener is None
+                       else self.opener(index))
+            if self.decoder == 'fast' and not isinstance(content, np.ndarray):
+                return jpeg.open_jpeg(content, name) or content
+            return content
+        except Exception as error:
+            return error
 
     def open(self, index):
         """The image of a sample: a PIL image of mode RGB, or a Jpeg.
@@ -91,12 +119,16 @@ class ImageDataset(Dataset):
         Raises:
             ImageError: if it cannot be read.
         """
-        name = self.samples[index][0]
-        content = read_image_file(name, self.root) if self.opener is None else self.opener(index)
+        return self._decode(self.fetch(index), index)
+
+    def _decode(self, content, index):
+        if isinstance(content, Exception):
+            raise content
+        if isinstance(content, Jpeg):
+            return content
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)
-        image = jpeg.open_jpeg(content, name) if self.decoder == 'fast' else None
-        return image or decode_bytes(content, name)
+        return decode_bytes(content, self.samples[index][0])
 
     def _candidates(self, index):
         """Yield the index of a sample, then the indices of its replacements."""
@@ -113,6 +145,11 @@ class ImageDataset(Dataset):
 
     def __len__(self):
         return len(self.samples)
+
+
+def _parts(key):
+    """The parts of a key; an index alone is a key of epoch 0."""
+    return key if isinstance(key, tuple) else (0, key)
 
 
 class EpochBatchSampler(DistributedBatchSampler):

@@ -160,10 +160,10 @@ def test_the_next_epoch_is_read_before_it_begins(samples, tmp_path, following, n
     """The same epoch again, as in validation, and the next one, as in training."""
     loader, log = loader_of(samples, 2, following=following), tmp_path / 'log'
 
-    def logged(key, read=loader.dataset.read):
+    def logged(key, *fetched, read=loader.dataset.read):
         with log.open('a') as file:
             file.write(f'{key[0]}\n')
-        return read(key)
+        return read(key, *fetched)
 
     loader.dataset.read = logged
     epoch_of(loader, 0)
