@@ -7,7 +7,8 @@ import signal
 import pytest
 from support.processes import gone
 
-from system import pool
+from system import pool, start
+from system.start import STOP_SIGNALS
 
 _start = 0
 
@@ -29,6 +30,11 @@ def die(number):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def stop(number):
+    os.kill(os.getpid(), number)
+    return number, signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_every_task_has_one_result():
     results = list(pool.run(((add, number) for number in range(50)), 3,
                             functools.partial(setup, 100)))
@@ -48,3 +54,20 @@ def test_a_failure_ends_all_processes(task, error):
     assert gone(processes)
     if task is fail:
         assert (caught.value.errno, caught.value.filename) == (7, 'name')
+
+
+def test_signals_to_stop_are_left_to_the_parent():
+    """A job sends them to all processes, and the first one to end must not be a worker."""
+    tasks = [(stop, number) for number in STOP_SIGNALS]
+    assert sorted(pool.run(tasks, 2)) == sorted((number, set()) for number in STOP_SIGNALS)
+
+
+def test_a_signal_before_a_process_has_begun():
+    with start.stop_signals_held():
+        process = os.fork()
+        if process == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            start.leave_stopping_to_parent()
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())

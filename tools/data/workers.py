@@ -21,7 +21,7 @@ from collections import deque
 import numpy as np
 
 from data.decode import ImageError
-from system.start import STOP_SIGNALS, follow_parent, free_memory, processes_here
+from system import start
 
 BATCHES_AHEAD = 2     # batches that each worker reads ahead, if there is memory
 SHARE_OF_MEMORY = 1 / 8    # of the free memory, for the batches of one pool
@@ -94,7 +94,7 @@ class Workers:
         self.dataset = dataset
         side, dtype = dataset.transform.image_size, np.dtype(dataset.transform.dtype)
         if memory is None:
-            memory = SHARE_OF_MEMORY * free_memory() / processes_here()
+            memory = SHARE_OF_MEMORY * start.free_memory() / start.processes_here()
         fitting = max(int(memory / (batch_size * 3 * side * side * dtype.itemsize)), 1)
         self.capacity = min(count * BATCHES_AHEAD, fitting)
         if self.capacity < count:
@@ -130,16 +130,15 @@ class Workers:
         task_reader, task_writer = os.pipe()
         report_reader, report_writer = os.pipe()
         parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                for number in STOP_SIGNALS:    # a job sends them to all; the parent handles them
-                    signal.signal(number, signal.SIG_IGN)
-                follow_parent(signal.SIGKILL)
-                if os.getppid() == parent:
-                    self._serve(task_reader, report_writer)
-            finally:
-                os._exit(1)
+        with start.stop_signals_held():
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    start.leave_stopping_to_parent()
+                    if os.getppid() == parent:
+                        self._serve(task_reader, report_writer)
+                finally:
+                    os._exit(1)
         # The worker holds the only copy of the write end, so its death closes the pipe.
         os.close(task_reader)
         os.close(report_writer)

@@ -6,7 +6,6 @@ concurrent.futures would do, but its threads can wait for ever on exit when a pr
 import itertools
 import multiprocessing
 import multiprocessing.connection
-import signal
 
 from system import start
 
@@ -33,9 +32,10 @@ def run(tasks, processes, setup=None):
         for task in itertools.islice(tasks, processes):
             ours, theirs = multiprocessing.Pipe()
             process = multiprocessing.Process(target=_work, args=(theirs, setup), daemon=True)
-            process.start()
+            with start.stop_signals_held():
+                process.start()
+                workers[ours] = process
             theirs.close()    # so that the end of the process closes the pipe
-            workers[ours] = process
             ours.send(task)
         while workers:
             for pipe in multiprocessing.connection.wait(list(workers)):
@@ -64,10 +64,7 @@ def _end(process):
 
 
 def _work(pipe, setup):
-    # The process ends with the command, which alone answers to Ctrl+C.
-    start.on_stop_signals(signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    start.follow_parent(signal.SIGKILL)
+    start.leave_stopping_to_parent()
     if setup:
         setup()
     while True:

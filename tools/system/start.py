@@ -115,6 +115,31 @@ def on_stop_signals(handler):
             or signal.getsignal(number) != signal.SIG_IGN}    # as nohup sets it
 
 
+@contextlib.contextmanager
+def stop_signals_held():
+    """Hold back signals to stop within this context, so that a process forked in it has no handler.
+
+    The forked process calls leave_stopping_to_parent() first.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_stopping_to_parent():
+    """Let the parent of this process handle signals to stop, which a job sends to all processes.
+
+    If this process ended by itself, the parent might see that before it gets the signal, and
+    report a failure. It kills this process when it stops, and this process ends with it.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    follow_parent(signal.SIGKILL)
+
+
 def exit_code(number):
     """Return the exit code of a process that a signal has stopped."""
     return 130 if number == signal.SIGINT else 75
