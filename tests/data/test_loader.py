@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import gc
+import itertools
 import os
 import re
 import shutil
@@ -393,14 +394,23 @@ class OnOneImage(EvalTransform):
 
 @pytest.fixture
 def loader(tmp_path):
-    """A function that makes a loader of 40 images with OnOneImage(action); it is image 22."""
+    """A function that makes a loader of 40 images and calls `action` for image 22.
+
+    That is before its file is opened, or, by OnOneImage, between decoding and transforming it.
+    """
     for index in range(40):
         size = (77 if index == 22 else 40, 30)
         Image.new('RGB', size, (index, 0, 0)).save(tmp_path / f'{index}.jpg')
     samples = [(f'{tmp_path}/{index}.jpg', index) for index in range(40)]
 
-    def make(action, num_workers=2, timeout=0):
-        images = ImageDataset(samples, OnOneImage(action), bad_images='replace')
+    def make(action, num_workers=2, timeout=0, opening=False):
+        def opener(index):
+            if index == 22:
+                action()
+            return (tmp_path / f'{index}.jpg').read_bytes()
+
+        images = (ImageDataset(samples, EvalTransform(16, 'squash'), opener=opener) if opening
+                  else ImageDataset(samples, OnOneImage(action), bad_images='replace'))
         return Loader(images, EpochBatchSampler(images, 4, 1, 0), num_workers, timeout)
 
     return make
@@ -423,6 +433,7 @@ def stop_itself():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+@pytest.mark.parametrize('opening', [False, True], ids=['decoding', 'opening'])
 @pytest.mark.parametrize('action, said', [
     (kill_itself, r'loader worker pid (\d+) died \(SIGKILL\) reading .*/22\.jpg; memory may have'),
     (crash, r'loader worker pid (\d+) died \(SIGSEGV\) reading .*/22\.jpg$'),
@@ -431,11 +442,11 @@ def stop_itself():
     (stop_itself, r'loader worker pid (\d+) has not read .*/22\.jpg within 0\.5 s .*is stopped'),
     (lambda: time.sleep(99), r'loader worker pid (\d+) has not read .*/22\.jpg within 0\.5 s .*'),
 ], ids=['killed', 'crashed', 'left', 'exception', 'stopped', 'slow'])
-def test_an_error_names_the_worker_and_the_image(loader, action, said):
+def test_an_error_names_the_worker_and_the_image(loader, action, said, opening):
     pids, seen = [], 0
     timeout = 0.5 if 'within' in said else 60    # dying takes time, too
-    with contextlib.closing(iter(loader(action, timeout=timeout))) as batches, \
-            pytest.raises(LoaderError) as caught:
+    slow = loader(action, timeout=timeout, opening=opening)
+    with contextlib.closing(iter(slow)) as batches, pytest.raises(LoaderError) as caught:
         for _, labels in batches:
             pids = pids or workers()
             assert labels.tolist() == list(range(seen, seen + 4))
@@ -447,12 +458,21 @@ def test_an_error_names_the_worker_and_the_image(loader, action, said):
     assert not any(map(state_of_process, pids))
 
 
-def test_the_timeout_is_for_one_image(loader):
+@pytest.mark.parametrize('part', ['fetch', 'read'])
+def test_the_timeout_is_for_one_image(loader, part, tmp_path):
     """A batch may take longer."""
-    batches = loader(lambda: None, timeout=0.5)
-    batches.dataset.open = lambda index, read=batches.dataset.open: (
-        time.sleep(0.2 if index < 8 else 0), read(index))[1]
+    batches, times = loader(lambda: None, timeout=0.5), itertools.count()
+    method, log = getattr(batches.dataset, part), tmp_path / 'log'
+
+    def slow(*arguments):
+        if next(times) < 4:    # the first batch of each worker
+            time.sleep(0.2)
+            log.open('a').write('x')
+        return method(*arguments)
+
+    setattr(batches.dataset, part, slow)
     assert sum(len(labels) for _, labels in batches) == 40
+    assert log.read_text() == 'x' * 8
 
 
 def test_a_worker_may_be_stopped_and_continued(loader):
