@@ -6,7 +6,6 @@ from PIL import Image
 
 from data import DataError, jpeg
 from data.decode import ImageError, decode_bytes, name_bad_images, printable, read_image_file
-from data.jpeg import Jpeg
 from data.samples import Samples
 
 
@@ -122,9 +121,10 @@ class ImageDataset(Dataset):
         return self._decode(self.fetch(index), index)
 
     def _decode(self, content, index):
+        """The image of what fetch(index) has returned."""
         if isinstance(content, Exception):
             raise content
-        if isinstance(content, Jpeg):
+        if isinstance(content, jpeg.Jpeg):
             return content
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)

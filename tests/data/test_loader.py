@@ -445,8 +445,8 @@ def stop_itself():
 def test_an_error_names_the_worker_and_the_image(loader, action, said, opening):
     pids, seen = [], 0
     timeout = 0.5 if 'within' in said else 60    # dying takes time, too
-    slow = loader(action, timeout=timeout, opening=opening)
-    with contextlib.closing(iter(slow)) as batches, pytest.raises(LoaderError) as caught:
+    failing = loader(action, timeout=timeout, opening=opening)
+    with contextlib.closing(iter(failing)) as batches, pytest.raises(LoaderError) as caught:
         for _, labels in batches:
             pids = pids or workers()
             assert labels.tolist() == list(range(seen, seen + 4))
@@ -467,7 +467,8 @@ def test_the_timeout_is_for_one_image(loader, part, tmp_path):
     def slow(*arguments):
         if next(times) < 4:    # the first batch of each worker
             time.sleep(0.2)
-            log.open('a').write('x')
+            with log.open('a') as file:
+                file.write('x')
         return method(*arguments)
 
     setattr(batches.dataset, part, slow)

@@ -26,7 +26,7 @@ from system import start
 BATCHES_AHEAD = 2     # batches that each worker reads ahead, if there is memory
 SHARE_OF_MEMORY = 1 / 8    # of the free memory, for the batches of one pool
 # Files read before the first of them is decoded. Decoding displaces Python's code and data from the
-# core's cache, so that after it opening a file, or making random numbers, takes twice as long.
+# core's cache, so that reading a file, or making random numbers, takes longer after it.
 FILES_AHEAD = 8
 POLL_SECONDS = 0.1    # longest time in wait()
 STATES = {'T': 'the process is stopped', 'D': 'it waits for a disk'}    # see proc_pid_stat(5)

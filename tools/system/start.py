@@ -117,9 +117,10 @@ def on_stop_signals(handler):
 
 @contextlib.contextmanager
 def stop_signals_held():
-    """Hold back signals to stop within this context, so that a process forked in it has no handler.
+    """Hold back signals to stop within this context.
 
-    The forked process calls leave_stopping_to_parent() first.
+    A process forked in it calls leave_stopping_to_parent() before it gets one; otherwise it would
+    run the handlers of its parent.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
