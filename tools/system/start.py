@@ -110,9 +110,10 @@ def prepare_signals():
 
 def on_stop_signals(handler):
     """Set a handler for the signals to stop; return {signal number: previous handler}."""
-    return {number: signal.signal(number, handler) for number in STOP_SIGNALS
-            if signal.Signals(number).name != 'SIGHUP'
-            or signal.getsignal(number) != signal.SIG_IGN}    # as nohup sets it
+    with stop_signals_held():    # one that comes meanwhile goes to the new handler
+        return {number: signal.signal(number, handler) for number in STOP_SIGNALS
+                if signal.Signals(number).name != 'SIGHUP'
+                or signal.getsignal(number) != signal.SIG_IGN}    # as nohup sets it
 
 
 @contextlib.contextmanager
