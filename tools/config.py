@@ -100,7 +100,8 @@ class Train:
     VAL_BATCH_SIZE: int = option(
         64, 'validation images a step on each card', low=1, used='build.eval_loader', free=True)
     VAL_NUM_WORKS: int = option(
-        4, 'loader processes a card in validation', low=0, used='build.eval_loader', free=True)
+        4, 'loader processes a card in validation; none for tools/val.py on one core of a CPU',
+        low=0, used='build.eval_loader', free=True)
     SPLIT_BATCH: bool = option(
         False, 'the processes share TRAIN_BATCH_SIZE, VAL_BATCH_SIZE and the loader processes: '
         'each takes an equal part; scripts/train.sh sets it on a CPU', used='build.batch_size')

@@ -5,7 +5,14 @@ from paddle.io import Dataset, DistributedBatchSampler
 from PIL import Image
 
 from data import DataError, jpeg
-from data.decode import ImageError, decode_bytes, name_bad_images, printable, read_image_file
+from data.decode import (
+    ImageError,
+    decode_bytes,
+    name_bad_images,
+    printable,
+    read_image_file,
+    request_image_file,
+)
 from data.samples import Samples
 
 
@@ -111,6 +118,11 @@ class ImageDataset(Dataset):
             return content
         except Exception as error:
             return error
+
+    def request(self, index):
+        """Let the system read the file of a sample while this process does something else."""
+        if self.opener is None:
+            request_image_file(self.samples[index][0], self.root)
 
     def open(self, index):
         """The image of a sample: a PIL image of mode RGB, or a Jpeg.

@@ -309,6 +309,8 @@ def main(arguments):
     distributed.init()
     if paddle.device.get_device() == 'cpu':
         start.claim_cores()
+        if start.available_cores() == 1:    # with which loader processes would only take turns
+            config.TRAIN.VAL_NUM_WORKS = 0
     if options.weights == published.ALL:
         return validate_published(config, options)
     validate(config, options.weights, options)

@@ -24,7 +24,7 @@ import build
 import zoo
 from config import load_config
 from data import DataError
-from data.decode import ImageError, decode_image, name_bad_images
+from data.decode import ImageError, decode_image, name_bad_images, request_image_file
 from data.loader import Loader
 from data.sources import find_images
 from data.transforms import EvalTransform, TrainTransform
@@ -176,6 +176,11 @@ def test_every_kind_of_bad_image_is_an_image_error(data):
         with pytest.raises(ImageError) as caught:
             decode_image(path, root=f'{data}/images')
         assert str(caught.value).startswith(f'{path}: ') and reason in str(caught.value)
+        request_image_file(path, root=f'{data}/images')    # neither waits nor raises
+
+
+def test_a_request_for_an_impossible_name_raises_nothing():
+    request_image_file('/images/\0.jpg', root='/images')
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')

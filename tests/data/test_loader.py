@@ -1,9 +1,11 @@
 """Catches loaders that hang or leak processes or memory, and batches that depend on workers."""
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import itertools
+import mmap
 import os
 import re
 import shutil
@@ -66,6 +68,33 @@ def test_batches(samples, num_workers):
         assert tuple(images.shape) == (size, 3, 24, 24) and images.dtype == paddle.uint8
         assert tuple(labels.shape) == (size,) and labels.dtype == paddle.int64
     assert number == 4
+
+
+def cached(path):
+    """Return whether the system has a small file in memory; this does not read it."""
+    size = os.path.getsize(path)
+    resident = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as pages:
+        address = np.frombuffer(pages, np.uint8).ctypes.data
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), size, resident) == 0
+    return all(page & 1 for page in resident.raw)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere nothing is requested')
+def test_without_workers_the_next_files_are_read_while_a_batch_is_used(samples):
+    loader = loader_of(samples, 0)
+    _, following, later, *_ = ([samples[index][0] for _, index in keys]
+                               for keys in loader.batch_sampler)
+    for path in following + later:
+        with open(path, 'rb') as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if any(map(cached, following + later)):
+        pytest.skip('the file system of temporary files is in memory')
+    with contextlib.closing(iter(loader)) as batches:
+        next(batches)
+        assert wait_until(lambda: all(map(cached, following)))
+        assert not any(map(cached, later))
 
 
 def test_batches_do_not_depend_on_the_workers(samples):

@@ -11,6 +11,7 @@ import pytest
 import build
 import val
 from config import ROOT, load_config
+from data import loader
 from deploy import fast
 from system import start
 
@@ -40,7 +41,7 @@ def test_the_graph_gives_the_scores_of_the_network_and_leaves_no_files(monkeypat
         val.main([*options, '-o', 'TRAIN.VAL_NUM_WORKS=0'])
         outputs.append(capsys.readouterr().out.splitlines())
     by_graph, plain = outputs
-    assert any('the graph computes: on the first 16 images' in line for line in by_graph)
+    assert any('the graph computes: on the first 8 images' in line for line in by_graph)
     assert not any('graph' in line for line in plain)
     scores = [next(line for line in lines if line.startswith('top-1')).rpartition(', 128 images')[0]
               for lines in outputs]
@@ -56,7 +57,7 @@ def test_each_process_computes_its_part_by_a_graph_on_cores_of_its_own(tmp_path)
          '--predictions', tmp_path / 'graph.csv'], cwd=ROOT, text=True, capture_output=True,
         timeout=200)
     assert done.returncode == 0, done.stderr
-    assert 'the graph computes: on the first 8 images' in done.stdout
+    assert 'the graph computes: on the first 4 images' in done.stdout
     cores = [(tmp_path / f'workerlog.{number}').read_text().splitlines()[-1]
              for number in range(2)]
     assert all(line.startswith('cores: [') for line in cores)
@@ -71,6 +72,17 @@ def test_each_process_computes_its_part_by_a_graph_on_cores_of_its_own(tmp_path)
         assert (mine['path'], mine['class_1']) == (theirs['path'], theirs['class_1'])
         assert float(mine['probability_1']) == pytest.approx(float(theirs['probability_1']),
                                                              abs=1e-5)
+
+
+@pytest.mark.parametrize('cores', [1, 2])
+def test_with_one_core_no_other_process_reads(monkeypatch, capsys, cores):
+    started, monitored = [], loader.Workers
+    monkeypatch.setattr(start, 'available_cores', lambda: cores)
+    monkeypatch.setattr(loader, 'Workers', lambda *arguments: (
+        started.append(arguments[1]), monitored(*arguments))[1])
+    val.main(['--engine', 'paddle', '-o', 'TRAIN.VAL_NUM_WORKS=3'])
+    assert started == [3] * (cores > 1)
+    assert '128 images' in capsys.readouterr().out
 
 
 def test_a_graph_that_fails_in_one_process_computes_in_none(shipped, graph, monkeypatch):
@@ -102,7 +114,7 @@ def test_a_graph_with_other_logits_is_not_used(shipped, graph):
     for _ in range(2):
         assert (fast_network(images).numpy() == network(images).numpy()).all()
     assert 'layer by layer, as its graph differs' in said[0]
-    assert asked == [fast.CHECKED_IMAGES] and len(said) == 1
+    assert asked == [len(images)] and len(said) == 1
 
 
 def test_the_network_computes_the_first_images_only(shipped, graph):

@@ -1,5 +1,6 @@
 """Decode image files to RGB; an unreadable file raises an ImageError with a one-line message."""
 
+import contextlib
 import glob
 import io
 import os
@@ -70,6 +71,23 @@ def read_image_file(path, root=None):
     Raises:
         ImageError: if the file is missing, not a regular file or too large.
     """
+    with _open(path, root) as file:
+        return file.readall()
+
+
+def request_image_file(path, root=None):
+    """Let the system read an image file in the background, where it can (Linux).
+
+    Args:
+        path, root: as for read_image_file, which will raise what is wrong.
+    """
+    with contextlib.suppress(Exception), _open(path, root) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+@contextlib.contextmanager
+def _open(path, root):
+    """Open an image file; raise ImageError as read_image_file does."""
     if root is not None and _leads_out(path, root):
         raise ImageError(f"{path}: leads out of {root}; write it relative to that folder, without "
                          "'..'")
@@ -81,7 +99,7 @@ def read_image_file(path, root=None):
         if status.st_size > LARGEST_FILE:
             raise ImageError(f'{path}: too large an image file ({status.st_size} bytes)')
         with open(path, 'rb', buffering=0) as file:
-            return file.readall()
+            yield file
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror})') from error
 

@@ -78,12 +78,23 @@ class Loader:
 
     def _read(self):
         transform = self.dataset.transform
-        for keys in self.batch_sampler:
+        for keys in self._requested():
             images = np.empty((len(keys), 3, transform.image_size, transform.image_size),
                               transform.dtype)
             labels = np.empty(len(keys), np.int64)
             report = fill_batch(self.dataset, keys, images, labels, lambda _: self.poll())
             yield report, paddle.to_tensor(images), paddle.to_tensor(labels)
+
+    def _requested(self):
+        """The sampler's batches; the files of each are requested while the last one is used."""
+        batches = iter(self.batch_sampler)
+        ahead = list(itertools.islice(batches, 1))
+        for following in batches:
+            for _, index, *_ in following:
+                self.dataset.request(index)
+            yield ahead.pop()
+            ahead.append(following)
+        yield from ahead
 
     def _receive(self):
         sampler = self.batch_sampler
