@@ -86,7 +86,7 @@ class Loader:
             yield report, paddle.to_tensor(images), paddle.to_tensor(labels)
 
     def _requested(self):
-        """The sampler's batches; the files of each are requested while the last one is used."""
+        """Yield the sampler's batches; before each, request the files of the next one."""
         batches = iter(self.batch_sampler)
         ahead = list(itertools.islice(batches, 1))
         for following in batches:

@@ -89,6 +89,6 @@ class FastNetwork:
             self._say(f'the network computes layer by layer, as its graph {problem}')
         else:
             self._say(f'the graph computes: on the first {count} images its logits differ from '
-                      f'those of the network by at most '
+                      'those of the network by at most '
                       f'{exports.largest_difference(wanted, found):.1e}')
         return not problem
