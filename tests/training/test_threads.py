@@ -89,9 +89,8 @@ def test_logits_are_those_of_the_network_which_keeps_its_mode(network):
 
 
 def test_an_error_in_any_thread_ends_the_step_and_threads_are_given_back(network, monkeypatch):
-    numbers = []
+    numbers, divided = [], Threads(network, 2)
     monkeypatch.setattr(paddle_private, 'set_num_threads', numbers.append)
-    divided = Threads(network, 2)
     for failing in range(2):
         def function(part, share, images, failing=failing):
             if part is divided.networks[failing]:

@@ -43,6 +43,7 @@ class Threads:
             self.tensors.append(one.parameters() + one.buffers())
             self._share_weights()    # before the next copy: frees the memory of this one
         self.pool = ThreadPoolExecutor(count - 1)
+        self._claim_memory()
 
     @property
     def training(self):
@@ -86,6 +87,21 @@ class Threads:
                                 *(tensor[first:last] for tensor in batch))
 
         return self._at_once(compute, self.networks, bounds, bounds[1:])
+
+    def _claim_memory(self):
+        """Compute the gradients of one image in each thread, and forget them.
+
+        This makes MKL allocate the buffers that it keeps. If the first step did, they would end up
+        among its activations, and those of later steps would no longer fit where they were.
+        """
+        was_training, side = self.training, self.networks[0].img_size
+        self.eval()    # draws no random numbers
+        images = paddle.zeros([len(self.networks), 3, side, side])
+        self.gradients(lambda network, share, part: network(part).sum().backward(), 0, images)
+        for parameter in self.networks[0].parameters():
+            parameter.clear_gradient(set_to_zero=False)
+        if was_training:
+            self.train()
 
     def _share_weights(self):
         for tensor, *others in zip(*self.tensors):
