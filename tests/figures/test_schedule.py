@@ -64,8 +64,8 @@ def test_rates_of_a_real_run_that_changed_in_every_step(tmp_path, capsys):
     visualize.main(['schedule', str(ROOT / 'config/lit_data.yaml'), '--log',
                     str(ROOT / 'log/lit_data.log'), '--out', str(out)])
     said = capsys.readouterr().out
-    assert 'lit_data: 36 of 36 rates of lit_data\n' in said
-    assert {'lit_data', 'lit_data: 36 rates'} <= set(svg.texts(svg.read(out)))
+    assert 'lit_data: 56 of 56 rates of lit_data\n' in said
+    assert {'lit_data', 'lit_data: 56 rates'} <= set(svg.texts(svg.read(out)))
 
 
 def test_the_batches_of_an_epoch_are_given_where_data_are_missing(tmp_path, capsys):
