@@ -137,6 +137,20 @@ class Jpeg:
         return pixels
 
 
+def mirror(pixels):
+    """Flip uint8 [H, W, 3] horizontally."""
+    _, cv2 = libraries()
+    return cv2.flip(pixels, 1)
+
+
+def planes(pixels):
+    """Copy uint8 [H, W, 3] to [3, H, W], four times as fast as NumPy does."""
+    _, cv2 = libraries()
+    result = np.empty((3, *pixels.shape[:2]), np.uint8)
+    cv2.split(pixels, list(result))
+    return result
+
+
 def resize(pixels, size, resampling):
     """Resize uint8 [H, W, 3] to size (width, height), antialiased like Pillow's resize.
 

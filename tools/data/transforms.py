@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from data.jpeg import Jpeg
+from data import jpeg
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -134,13 +134,13 @@ class TrainTransform:
     def resized_crop(self, image, rng):
         box = self.crop_box(*image.size, rng)
         size, resampling = (self.image_size, self.image_size), self.resampling(rng)
-        if isinstance(image, Jpeg):
+        if isinstance(image, jpeg.Jpeg):
             return image.resized_crop(box, size, resampling)
         # Not resize(box=...), whose filter also reads pixels outside of the crop.
         return image.crop(box).resize(size, resampling)
 
     def padded_crop(self, image, rng):
-        if isinstance(image, Jpeg):
+        if isinstance(image, jpeg.Jpeg):
             image = image.decoded()
         scaled = shorter_side_at(self.image_size, *image.size)
         image = image.resize(scaled, self.resampling(rng))
@@ -163,22 +163,21 @@ class TrainTransform:
     def pixels(self, image, rng):
         """Augment a PIL RGB image, or a Jpeg, to uint8 [image_size, image_size, 3]."""
         image = self.random_crop(image, rng)
-        mirrored = self.is_flipped(rng)
-        if not self.operations:
-            pixels = np.asarray(image)
-            return pixels[:, ::-1] if mirrored else pixels    # a view, copied into the batch
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)    # takes a millisecond for a mirrored view
-        if mirrored:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.is_flipped(rng):
+            image = (jpeg.mirror(image) if isinstance(image, np.ndarray)
+                     else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+        if self.operations and isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
         for operation in self.operations:
             image = operation(image, rng)
         return np.asarray(image)
 
     def __call__(self, image, rng):
-        """Transform a PIL RGB image, or a Jpeg, to uint8 [3, image_size, image_size], a view.
+        """Transform a PIL RGB image, or a Jpeg, to uint8 [3, image_size, image_size].
 
         Mixing (Mixup, CutMix) comes before normalising; recipe.batch does both on whole batches.
         All random numbers come from rng, a numpy Generator.
         """
-        return self.pixels(image, rng).transpose(2, 0, 1)    # [3, H, W]
+        pixels = self.pixels(image, rng)
+        return (jpeg.planes(pixels) if isinstance(image, jpeg.Jpeg)
+                else pixels.transpose(2, 0, 1))                 # [3, H, W]

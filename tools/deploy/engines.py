@@ -182,6 +182,8 @@ class Engine:
         self._lock = threading.Lock()    # training.threads calls a teacher from several threads
 
     def __call__(self, images):
+        if isinstance(images, paddle.Tensor):
+            images = images.numpy()    # asarray would copy it twice
         images = np.ascontiguousarray(np.asarray(images, dtype='float32'))
         size = self.description.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
