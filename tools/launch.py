@@ -243,17 +243,18 @@ def supervise(options, arguments, signals):
                                    f'{socket.gethostname()} {os.getcwd()}', options.restarts,
                                    signals)
     while True:
-        assignment = rendezvous.join(free_ports(count + 1))
-        processes = []
-        for number in range(count):
-            rank = assignment.first + number
-            suffix = f'.{assignment.attempt}' if assignment.attempt else ''
-            processes.append(
-                Process(rank, program, {}) if alone else
-                Process(rank, program, {**variables(assignment, number, count, gpus),
-                                        terminal.VARIABLE: terminal.path()},
-                        logs / f'workerlog.{number}{suffix}'))
-        local = Job(processes, signals).watch(rendezvous)
+        with free_ports(count + 1) as ports:
+            assignment = rendezvous.join(ports)
+            processes = []
+            for number in range(count):
+                rank = assignment.first + number
+                suffix = f'.{assignment.attempt}' if assignment.attempt else ''
+                processes.append(
+                    Process(rank, program, {}) if alone else
+                    Process(rank, program, {**variables(assignment, number, count, gpus),
+                                            terminal.VARIABLE: terminal.path()},
+                            logs / f'workerlog.{number}{suffix}'))
+            local = Job(processes, signals).watch(rendezvous)
         outcome, restart = rendezvous.finish(local)
         if outcome.message and not (local.is_printed and outcome.message == local.message):
             say(outcome.message)

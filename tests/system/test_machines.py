@@ -53,7 +53,7 @@ class Machine:
 @pytest.fixture
 def machines(tmp_path):
     """A function that starts a Machine; those that are left are killed at the end."""
-    (port,), started, recipe = free_ports(1), [], write_recipe(tmp_path)
+    started, recipe = [], write_recipe(tmp_path)
 
     def start(name, *options, **others):
         started.append(Machine(tmp_path / name, port, recipe, *options, **others))
@@ -61,14 +61,15 @@ def machines(tmp_path):
             started[0].wait_for(lambda: 'Waiting for 2 machines' in started[0].text())
         return started[-1]
 
-    yield start
-    family = [pid for machine in started
-              for pid in [machine.process.pid, *below(machine.process.pid)]]
-    for pid in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    for machine in started:
-        machine.process.wait()
+    with free_ports(1) as (port,):
+        yield start
+        family = [pid for machine in started
+                  for pid in [machine.process.pid, *below(machine.process.pid)]]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for machine in started:
+            machine.process.wait()
 
 
 def test_a_killed_process_or_machine_restarts_the_job_with_the_same_result(machines, tmp_path):
@@ -123,9 +124,27 @@ def test_a_signal_ends_waiting_for_the_other_machine(machines):
 
 def rendezvous_of(names, **others):
     """One Rendezvous for each machine at one address; the first one coordinates."""
-    (port,) = free_ports(1)
-    return [create_rendezvous(f'127.0.0.1:{port}', others.get(f'{name}_machines', len(names)),
-                              name, others.get(f'{name}_restarts', 3), []) for name in names]
+    with free_ports(1) as (port,):
+        return [create_rendezvous(f'127.0.0.1:{port}', others.get(f'{name}_machines', len(names)),
+                                  name, others.get(f'{name}_restarts', 3), []) for name in names]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux shares a port in this way')
+def test_the_port_of_the_store_is_kept_for_it():
+    """Nobody else gets it between the launcher's choice and the time when Paddle listens."""
+    with free_ports(3) as ports:
+        assert len(set(ports)) == 3
+        with socket.socket() as other, pytest.raises(OSError, match='in use'):
+            other.bind(('', ports[0]))
+        with socket.create_server(('', ports[0])) as store, \
+                socket.create_connection(('127.0.0.1', ports[0])) as client:
+            connection, _ = store.accept()
+            with connection:
+                assert connection.getpeername() == client.getsockname()
+    with free_ports(1) as ports:
+        pass
+    with socket.socket() as other:
+        other.bind(('', ports[0]))    # free again
 
 
 def call_all(machines, method, *arguments):

@@ -51,13 +51,25 @@ class Assignment(NamedTuple):
     restarts: int       # the smallest --restarts of all machines
 
 
+@contextlib.contextmanager
 def free_ports(count):
-    """Return `count` different ports that nothing listens on at the moment."""
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+    """Yield `count` different ports that nothing listens on.
+
+    The first one, where a process will listen only after it has imported Paddle, is held within
+    this context: no other program is given it that asks the system for any port. The process can
+    listen there nevertheless, as Linux lets sockets with SO_REUSEADDR share a port on which none
+    listens yet. Other systems do not, so there it is not held.
+    """
+    with contextlib.ExitStack() as probes, socket.socket() as first:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sockets = [first, *(probes.enter_context(socket.socket()) for _ in range(count - 1))]
         for probe in sockets:
             probe.bind(('', 0))
-        return [probe.getsockname()[1] for probe in sockets]
+        ports = [probe.getsockname()[1] for probe in sockets]
+        probes.close()
+        if sys.platform != 'linux':
+            first.close()
+        yield ports
 
 
 class Connection:
