@@ -219,7 +219,7 @@ class Cifar:
         content = stream.getvalue()
         if rng.random() < 0.7:
             content = mutate.change_bytes(rng, content, *pick(rng, [(0, 512), (0, None)]))
-        packed = gzip.compress(content, 1)
+        packed = gzip.compress(content, 1, mtime=0)
         return None, mutate.change_bytes(rng, packed) if rng.random() < 0.3 else packed, split
 
     def read(self, case):
