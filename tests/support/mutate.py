@@ -204,7 +204,7 @@ def zipped(records, method=zipfile.ZIP_STORED):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, 'w', method) as archive:
         for name, content in records:
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content, method)    # without the time
     return stream.getvalue()
 
 
