@@ -55,10 +55,10 @@ class Assignment(NamedTuple):
 def free_ports(count):
     """Yield `count` different ports that nothing listens on.
 
-    The first one, where a process will listen only after it has imported Paddle, is held within
-    this context: no other program is given it that asks the system for any port. The process can
-    listen there nevertheless, as Linux lets sockets with SO_REUSEADDR share a port on which none
-    listens yet. Other systems do not, so there it is not held.
+    A process of the job listens on the first one only after it has imported Paddle. Until the end
+    of this context the system gives it to no other program that asks for any port. That process can
+    listen nevertheless, as Linux lets sockets with SO_REUSEADDR share a port on which none listens
+    yet; other systems do not, so there it is not held.
     """
     with contextlib.ExitStack() as probes, socket.socket() as first:
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
