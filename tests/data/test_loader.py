@@ -140,6 +140,19 @@ def test_repetitions_of_an_image_reach_the_workers(samples, num_workers):
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('decoder', ['exact', 'fast'])
+def test_batches_are_the_samples_and_stay_so(samples, num_workers, decoder):
+    """Tensors may share the memory that a batch was read into, so all are kept to the end."""
+    loader = loader_of(samples, num_workers)
+    loader.dataset.decoder = decoder
+    keys = [key for batch in loader.batch_sampler for key in batch]
+    batches = list(loader)
+    gc.collect()
+    for key, image in zip(keys, np.concatenate([images.numpy() for images, _ in batches])):
+        np.testing.assert_array_equal(image, loader.dataset[key][0])
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
 def test_resume_in_the_middle(samples, num_workers):
     loader = loader_of(samples, num_workers)
     whole = epoch_of(loader, 1)
@@ -150,15 +163,21 @@ def test_resume_in_the_middle(samples, num_workers):
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_a_transform_with_a_wrong_dtype_is_an_error(samples, num_workers):
+@pytest.mark.parametrize('decoder', ['exact', 'fast'])
+def test_a_transform_with_a_wrong_result_is_an_error(samples, num_workers, decoder):
     class OfFloats(TrainTransform):
         def __call__(self, image, rng):
             return super().__call__(image, rng) / 2    # dtype still says uint8
 
-    loader = loader_of(samples, num_workers)
-    loader.dataset.transform = OfFloats(24)
-    with pytest.raises(LoaderError, match=r'failed on .*\.jpg: TypeError'):
-        list(loader)
+    class OfFewRows(TrainTransform):
+        def __call__(self, image, rng):
+            return super().__call__(image, rng)[:, :-1]    # image_size still says 24
+
+    for transform, error in ((OfFloats(24), 'TypeError'), (OfFewRows(24), 'ValueError')):
+        loader = loader_of(samples, num_workers)
+        loader.dataset.transform, loader.dataset.decoder = transform, decoder
+        with pytest.raises(LoaderError, match=rf'failed on .*\.jpg: {error}'):
+            list(loader)
 
 
 # ---- workers that live over epochs

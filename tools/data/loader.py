@@ -83,7 +83,7 @@ class Loader:
                               transform.dtype)
             labels = np.empty(len(keys), np.int64)
             report = fill_batch(self.dataset, keys, images, labels, lambda _: self.poll())
-            yield report, paddle.to_tensor(images), paddle.to_tensor(labels)
+            yield report, tensor_of(images), paddle.to_tensor(labels)
 
     def _requested(self):
         """Yield the sampler's batches; before each, request the files of the next one."""
@@ -130,6 +130,13 @@ class Loader:
 
     def __del__(self):
         self.close()
+
+
+def tensor_of(array):
+    """The array as a tensor; on a CPU they share memory, where Paddle's version allows it."""
+    if paddle.get_device() == 'cpu':
+        return paddle.utils.dlpack.from_dlpack(array.__dlpack__())
+    return paddle.to_tensor(array)
 
 
 class _Stream(IterableDataset):

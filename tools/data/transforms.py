@@ -178,6 +178,4 @@ class TrainTransform:
         Mixing (Mixup, CutMix) comes before normalising; recipe.batch does both on whole batches.
         All random numbers come from rng, a numpy Generator.
         """
-        pixels = self.pixels(image, rng)
-        return (jpeg.planes(pixels) if isinstance(image, jpeg.Jpeg)
-                else pixels.transpose(2, 0, 1))                 # [3, H, W]
+        return self.pixels(image, rng).transpose(2, 0, 1)       # [3, H, W]

@@ -20,6 +20,7 @@ from collections import deque
 
 import numpy as np
 
+from data import jpeg
 from data.decode import ImageError
 from system import start
 
@@ -60,7 +61,10 @@ def fill_batch(dataset, keys, images, labels, on_row):
         on_row(row)
         try:
             image, (labels[row], bad_paths) = dataset.read(key, contents.popleft(), generators[row])
-            np.copyto(images[row], image, casting='no')
+            if dataset.decoder == 'fast':
+                jpeg.copy_planes(image, images[row])
+            else:
+                np.copyto(images[row], image, casting='no')
         except ImageError as error:
             return {'image_error': str(error)}
         except Exception as error:
