@@ -597,10 +597,11 @@ class Case:
         if lasting:
             self.sleep(lasting)
             self.control.set()
-        code = self.finish({0} if begun else {0, 1, 2})
+        code = self.finish({0, 1} if begun else {0, 1, 2})
         hits = self.control.hits
         self.what += f' ({hits} calls)'
         self.logs = not hits
+        require(code or self.has_weights(), 'it ended with 0 without weights')
         require(not hits or code or WARNED.search(run.said()), f'not said: {run.said()[-800:]}')
         self.control.set()
         self.go_on()
@@ -619,7 +620,7 @@ class Case:
         code = self.finish({0, 2})
         self.what += f' ({self.control.hits} calls)'
         if code == 2:
-            require('.JPEG' in run.said(1), f'no image is named: {run.said(1)[-500:]}')
+            require('.JPEG' in run.said(), f'no image is named: {run.said()[-500:]}')
         self.control.set()
         self.logs = False
 
@@ -736,7 +737,7 @@ class Case:
                 how.append(self.damage(path, self.draw('cut off', 'emptied', 'gone')))
         self.what = f'{len(how)} of {len(images)} images damaged ({", ".join(sorted(set(how)))})'
         if self.finish({0, 2}) == 2:
-            require('.JPEG' in self.current.said(1), 'no image is named')
+            require('.JPEG' in self.current.said(), 'no image is named')
             shutil.rmtree(self.folder / 'images')
             write_data(self.folder)    # repaired
         self.logs = False
@@ -752,7 +753,7 @@ class Case:
         self.sleep(seconds)
         elsewhere.rename(images)
         if self.finish({0, 2}) == 2:
-            require(str(images) in self.current.said(1), 'no image is named')
+            require(str(images) in self.current.said(), 'no image is named')
         self.logs = False
 
     def fault_list(self):
@@ -818,13 +819,21 @@ class Case:
         for path in paths:
             path.chmod(0o500)
         try:
-            code = self.finish({0, 1, 2} if not paths else {0})
+            code = self.finish({0, 1} if paths else {0, 1, 2})
+            require(code or self.has_weights(), 'it ended with 0 without weights')
         finally:
             for path in reversed(paths):
                 path.chmod(0o700)
         require(not paths or code or WARNED.search(run.said()) or self.finished_before(run),
                 'nothing was said')
         self.go_on()
+
+    def has_weights(self):
+        """Whether the run's folder has the weights of the whole run."""
+        whole = self.world.undisturbed(self.kind)
+        return all((self.run / path.name).exists()
+                   and (self.run / path.name).read_bytes() == path.read_bytes()
+                   for path in whole.glob('*.pdparams'))
 
     def finished_before(self, run):
         return (self.run / 'last.pdparams').exists()

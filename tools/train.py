@@ -85,6 +85,7 @@ class Training:
         self.prepare, self.class_names = build.batch_transform(config), build.class_names(config)
         self.position, self.meter, self.clock = Progress(), Meter(), Clock()
         self.log_position, self.saved_at = None, time.monotonic()
+        self.save_error = ''    # why the last checkpoint could not be written
         self.validation_seconds = 0.0    # of the last one, to estimate the time left
         wanted = config.TRAIN.RESUME
         checkpoint, notes = self.folder.resume(
@@ -117,20 +118,28 @@ class Training:
             Stopped: on a signal or the time limit, after saving a checkpoint.
             LoaderError, TrainingError, DataError: the run has failed.
         """
-        scores, limit = None, self.config.TRAIN.TIME_LIMIT_HOURS
         self.train_loader.poll = self.eval_loader.poll = self.stop_waiting_if_asked
-        with StopRequest(limit, STARTED) as self.stop:
-            while self.position.epoch < self.epochs:
-                if self.position.step < self.steps:
-                    self.train_epoch()
-                    self.save()    # a signal during validation then loses no step
-                scores = self.validate_if_due() or scores
-                self.position.epoch += 1
-                self.position.step, self.meter = 0, Meter()
-                self.save()
-                if self.position.epoch < self.epochs:
-                    self.stop_if_asked()
+        try:
+            with StopRequest(self.config.TRAIN.TIME_LIMIT_HOURS, STARTED) as self.stop:
+                scores = self.train()
+        except Stopped as stopped:
+            raise Stopped(f'{stopped}: {self.describe_saved()}') from stopped
         return self.finish(scores or evaluate(self.stepper.evaluated, self.eval_loader))
+
+    def train(self):
+        """Train and validate all remaining epochs; return the scores of the last validation."""
+        scores = None
+        while self.position.epoch < self.epochs:
+            if self.position.step < self.steps:
+                self.train_epoch()
+                self.save()    # a signal during validation then loses no step
+            scores = self.validate_if_due() or scores
+            self.position.epoch += 1
+            self.position.step, self.meter = 0, Meter()
+            self.save()
+            if self.position.epoch < self.epochs:
+                self.stop_if_asked()
+        return scores
 
     def train_epoch(self):
         """Train on the remaining batches of an epoch."""
@@ -269,8 +278,19 @@ class Training:
         """Log the end of the run; return `scores`.
 
         Raises:
-            TrainingError: if every step was skipped.
+            TrainingError: if weights cannot be written, or every step was skipped.
         """
+        unsaved = distributed.from_main(self.folder.write_unsaved)
+        if unsaved:
+            checkpoint = self.folder.newest_checkpoint()
+            if not self.save_error:
+                following = f'the last weights are in {checkpoint}, which --weights takes, too'
+            elif checkpoint:
+                following = f'the same command with TRAIN.RESUME=auto goes on from {checkpoint}'
+            else:
+                following = 'there is no checkpoint, so they are lost'
+            raise TrainingError(f'trained to the end, but {", ".join(unsaved)} cannot be written '
+                                f'({next(iter(unsaved.values()))}); {following}')
         self.folder.record('end', self.steps_done, best=self.position.best, **scores)
         position = self.position
         folder = Path(configuration.project_path(self.config.TRAIN.OUTPUT_DIR))
@@ -357,15 +377,29 @@ class Training:
     def save(self):
         """Write a checkpoint; called between two optimizer steps, when there are no gradients."""
         sums = self.meter.state()
-        if distributed.is_main():
+
+        def write():
             arrays, learnt = self.stepper.capture()
             position = dict(dataclasses.asdict(self.position), **sums,
                             skipped_steps=learnt['skipped_steps'])
-            self.folder.save(self.steps_done, arrays, dict(
+            return self.folder.save(self.steps_done, arrays, dict(
                 position=position, loss_scale=learnt['loss_scale'], steps=self.steps,
                 identity=self.identity))
-        distributed.wait_for_all()
+
+        self.save_error = distributed.from_main(write)
         self.saved_at = time.monotonic()
+
+    def describe_saved(self):
+        """Return what was saved of a run that stops here, and where the same command goes on."""
+        place = f'in epoch {self.position.epoch}, step {self.position.step} of {self.steps}'
+        if not self.save_error:
+            lost = ''.join(f', without {name}.pdparams' for name in self.folder.unsaved)
+            return f'saved {place}{lost}; the same command with TRAIN.RESUME=auto goes on'
+        checkpoint = self.folder.newest_checkpoint()
+        after = (f'goes on from {checkpoint}' if checkpoint else
+                 'starts again, as there is no checkpoint')
+        return (f'not saved {place} ({self.save_error}); the same command with TRAIN.RESUME=auto '
+                f'{after}')
 
     def restore(self, path, arrays, state, force):
         """Restore the state of a checkpoint; return notes for the log. See RunFolder.resume."""
@@ -423,11 +457,8 @@ class Training:
         return self.stop.reason(5 * self.folder.save_seconds())
 
     def raise_stopped(self, reason):
-        """Raise Stopped; the checkpoint is saved."""
-        reason = reason or 'another process was asked to stop'
-        raise Stopped(f'{reason}: saved in epoch {self.position.epoch}, '
-                      f'step {self.position.step} of {self.steps}; the same command with '
-                      'TRAIN.RESUME=auto goes on')
+        """Raise Stopped; run() adds to it what was saved."""
+        raise Stopped(reason or 'another process was asked to stop')
 
 
 def shown(path):

@@ -70,7 +70,7 @@ def figures(folder):
     """Return the content of both logs without times and folder names."""
     timed = ('elapsed', 'seconds', 'images_per_second', 'read_time', 'train_time', 'config')
     records = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
-    lines = re.sub(r'(read|train)_time: \S+|weights in .*|trained in .*', '',
+    lines = re.sub(r'(read|train)_time: \S+|weights in .*|trained in .*| images of [^,\n]*', '',
                    (folder / 'train.log').read_text())
     return lines, [{k: v for k, v in record.items() if k not in timed} for record in records]
 

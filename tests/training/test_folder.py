@@ -23,6 +23,7 @@ import train
 import zoo
 from training import folder, log
 from training.folder import Checkpoints, lock_folder
+from training.signals import Stopped
 from val import evaluate
 from weights.container import CheckpointError, read_checkpoint, write_checkpoint
 
@@ -323,6 +324,27 @@ def test_a_full_disk_does_not_end_the_run_and_the_log_is_complete(start, whole, 
         assert tags['step/loss'] == pytest.approx(losses, rel=1e-6)    # VisualDL has float32
     finally:
         subprocess.run(['umount', '--lazy', disk], check=True)    # the lock file is open
+
+
+@pytest.mark.parametrize('said', [r'goes on from .*step-000000002\.ckpt',
+                                  'starts again, as there is no checkpoint'])
+def test_a_stop_does_not_claim_a_checkpoint_that_was_not_written(start, monkeypatch, said):
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    run = start()
+    log_step = run.log_step
+
+    def fill_and_stop():
+        log_step()
+        if run.steps_done == (3 if 'goes on' in said else 1):
+            monkeypatch.setattr(folder, 'write_checkpoint', full)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run.log_step = fill_and_stop
+    with pytest.raises(Stopped, match=r'^SIGTERM: not saved in epoch 0, step \d of 6 \(.*No space '
+                                      rf'left.*\); the same command .* {said}$'):
+        run.run()
 
 
 def test_checkpoints_that_cannot_be_written_do_not_end_the_run(start, finished, tmp_path):

@@ -155,7 +155,8 @@ def test_a_finished_run_prints_its_last_line_and_trains_no_step(recipe, uninterr
 # ---- checkpoints that cannot be used
 
 @pytest.mark.usefixtures('slow_steps')
-def test_a_folder_that_becomes_read_only_does_not_end_the_run(recipe, tmp_path):
+def test_a_folder_that_becomes_read_only_does_not_end_the_run(recipe, uninterrupted, tmp_path):
+    """It trains to the end, fails there, as its weights are lost, and can be completed."""
     folder = tmp_path / 'run'
     process = subprocess.Popen(command(recipe, folder), cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -170,13 +171,20 @@ def test_a_folder_that_becomes_read_only_does_not_end_the_run(recipe, tmp_path):
     finally:
         folder.chmod(0o700)
         (folder / 'checkpoints').chmod(0o700)
-    assert process.returncode == 0, error
+    assert process.returncode == 1, error
+    assert re.match('failed: TrainingError: trained to the end, but .*best.pdparams.* cannot be '
+                    rf'written .*Permission denied.* goes on from {max(before)}$', error)
+    assert 'weights in' not in output
     assert output.count('no checkpoint was saved') >= 6
     assert 'best.pdparams was not saved' in output and 'last.pdparams was not saved' in output
     assert before and {path: path.read_bytes()
                        for path in Checkpoints(folder / 'checkpoints').paths()} == before
     for path in before:
         read_checkpoint(path)
+    (folder / '.best.pdparams.123.tmp').touch()    # as of a process that was killed
+    run(recipe, folder)
+    assert_same_run(uninterrupted, folder)
+    assert not list(folder.rglob('.*'))
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_intact(tmp_path, monkeypatch):

@@ -123,6 +123,7 @@ class RunFolder:
             if position is None:
                 move_aside(self.path, self.is_link)
             self.path.mkdir(parents=True, exist_ok=True)
+            remove_temporary(self.path)
             self.weights_files = {path.name for path in self.path.glob('*.pdparams')}
         self.log = RunLog(self.path, visualdl, position)
         self.write_config = write_config
@@ -145,14 +146,20 @@ class RunFolder:
         self.log.record(event, step, **values)
 
     def save(self, step, arrays, state):
-        """Write a checkpoint; `step` counts the batches of the whole run."""
+        """Write a checkpoint; return why it could not be written, or ''.
+
+        Args:
+            step: the number of batches of the whole run so far.
+        """
         self.ensure_exists()
-        self._write_unsaved()
+        self.write_unsaved()
         try:
             self.checkpoints.save(step, arrays, dict(state, log=self.log.position()))
         except OSError as error:
             self.warn(f'no checkpoint was saved: {error}; training continues, and the previous '
                       'checkpoint is intact')
+            return str(error)
+        return ''
 
     def save_seconds(self):
         """Return how long the last checkpoint took to write, in seconds."""
@@ -181,12 +188,21 @@ class RunFolder:
                           'again with every checkpoint')
         return path
 
-    def _write_unsaved(self):
-        """Try again to write the weights that could not be written."""
+    def write_unsaved(self):
+        """Try again to write the weights that could not be written.
+
+        Returns:
+            {file name: why not} of those that still cannot.
+        """
+        failed = {}
         for name, (state, metadata) in list(self.unsaved.items()):
-            with contextlib.suppress(OSError):
-                write_weights(self.path / f'{name}.pdparams', state, metadata)
+            path = self.path / f'{name}.pdparams'
+            try:
+                write_weights(path, state, metadata)
                 del self.unsaved[name]
+            except OSError as error:
+                failed[path.name] = str(error)
+        return failed
 
     def ensure_exists(self):
         """Create the folder again if it was removed, and print which files are missing."""
@@ -213,8 +229,7 @@ class RunFolder:
         return True
 
     def close(self):
-        """Write what is still unsaved, and close the log."""
-        self._write_unsaved()
+        """Close the log."""
         self.log.close()
 
 
@@ -244,8 +259,7 @@ class Checkpoints:
         others = [other for other in self.paths() if other != path]
         for older in others[self.keep - 1:]:
             older.unlink(missing_ok=True)
-        for left in self.folder.glob('.*.tmp'):    # from a process killed while saving
-            left.unlink(missing_ok=True)
+        remove_temporary(self.folder)
         self.save_seconds = time.perf_counter() - started
         return path
 
@@ -288,6 +302,13 @@ class Checkpoints:
 
 def _number(path):
     return int(NAME.fullmatch(path.name)[1])
+
+
+def remove_temporary(folder):
+    """Remove the files of processes that were killed, or lost the right to write, while saving."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob('.*.[0-9]*.tmp'):
+            path.unlink(missing_ok=True)
 
 
 def lock_folder(folder, timeout=30.0):
