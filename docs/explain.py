@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 from system import command, start  # noqa: E402
 
 start.prepare()    # before Paddle, which reads what it sets
+start.require('matplotlib')
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402

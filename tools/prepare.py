@@ -11,6 +11,7 @@
 from system import start
 
 start.prepare_signals()    # before the slow imports
+start.require('numpy', 'PIL', 'tqdm')
 
 # isort: split
 import argparse

@@ -17,6 +17,7 @@ from pathlib import Path
 from system import start
 
 start.prepare()    # before Paddle, which reads what it sets
+start.require('matplotlib')
 
 # isort: split
 import numpy as np

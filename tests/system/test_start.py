@@ -54,12 +54,41 @@ def test_freed_memory_is_reused():
     assert kept < given_back / 20
 
 
-def test_a_python_without_paddle_is_named():
-    done = subprocess.run([sys.executable, '-S', 'tools/predict.py'], cwd=ROOT, timeout=60,
+@pytest.mark.parametrize('program, package', [
+    ('predict', 'paddle'), ('visualize', 'paddle'), ('prepare', 'numpy')])
+def test_a_python_without_packages_is_named(program, package):
+    done = subprocess.run([sys.executable, '-S', f'tools/{program}.py'], cwd=ROOT, timeout=60,
                           env={'PATH': os.environ['PATH']}, capture_output=True, text=True)
     line, = done.stderr.splitlines()
     assert done.returncode == 2
-    assert line.startswith(f'{sys.executable} has no package paddle: ')
+    assert line.startswith(f'{sys.executable} has no package {package}: ')
+
+
+@pytest.mark.parametrize('package, arguments', [
+    ('yaml', ['predict.py']), ('tqdm', ['val.py']), ('tqdm', ['prepare.py', '--help']),
+    ('matplotlib', ['visualize.py', 'attention']),
+    ('visualdl', ['train.py', '-o', 'SCHEDULER.NUM_EPOCHS=1', 'MODEL.IMAGE_SIZE=32'])])
+def test_a_python_with_some_packages_is_told_the_next_one(package, arguments, tmp_path):
+    """As after `pip install paddlepaddle` alone."""
+    (tmp_path / 'sitecustomize.py').write_text(f"""
+import importlib.machinery, sys
+
+class Without(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name == {package!r} else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [finder for finder in sys.meta_path
+                    if finder is not importlib.machinery.PathFinder] + [Without]
+""")
+    if arguments[0] == 'train.py':
+        arguments = [*arguments, f'TRAIN.OUTPUT_DIR={tmp_path}/run']
+    done = subprocess.run([sys.executable, f'tools/{arguments[0]}', *arguments[1:]], cwd=ROOT,
+                          timeout=100, env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+                          capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f'{sys.executable} has no package {package}: ' in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
 
 
 def test_paddle_is_imported_without_its_compiler_which_still_works():

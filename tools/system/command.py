@@ -70,10 +70,12 @@ def run(main, arguments=None):
         line, code = start.reason(number), start.exit_code(number)
     except Exception as error:
         if not (isinstance(error, BrokenPipeError) and has_no_reader(sys.stdout)):
-            code = getattr(error, 'exit_code', 1)
+            text, code = str(error), getattr(error, 'exit_code', 1)
+            if isinstance(error, ModuleNotFoundError):    # of a package that few commands import
+                text, code = start.without(error.name), 2
             kind = 'error' if code == 2 else getattr(error, 'kind',
                                                      f'failed: {type(error).__name__}')
-            line = f'{kind}: {" ".join(str(error).split()) or "no message"}'
+            line = f'{kind}: {" ".join(text.split()) or "no message"}'
             if '--debug' in arguments:
                 line = traceback.format_exc() + line
     start.on_stop_signals(lambda *_: os._exit(code))    # the process is exiting

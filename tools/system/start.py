@@ -38,6 +38,8 @@ MKL_AVX2, MKL_AVX512 = '5', '7'
 AVX512 = {'avx512f', 'avx512dq', 'avx512bw', 'avx512vl'}    # used by MKL's AVX-512 code
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8    # malloc.h
 
+NEEDED = ('paddle', 'numpy', 'PIL', 'yaml', 'tqdm')    # packages that every command imports
+
 _chosen_threads = None    # OMP_NUM_THREADS before prepare()
 
 
@@ -46,11 +48,7 @@ def prepare():
     global _chosen_threads
     if _chosen_threads is not None:    # already called, by the command that imports this one
         return
-    missing = [name for name in ('paddle', 'PIL') if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f'{sys.executable} has no package {missing[0]}: run `source .venv/bin/activate`, '
-              'if a script has made .venv, or install requirements.txt', file=sys.stderr)
-        sys.exit(2)
+    require(*NEEDED)
     prepare_signals()
     follow_launcher()
     # Paddle sets this variable to 1 on import, and prints a warning if it is larger.
@@ -261,6 +259,20 @@ def free_memory(root='/'):
         used = values(folder, 'memory.stat')
         sizes.append(max(limit - used.get('anon', 0) - used.get('shmem', 0), 0))
     return min(sizes)
+
+
+def require(*packages):
+    """End with exit code 2 and one line if this Python lacks one of the packages."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            print(without(package), file=sys.stderr)
+            sys.exit(2)
+
+
+def without(package):
+    """The message that this Python lacks a package."""
+    return (f'{sys.executable} has no package {package}: run `source .venv/bin/activate`, if a '
+            'script has made .venv, or install requirements.txt')
 
 
 def mkl_cpu_type(cpuinfo):
