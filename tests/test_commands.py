@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -353,6 +355,26 @@ def test_weights_that_know_few_classes_name_them_where_they_are_unsure(tmp_path,
 def test_wrong_input_is_one_line_and_exit_code_2(arguments, said):
     process = run(*arguments, code=2)
     assert said in process.stderr and len(process.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize('command, name', [
+    ('convert.py', 'weights.pth'), ('convert.py', 'weights.safetensors'), ('export.py', 'graph')])
+def test_a_file_that_finds_no_room_is_named(trained, data, tmp_path, command, name):
+    """Files may have 100 KB, as if a disk were nearly full; what was begun is removed."""
+    def limit_file_size():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10, 100 << 10))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    weights = trained[1] / 'last.pdparams'
+    given = ([weights] if command == 'convert.py' else
+             ['-c', data / 'recipe.yaml', '--weights', weights])
+    (tmp_path / 'out').mkdir()
+    done = run(f'tools/{command}', *given, tmp_path / 'out' / name, code=1,
+               preexec_fn=limit_file_size)
+    line, = done.stderr.splitlines()
+    assert re.match(r'failed: (OSError: .*File too large|ExportError: .* has the disk room)', line)
+    assert str(tmp_path / 'out' / name) in line
+    assert not list((tmp_path / 'out').iterdir())
 
 
 def test_debug_shows_the_traceback():

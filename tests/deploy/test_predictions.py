@@ -73,7 +73,8 @@ def test_unreadable_images_are_named_in_their_place(tmp_path, capsys):
 
 def test_the_place_is_checked_before_the_images_are_read(tmp_path):
     for path, problem in [(tmp_path / 'p.txt', '.csv or .jsonl'), (tmp_path, '.csv'),
-                          (tmp_path / 'no' / 'p.csv', 'folder')]:
+                          (tmp_path / 'no' / 'p.csv', 'folder'),
+                          (__file__ + '/p.csv', 'folder')]:
         with pytest.raises(PredictionsError, match=problem):
             check_place(str(path))
     check_place(str(tmp_path / 'p.csv'))

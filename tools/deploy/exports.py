@@ -22,6 +22,7 @@ from config import ROOT
 from data.decode import decode_image
 from deploy import engines, old_graph
 from deploy.simplify import simplified
+from weights.writer import naming
 
 OPSETS = range(13, 20)    # supported by all versions of paddle2onnx below
 # {version of Paddle: version of paddle2onnx}; other pairs fail or crash the process.
@@ -34,7 +35,7 @@ CHECK_BATCHES = (1, 15)    # two sizes, to check that the batch axis is dynamic
 
 
 class ExportError(RuntimeError):
-    """An export differs from its network; nothing was written."""
+    """An export differs from its network, or cannot be loaded; nothing was written."""
 
 
 @paddle.jit.not_to_static
@@ -88,7 +89,7 @@ def export(network, description, out, fast=True, opset=17):
         (largest difference of an output, share of images with the same best class, Engine.note).
 
     Raises:
-        ExportError: if the export differs from the network.
+        ExportError: if the export differs from the network, or cannot be loaded.
         EngineError: if `out` exists and is no export, or a package is missing.
     """
     out = Path(out)
@@ -101,13 +102,14 @@ def export(network, description, out, fast=True, opset=17):
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
     try:
-        work.mkdir()
-        written = write_graph(deployed, description, work)
-        if description.format == 'onnx':
-            written = _convert(written, description, work, opset)
-        engine = engines.load_engine(written)
-        found = compare(network, engine, description)
-        _publish(written, out)
+        with naming(out, work):
+            work.mkdir()
+            written = write_graph(deployed, description, work)
+            if description.format == 'onnx':
+                written = _convert(written, description, work, opset)
+            engine = _load(written, out)
+            found = compare(network, engine, description)
+            _publish(written, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return (*found, engine.note.replace(str(written), str(out)))
@@ -288,6 +290,15 @@ def _check_place(out, format):
     empty = out.is_dir() and not any(out.iterdir())
     if out.is_symlink() or not (earlier or empty):
         raise engines.EngineError(f'{out}: exists and is no export; name another place')
+
+
+def _load(written, out):
+    """Load an export that was just written, for `out`. Paddle ignores a disk that is full."""
+    try:
+        return engines.load_engine(written)
+    except engines.EngineError as error:
+        raise ExportError(f'{str(error).replace(str(written), str(out))}; has the disk room for '
+                          'it?') from error
 
 
 def _publish(written, out):

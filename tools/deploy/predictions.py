@@ -114,7 +114,7 @@ def check_place(path):
     if not path.endswith(FORMATS):
         raise PredictionsError(f'{path}: name a file that ends in {" or ".join(FORMATS)}')
     folder = Path(path).parent
-    if os.path.isdir(path) or not os.access(folder, os.W_OK):
+    if os.path.isdir(path) or not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         raise PredictionsError(f'{path}: cannot be written; name a file in a folder that exists '
                                'and is writable')
 

@@ -21,13 +21,26 @@ def replacing(path):
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        yield temporary
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            with open(temporary, 'rb') as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path, temporary):
+    """Let an OSError name `path` where it names `temporary`, or no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        unnamed = type(error) is OSError and error.errno and error.filename is None
+        if unnamed or str(error.filename).startswith(str(temporary)):
+            error.filename = str(path)
+        raise
 
 
 def _sync_folder(folder):
