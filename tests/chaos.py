@@ -485,8 +485,8 @@ class Case:
             return
         code = self.finish(codes, last_line=not early)
         if code == 1 and role == 'worker':
-            require(re.search(r'pid \d+', run.said(1)) and '.JPEG' in run.said(1),
-                    f'neither worker nor images are named: {run.said(1)[-500:]}')
+            require(re.search(r'pid \d+', run.said()) and '.JPEG' in run.said(),
+                    f'neither worker nor images are named: {run.said()[-500:]}')
         if code == 1 and role == 'rank' and name in ('KILL', 'STOP') and self.processes > 1:
             require(f'pid {pids[0]}' in run.said(1).splitlines()[-1],
                     f'another rank is blamed: {run.said(1)[-500:]}')
@@ -805,8 +805,10 @@ class Case:
         code = self.finish({0, 1})
         self.logs = False
         here = [path.name for path in self.run.glob('*')] if self.run.is_dir() else []
+        moved = self.folder / 'elsewhere' / 'train.log'
         require(WARNED.search(run.said()) or {'last.pdparams', 'train.log'} <= set(here)
-                or code == 0 and how == '/checkpoints removed',
+                or code == 0 and how == '/checkpoints removed'
+                or moved.exists() and re.search(LAST_LINES[0], moved.read_text()),    # at its end
                 f'there is {here}, and nothing was said: {run.said()[-800:]}')
         if code == 0:
             self.go_on()

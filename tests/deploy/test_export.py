@@ -454,6 +454,8 @@ def test_the_commands_export_and_use_an_export(tmp_path):
     assert 'tools/export.py' in error
     error = run('tools/export.py', '-o', 'MODEL.IMAGE_SIZE=48', '--', ROOT / 'docs', code=2).stderr
     assert 'exists and is no export' in error
+    error = run('tools/export.py', ROOT / 'README.md' / 'exported', code=2).stderr
+    assert 'README.md/exported: its folder cannot be made' in error
 
 
 def test_a_wrong_export_is_not_published(trained, tmp_path, monkeypatch):

@@ -271,6 +271,14 @@ def test_a_folder_with_a_read_only_parent_is_locked_inside(tmp_path):
     assert [path.name for path in disk.iterdir()] == ['.disk.lock']
 
 
+@pytest.mark.parametrize('name', ['a file', 'a file/run'])
+def test_a_folder_that_cannot_be_made_is_wrong_input(start, tmp_path, name):
+    (tmp_path / 'a file').write_text('content')
+    with pytest.raises(CheckpointError, match=f'TRAIN.OUTPUT_DIR .*{name}: cannot be made'):
+        start(f'TRAIN.OUTPUT_DIR={tmp_path / name}')
+    assert [path.name for path in tmp_path.glob('*a file*')] == ['a file']
+
+
 def test_a_linked_folder_keeps_its_name_and_other_files(start, tmp_path):
     scratch, link = tmp_path / 'scratch', tmp_path / 'output'
     scratch.mkdir()

@@ -90,7 +90,7 @@ def export(network, description, out, fast=True, opset=17):
 
     Raises:
         ExportError: if the export differs from the network, or cannot be loaded.
-        EngineError: if `out` exists and is no export, or a package is missing.
+        EngineError: if `out` exists and is no export, or has no place, or a package is missing.
     """
     out = Path(out)
     _check_place(out, description.format)
@@ -99,7 +99,10 @@ def export(network, description, out, fast=True, opset=17):
     network.eval()
     constants = (description.mean, description.std) if description.normalise else (None, None)
     deployed = Deployed(simplified(network) if fast else network, *constants, description.softmax)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise engines.EngineError(f'{out}: its folder cannot be made ({error.strerror})') from error
     work = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
     try:
         with naming(out, work):

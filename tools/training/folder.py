@@ -327,14 +327,18 @@ def lock_folder(folder, timeout=30.0):
         also after SIGKILL.
 
     Raises:
-        CheckpointError: if another process still has the lock after that time.
+        CheckpointError: if another process still has the lock after that time, or if the path
+            cannot be that of a folder.
+        OSError: if the disk is full, or fails.
     """
     folder = Path(folder).resolve()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(folder.parent / f'.{folder.name}.lock', 'a+b')
-    except OSError:
-        lock = open(folder / f'.{folder.name}.lock', 'a+b')
+        lock = _open_lock(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise CheckpointError(f'TRAIN.OUTPUT_DIR {folder}: cannot be made ({error.strerror}); '
+                              'choose another one') from error
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -348,6 +352,18 @@ def lock_folder(folder, timeout=30.0):
             raise CheckpointError(f'{folder}: another process trains in this folder: wait until '
                                   'it ends, or choose another TRAIN.OUTPUT_DIR')
         time.sleep(0.2)
+
+
+def _open_lock(folder):
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(errno.EEXIST, 'it is a file', str(folder))
+        return open(folder.parent / f'.{folder.name}.lock', 'a+b')
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return open(folder / f'.{folder.name}.lock', 'a+b')    # a folder in a read-only one
 
 
 def move_aside(folder, is_link=False):
