@@ -72,7 +72,7 @@ def run(main, arguments=None):
         if not (isinstance(error, BrokenPipeError) and has_no_reader(sys.stdout)):
             text, code = str(error), getattr(error, 'exit_code', 1)
             if isinstance(error, ModuleNotFoundError):    # of a package that few commands import
-                text, code = start.without(error.name), 2
+                text, code = start.missing_package(error.name), 2
             kind = 'error' if code == 2 else getattr(error, 'kind',
                                                      f'failed: {type(error).__name__}')
             line = f'{kind}: {" ".join(text.split()) or "no message"}'

@@ -265,11 +265,11 @@ def require(*packages):
     """End with exit code 2 and one line if this Python lacks one of the packages."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            print(without(package), file=sys.stderr)
+            print(missing_package(package), file=sys.stderr)
             sys.exit(2)
 
 
-def without(package):
+def missing_package(package):
     """The message that this Python lacks a package."""
     return (f'{sys.executable} has no package {package}: run `source .venv/bin/activate`, if a '
             'script has made .venv, or install requirements.txt')
