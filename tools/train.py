@@ -115,7 +115,7 @@ class Training:
         """Train to the end of the last epoch; return the scores of the last validation.
 
         Raises:
-            Stopped: on a signal or the time limit, after saving a checkpoint.
+            Stopped: on a signal or the time limit; it says whether a checkpoint was saved.
             LoaderError, TrainingError, DataError: the run has failed.
         """
         self.train_loader.poll = self.eval_loader.poll = self.stop_waiting_if_asked
@@ -280,17 +280,7 @@ class Training:
         Raises:
             TrainingError: if weights cannot be written, or every step was skipped.
         """
-        unsaved = distributed.from_main(self.folder.write_unsaved)
-        if unsaved:
-            checkpoint = self.folder.newest_checkpoint()
-            if not self.save_error:
-                following = f'the last weights are in {checkpoint}, which --weights takes, too'
-            elif checkpoint:
-                following = f'the same command with TRAIN.RESUME=auto goes on from {checkpoint}'
-            else:
-                following = 'there is no checkpoint, so they are lost'
-            raise TrainingError(f'trained to the end, but {", ".join(unsaved)} cannot be written '
-                                f'({next(iter(unsaved.values()))}); {following}')
+        self.require_weights()
         self.folder.record('end', self.steps_done, best=self.position.best, **scores)
         position = self.position
         folder = Path(configuration.project_path(self.config.TRAIN.OUTPUT_DIR))
@@ -388,6 +378,21 @@ class Training:
 
         self.save_error = distributed.from_main(write)
         self.saved_at = time.monotonic()
+
+    def require_weights(self):
+        """Raise a TrainingError if the weights of the run cannot be written."""
+        unsaved = distributed.from_main(self.folder.write_unsaved)
+        if not unsaved:
+            return
+        checkpoint = self.folder.newest_checkpoint()
+        if not self.save_error:
+            following = f'the last weights are in {checkpoint}, which --weights takes, too'
+        elif checkpoint:
+            following = f'the same command with TRAIN.RESUME=auto goes on from {checkpoint}'
+        else:
+            following = 'there is no checkpoint, so they are lost'
+        raise TrainingError(f'trained to the end, but {", ".join(unsaved)} cannot be written '
+                            f'({next(iter(unsaved.values()))}); {following}')
 
     def describe_saved(self):
         """Return what was saved of a run that stops here, and where the same command goes on."""

@@ -71,7 +71,8 @@ def run(main, arguments=None):
     except Exception as error:
         if not (isinstance(error, BrokenPipeError) and has_no_reader(sys.stdout)):
             text, code = str(error), getattr(error, 'exit_code', 1)
-            if isinstance(error, ModuleNotFoundError):    # of a package that few commands import
+            # A package that few commands import; the others are looked for at the start.
+            if isinstance(error, ModuleNotFoundError) and error.name:
                 text, code = start.missing_package(error.name), 2
             kind = 'error' if code == 2 else getattr(error, 'kind',
                                                      f'failed: {type(error).__name__}')

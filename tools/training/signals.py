@@ -7,7 +7,7 @@ from system.start import on_stop_signals
 
 
 class Stopped(RuntimeError):
-    """A run that was stopped and saved on request; the same command resumes it."""
+    """A run that was stopped on request; the same command goes on from its last checkpoint."""
 
     exit_code = 75    # EX_TEMPFAIL of sysexits.h: try again
     kind = 'stopped'
